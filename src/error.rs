@@ -1,0 +1,388 @@
+//! The one error type of an exchange: what happened, whose fault it is, whether a retry is safe, and the answer that the
+//! client gets. No other file chooses a status code.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+
+use crate::engine::Role;
+
+/// Names whose fault an answer is; present on every answer that is not a success.
+pub const ERROR_SOURCE: HeaderName = HeaderName::from_static("x-moriio-error-source");
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The request is at fault: sending it again will not help.
+    Client,
+    /// The proxy or the state of its pool.
+    Proxy,
+    /// The prefill engine or the way to it.
+    Prefill,
+    /// The decode engine or the way to it.
+    Decode,
+}
+
+impl Source {
+    /// The word for the header, the log and the metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Source::Client => "client",
+            Source::Proxy => "proxy",
+            Source::Prefill => "prefill",
+            Source::Decode => "decode",
+        }
+    }
+}
+
+impl From<Role> for Source {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Prefill => Source::Prefill,
+            Role::Decode => Source::Decode,
+        }
+    }
+}
+
+/// An engine's own answer that is passed to the client as it is.
+#[derive(Clone, Debug)]
+pub struct EngineAnswer {
+    /// The engine's status.
+    pub status: StatusCode,
+    /// Its headers, hop-by-hop ones removed.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// Why an exchange could not be carried out.
+///
+/// README's table of errors is made from [`ProxyError::catalogue`].
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The request cannot be sent to any engine as it stands.
+    #[error("{message}")]
+    BadRequest {
+        /// What is wrong, for the client.
+        message: String,
+        /// The field at fault.
+        param: Option<String>,
+    },
+    /// `--api-key` is set and the client did not send it.
+    #[error("missing or wrong API key")]
+    Unauthorized,
+    /// No such route.
+    #[error("no such route")]
+    NotFound,
+    /// The route exists for other methods.
+    #[error("method not allowed on this route")]
+    MethodNotAllowed,
+    /// The body exceeds `--max-body-bytes`.
+    #[error("request body exceeds {limit} bytes")]
+    BodyTooLarge {
+        /// The limit, in bytes.
+        limit: u64,
+    },
+    /// The body did not arrive within `--body-timeout`.
+    #[error("request body did not arrive within {}s", .limit.as_secs_f64())]
+    BodyTimeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The proxy serves as many requests as `--max-in-flight` allows.
+    #[error("too many requests in flight")]
+    Overloaded,
+    /// No usable pair of a prefill and a decode engine exists.
+    #[error(
+        "no usable pair of engines: {usable_prefill} of {prefill} prefill and {usable_decode} of {decode} decode engines can be used, {open_circuits} circuits are open"
+    )]
+    NoPair {
+        /// Registered prefill engines.
+        prefill: usize,
+        /// Prefill engines that could take work.
+        usable_prefill: usize,
+        /// Registered decode engines.
+        decode: usize,
+        /// Decode engines that could take work.
+        usable_decode: usize,
+        /// Engines whose breaker is open.
+        open_circuits: usize,
+    },
+    /// Engines exist, but each of them is at `--engine-in-flight` or is in its first contact.
+    #[error("every engine is busy")]
+    PoolBusy,
+    /// Every attempt failed before an engine took the work.
+    #[error(
+        "no engine took the request: {attempts} attempts, pool of {pool} engines, {open_circuits} open circuits; the last: {last}"
+    )]
+    Exhausted {
+        /// Attempts made.
+        attempts: u32,
+        /// Engines in the pool.
+        pool: usize,
+        /// Engines whose breaker is open.
+        open_circuits: usize,
+        /// Why the last attempt failed.
+        last: Box<ProxyError>,
+    },
+    /// No connection to the engine could be made.
+    #[error("{role} engine could not be reached")]
+    Connect {
+        /// The leg.
+        role: Role,
+    },
+    /// The connection broke before the answer was complete.
+    #[error("connection to {role} engine broke")]
+    Broken {
+        /// The leg.
+        role: Role,
+    },
+    /// A limit on time passed.
+    #[error("{role} engine: no {what} within {}s ({option})", .limit.as_secs_f64())]
+    Timeout {
+        /// The leg.
+        role: Role,
+        /// What was waited for.
+        what: &'static str,
+        /// The limit.
+        limit: Duration,
+        /// The option that sets it.
+        option: &'static str,
+    },
+    /// Prefill answered 200 with a body that is no JSON object.
+    #[error("prefill engine's answer is not a JSON object")]
+    PrefillUnreadable,
+    /// READ: prefill answered 200 without transfer params or without block ids.
+    #[error("prefill engine returned no KV blocks")]
+    PrefillWithoutBlocks,
+    /// READ: too much time passed between prefill's answer and decode's acceptance.
+    #[error("hand-over from prefill to decode took longer than {}s (--hand-over-limit)", .limit.as_secs_f64())]
+    HandOverTooLate {
+        /// The limit.
+        limit: Duration,
+    },
+    /// An engine refused the request; its answer passes as it is.
+    #[error("{role} engine answered {}", .answer.status)]
+    Engine {
+        /// The leg.
+        role: Role,
+        /// What it answered.
+        answer: Box<EngineAnswer>,
+    },
+    /// The process is stopping.
+    #[error("the proxy is stopping")]
+    Stopping,
+    /// A defect of the proxy.
+    #[error("internal error")]
+    Internal,
+}
+
+/// `(status, type, code)` of an error that the proxy itself words.
+type Wording = (StatusCode, &'static str, &'static str);
+
+impl ProxyError {
+    /// A 400 that names the field at fault.
+    pub fn field(param: &str, message: impl Into<String>) -> Self {
+        ProxyError::BadRequest {
+            message: message.into(),
+            param: Some(param.to_owned()),
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn source(&self) -> Source {
+        use ProxyError as E;
+        match self {
+            E::BadRequest { .. } | E::Unauthorized | E::NotFound | E::MethodNotAllowed => Source::Client,
+            E::BodyTooLarge { .. } | E::BodyTimeout { .. } => Source::Client,
+            E::Overloaded | E::NoPair { .. } | E::PoolBusy | E::Stopping | E::Internal => Source::Proxy,
+            E::HandOverTooLate { .. } => Source::Proxy,
+            E::Exhausted { last, .. } => last.source(),
+            E::Connect { role } | E::Broken { role } | E::Timeout { role, .. } | E::Engine { role, .. } => {
+                (*role).into()
+            }
+            E::PrefillUnreadable | E::PrefillWithoutBlocks => Source::Prefill,
+        }
+    }
+
+    /// The HTTP status of the answer.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            ProxyError::Engine { answer, .. } => answer.status,
+            ProxyError::Exhausted { last, .. } => last.status(),
+            other => other.wording().0,
+        }
+    }
+
+    /// The word for logs and metrics: the error's `code`, or `engine_answer` for an engine's own.
+    pub fn code(&self) -> &'static str {
+        self.wording().2
+    }
+
+    fn wording(&self) -> Wording {
+        use ProxyError as E;
+        match self {
+            E::BadRequest { .. } => (StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_request"),
+            E::Unauthorized => (StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key"),
+            E::NotFound => (StatusCode::NOT_FOUND, "invalid_request_error", "not_found"),
+            E::MethodNotAllowed => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "invalid_request_error",
+                "method_not_allowed",
+            ),
+            E::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "body_too_large"),
+            E::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "body_timeout"),
+            E::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "too_many_requests"),
+            E::PoolBusy => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "pool_busy"),
+            E::NoPair { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_pair"),
+            E::Exhausted { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "pool_exhausted"),
+            E::Connect { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream_error", "engine_unreachable"),
+            E::Broken { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "engine_connection_broken"),
+            E::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "timeout_error", "engine_timeout"),
+            E::PrefillUnreadable => (StatusCode::BAD_GATEWAY, "upstream_error", "prefill_unreadable"),
+            E::PrefillWithoutBlocks => (StatusCode::BAD_GATEWAY, "upstream_error", "prefill_without_blocks"),
+            E::HandOverTooLate { .. } => (StatusCode::GATEWAY_TIMEOUT, "timeout_error", "hand_over_too_late"),
+            E::Engine { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "engine_answer"),
+            E::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "stopping"),
+            E::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "internal_error"),
+        }
+    }
+
+    /// OpenAI's error object, as JSON text.
+    pub fn body(&self) -> String {
+        let (_, kind, code) = self.wording();
+        let param = match self {
+            ProxyError::BadRequest { param, .. } => param.as_deref(),
+            _ => None,
+        };
+        json!({"error": {"message": self.to_string(), "type": kind, "param": param, "code": code}}).to_string()
+    }
+
+    /// The answer for the client. An engine's own answer keeps its status, body and content type.
+    pub fn into_response(self) -> Response<Bytes> {
+        let mut response = match self {
+            ProxyError::Engine { role, answer } => {
+                let mut response = Response::new(answer.body);
+                *response.status_mut() = answer.status;
+                *response.headers_mut() = answer.headers;
+                response
+                    .headers_mut()
+                    .insert(ERROR_SOURCE, HeaderValue::from_static(Source::from(role).as_str()));
+                return response;
+            }
+            other => {
+                let mut response = Response::new(Bytes::from(other.body()));
+                *response.status_mut() = other.status();
+                response
+                    .headers_mut()
+                    .insert(ERROR_SOURCE, HeaderValue::from_static(other.source().as_str()));
+                if matches!(
+                    other.status(),
+                    StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+                ) {
+                    response
+                        .headers_mut()
+                        .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                }
+                if matches!(other, ProxyError::BodyTooLarge { .. } | ProxyError::BodyTimeout { .. }) {
+                    // What is left of the body is not read, so the connection cannot carry another request.
+                    response
+                        .headers_mut()
+                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                if matches!(other, ProxyError::Unauthorized) {
+                    response
+                        .headers_mut()
+                        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                }
+                response
+            }
+        };
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+
+    /// One example of every error that the proxy words, for README's table and its test.
+    pub fn catalogue() -> Vec<ProxyError> {
+        use ProxyError as E;
+        let limit = Duration::from_secs(1);
+        vec![
+            E::field("n", "n must be 1"),
+            E::Unauthorized,
+            E::NotFound,
+            E::MethodNotAllowed,
+            E::BodyTimeout { limit },
+            E::BodyTooLarge { limit: 1 },
+            E::Overloaded,
+            E::PoolBusy,
+            E::Internal,
+            E::Broken { role: Role::Decode },
+            E::PrefillUnreadable,
+            E::PrefillWithoutBlocks,
+            E::NoPair {
+                prefill: 0,
+                usable_prefill: 0,
+                decode: 0,
+                usable_decode: 0,
+                open_circuits: 0,
+            },
+            E::Exhausted {
+                attempts: 3,
+                pool: 2,
+                open_circuits: 0,
+                last: Box::new(E::Connect { role: Role::Prefill }),
+            },
+            E::Connect { role: Role::Decode },
+            E::Stopping,
+            E::Timeout {
+                role: Role::Decode,
+                what: "first byte",
+                limit,
+                option: "--first-byte-timeout",
+            },
+            E::HandOverTooLate { limit },
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_is_an_openai_object_with_a_source() {
+        for error in ProxyError::catalogue() {
+            let code = error.code();
+            let response = error.into_response();
+            assert!(response.status().is_client_error() || response.status().is_server_error());
+            assert!(response.headers().contains_key(ERROR_SOURCE), "{code}");
+            let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!(body["error"]["code"], code);
+            assert!(body["error"]["type"].is_string() && body["error"]["message"].is_string());
+        }
+    }
+
+    #[test]
+    fn an_engines_answer_passes_as_it_is() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        let answer = EngineAnswer {
+            status: StatusCode::IM_A_TEAPOT,
+            headers,
+            body: Bytes::from_static(b"no"),
+        };
+        let response = ProxyError::Engine {
+            role: Role::Decode,
+            answer: Box::new(answer),
+        }
+        .into_response();
+        assert_eq!(response.status(), StatusCode::IM_A_TEAPOT);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/plain");
+        assert_eq!(response.headers()[ERROR_SOURCE], "decode");
+        assert_eq!(response.body(), "no");
+    }
+}
