@@ -1,2 +1,169 @@
-//! t
-fn main() {}
+//! Arguments, logging, signals, exit codes.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use moriio_proxy::app::{App, Finish};
+use moriio_proxy::config::{Config, LogFormat};
+use moriio_proxy::options::ServeOptions;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Router for vLLM engines that split prefill and decode over AMD's MoRI-IO connector.
+#[derive(Debug, Parser)]
+#[command(name = "moriio-proxy", version, about, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeOptions,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve clients and engines (the default).
+    Serve(ServeOptions),
+    /// Validate the configuration, print what it comes to, and exit.
+    Check(ServeOptions),
+}
+
+/// Exit code of a usage or start-up error.
+const USAGE: u8 = 2;
+/// Exit code of a part that ended on its own.
+const FAILED: u8 = 1;
+/// Exit code of a stop that had to cut exchanges.
+const CUT: u8 = 3;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        None => serve(&cli.serve),
+        Some(Command::Serve(options)) => serve(&options),
+        Some(Command::Check(options)) => check(&options),
+    }
+}
+
+/// One clear line on stderr. A closed stderr is no reason to fail in another way.
+fn fatal(error: &dyn std::fmt::Display) -> ExitCode {
+    complain(&format!("moriio-proxy: {error}"));
+    ExitCode::from(FAILED)
+}
+
+fn complain(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// The variables that are valid text; others cannot be meant for us.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+fn resolve(options: &ServeOptions) -> Result<(Config, Vec<String>), ExitCode> {
+    Config::resolve(options, environment()).map_err(|mistakes| {
+        complain(&mistakes.to_string());
+        ExitCode::from(USAGE)
+    })
+}
+
+fn check(options: &ServeOptions) -> ExitCode {
+    let (config, warnings) = match resolve(options) {
+        Ok(resolved) => resolved,
+        Err(code) => return code,
+    };
+    for warning in warnings {
+        complain(&format!("moriio-proxy: warning: {warning}"));
+    }
+    for (name, value) in config.describe() {
+        print(&format!("{name:<28} {value}"));
+    }
+    print(&format!("{:<28} {}", "fingerprint", config.fingerprint()));
+    ExitCode::SUCCESS
+}
+
+fn serve(options: &ServeOptions) -> ExitCode {
+    let (config, warnings) = match resolve(options) {
+        Ok(resolved) => resolved,
+        Err(code) => return code,
+    };
+    start_logging(&config);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    block_on(config.process.workers, async move {
+        let effective: Vec<String> = config
+            .describe()
+            .into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let fingerprint = config.fingerprint();
+        let app = match App::bind(config) {
+            Ok(app) => app,
+            Err(error) => {
+                complain(&format!("moriio-proxy: {error}"));
+                return ExitCode::from(USAGE);
+            }
+        };
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"), http = %app.http_address(), registration = %app.discovery_address(),
+            fingerprint, config = effective.join(" "), "moriio-proxy serves"
+        );
+        match app.run(stop_signal()).await {
+            Finish::Drained => ExitCode::SUCCESS,
+            Finish::Cut(_) => ExitCode::from(CUT),
+            Finish::Failed => ExitCode::from(FAILED),
+        }
+    })
+}
+
+fn block_on(workers: usize, work: impl Future<Output = ExitCode>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => {
+            let code = runtime.block_on(work);
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => fatal(&error),
+    }
+}
+
+/// Resolves at the first SIGTERM or SIGINT; the second ends the process at once.
+async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(i32::from(CUT));
+    });
+}
+
+/// Lines go to stderr; one that cannot be written is lost and harms nobody.
+fn start_logging(config: &Config) {
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(config.log.level)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
+    match config.log.format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .init(),
+    }
+}

@@ -1,0 +1,364 @@
+//! A shallow look at a JSON object, and edits that leave every other byte as it came.
+//!
+//! One pass validates the whole text and remembers where each top-level member stands. An edited body is a list of slices
+//! of the original with small inserts between them, so a prompt is never copied. What a key means is known elsewhere.
+
+use std::fmt;
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// More top-level members than any API has; the search for a key is linear in them.
+pub const MAX_MEMBERS: usize = 256;
+
+/// A kept piece shorter than this is copied into the insert beside it: that is cheaper than one more segment to send.
+const SMALL_PIECE: usize = 512;
+
+/// Why a text cannot be edited.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// Not JSON; where and why.
+    #[error("body is not valid JSON: {0}")]
+    NotJson(String),
+    /// JSON, but no object.
+    #[error("body must be a JSON object")]
+    NotAnObject,
+    /// More than [`MAX_MEMBERS`] top-level members.
+    #[error("body has more than {MAX_MEMBERS} top-level keys")]
+    TooManyMembers,
+}
+
+/// Where a member stands in its text.
+#[derive(Clone, Debug)]
+struct Member {
+    /// The key, with its quotes.
+    key: Range<usize>,
+    value: Range<usize>,
+}
+
+/// A JSON object, its text kept as it came.
+#[derive(Clone, Debug)]
+pub struct Body {
+    text: Bytes,
+    members: Vec<Member>,
+    /// Position of the closing brace.
+    close: usize,
+}
+
+/// The value of an [`Edit::Set`], as JSON text.
+#[derive(Clone, Debug)]
+pub enum Json {
+    /// A constant.
+    Fixed(&'static str),
+    /// A text made for this edit.
+    Text(String),
+    /// Another body, edited or not.
+    Parts(Segments),
+}
+
+/// One change to a top-level member. Duplicates of the key are changed alike.
+#[derive(Clone, Debug)]
+pub enum Edit {
+    /// Replaces the value where the key stands, or adds the member at the end.
+    Set(&'static str, Json),
+    /// Removes the member and one comma.
+    Remove(&'static str),
+}
+
+impl Edit {
+    fn key(&self) -> &'static str {
+        match self {
+            Edit::Set(key, _) | Edit::Remove(key) => key,
+        }
+    }
+}
+
+/// A body as a list of slices with an exact length.
+#[derive(Clone, Debug, Default)]
+pub struct Segments {
+    parts: Vec<Bytes>,
+    len: u64,
+}
+
+impl Segments {
+    /// The length of the whole, for `content-length`.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is no byte at all.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The slices in order; none is empty.
+    pub fn parts(&self) -> &[Bytes] {
+        &self.parts
+    }
+
+    /// The whole in one piece. It copies: for tests and for small bodies.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.parts.concat()
+    }
+
+    fn push(&mut self, part: Bytes) {
+        if !part.is_empty() {
+            self.len += part.len() as u64;
+            self.parts.push(part);
+        }
+    }
+}
+
+impl From<Bytes> for Segments {
+    fn from(text: Bytes) -> Self {
+        let mut segments = Segments::default();
+        segments.push(text);
+        segments
+    }
+}
+
+impl IntoIterator for Segments {
+    type Item = Bytes;
+    type IntoIter = std::vec::IntoIter<Bytes>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.parts.into_iter()
+    }
+}
+
+impl Body {
+    /// Validates the whole of `text` and finds its top-level members. Nesting costs no stack.
+    pub fn parse(text: Bytes) -> Result<Body, BodyError> {
+        let raw = match serde_json::from_slice::<TopLevel>(&text) {
+            Ok(TopLevel::Members(members)) => members,
+            Ok(TopLevel::TooMany) => return Err(BodyError::TooManyMembers),
+            Err(error) => {
+                return Err(match serde_json::from_slice::<&RawValue>(&text) {
+                    Ok(_) => BodyError::NotAnObject,
+                    Err(_) => BodyError::NotJson(error.to_string()),
+                });
+            }
+        };
+        // A raw value points into the text, so its address tells its position.
+        let base = text.as_ptr() as usize;
+        let range = |value: &RawValue| {
+            let start = value.get().as_ptr() as usize - base;
+            start..start + value.get().len()
+        };
+        let members = raw
+            .into_iter()
+            .map(|(key, value)| Member {
+                key: range(key),
+                value: range(value),
+            })
+            .collect();
+        let close = text
+            .iter()
+            .rposition(|byte| *byte == b'}')
+            .ok_or(BodyError::NotAnObject)?;
+        Ok(Body { text, members, close })
+    }
+
+    /// The whole text.
+    pub fn text(&self) -> &Bytes {
+        &self.text
+    }
+
+    /// The raw JSON text of a member's value; of duplicates the last counts.
+    pub fn get(&self, key: &str) -> Option<&[u8]> {
+        self.find(key).map(|member| &self.text[member.value.clone()])
+    }
+
+    /// As [`Body::get`], but `null` counts as absent.
+    pub fn get_some(&self, key: &str) -> Option<&[u8]> {
+        self.get(key).filter(|value| *value != b"null")
+    }
+
+    /// A member's value as a body of its own, if it is an object.
+    pub fn nested(&self, key: &str) -> Option<Result<Body, BodyError>> {
+        self.find(key)
+            .map(|member| Body::parse(self.text.slice(member.value.clone())))
+    }
+
+    fn find(&self, key: &str) -> Option<&Member> {
+        self.members.iter().rev().find(|member| self.is_key(member, key))
+    }
+
+    /// Sees through escapes, since an engine does: `"\u006e"` is `n`.
+    fn is_key(&self, member: &Member, key: &str) -> bool {
+        let quoted = &self.text[member.key.clone()];
+        let inner = &quoted[1..quoted.len() - 1];
+        // An escape takes six bytes at most, so a long key is never read again for each question about it.
+        if inner.len() <= key.len() || inner.len() > 6 * key.len() {
+            return inner == key.as_bytes();
+        }
+        serde_json::from_slice::<String>(quoted).is_ok_and(|unescaped| unescaped == key)
+    }
+
+    /// The body with all of `edits` made. The keys of `edits` must differ.
+    pub fn edit(&self, edits: &[Edit]) -> Segments {
+        let mut out = Writer::new(&self.text);
+        let mut found = [false; 32];
+        debug_assert!(edits.len() <= found.len());
+        let mut kept = 0usize;
+        let mut previous_end = None;
+        for (position, member) in self.members.iter().enumerate() {
+            let hit = edits.iter().position(|edit| self.is_key(member, edit.key()));
+            match hit.map(|index| (index, &edits[index])) {
+                Some((index, Edit::Set(_, value))) => {
+                    if let Some(found) = found.get_mut(index) {
+                        *found = true;
+                    }
+                    out.keep_until(member.value.start);
+                    out.insert(value);
+                    out.skip_to(member.value.end);
+                    kept += 1;
+                }
+                Some((_, Edit::Remove(_))) if kept == 0 => {
+                    // Nothing stands before it, so the comma to remove is the one behind it.
+                    out.keep_until(member.key.start);
+                    let next = self.members.get(position + 1);
+                    out.skip_to(next.map_or(member.value.end, |next| next.key.start));
+                }
+                Some((_, Edit::Remove(_))) => {
+                    out.keep_until(previous_end.unwrap_or(member.key.start));
+                    out.skip_to(member.value.end);
+                }
+                None => kept += 1,
+            }
+            previous_end = Some(member.value.end);
+        }
+        out.keep_until(self.close);
+        for (edit, found) in edits.iter().zip(found) {
+            if let (Edit::Set(key, value), false) = (edit, found) {
+                let comma = if kept == 0 { "" } else { "," };
+                kept += 1;
+                for text in [comma, "\"", key, "\":"] {
+                    out.text(text.as_bytes());
+                }
+                out.insert(value);
+            }
+        }
+        out.keep_until(self.text.len());
+        out.finish()
+    }
+}
+
+/// Collects kept slices and inserts, joining what is small.
+struct Writer<'a> {
+    source: &'a Bytes,
+    /// Up to here the source is written or skipped.
+    at: usize,
+    pending: BytesMut,
+    out: Segments,
+}
+
+impl<'a> Writer<'a> {
+    fn new(source: &'a Bytes) -> Self {
+        Writer {
+            source,
+            at: 0,
+            pending: BytesMut::with_capacity(2 * SMALL_PIECE),
+            out: Segments {
+                parts: Vec::with_capacity(6),
+                len: 0,
+            },
+        }
+    }
+
+    fn keep_until(&mut self, end: usize) {
+        if end > self.at {
+            let kept = self.source.slice(self.at..end);
+            self.at = end;
+            self.slice(&kept);
+        }
+    }
+
+    fn skip_to(&mut self, end: usize) {
+        self.at = self.at.max(end);
+    }
+
+    fn insert(&mut self, value: &Json) {
+        match value {
+            Json::Fixed(text) => self.text(text.as_bytes()),
+            Json::Text(text) => self.text(text.as_bytes()),
+            Json::Parts(segments) => segments.parts.iter().for_each(|part| self.slice(part)),
+        }
+    }
+
+    fn slice(&mut self, part: &Bytes) {
+        if part.len() < SMALL_PIECE {
+            self.text(part);
+        } else {
+            self.flush();
+            self.out.push(part.clone());
+        }
+    }
+
+    fn text(&mut self, text: &[u8]) {
+        self.pending.extend_from_slice(text);
+    }
+
+    fn flush(&mut self) {
+        let pending = self.pending.split().freeze();
+        self.out.push(pending);
+    }
+
+    fn finish(mut self) -> Segments {
+        self.flush();
+        self.out
+    }
+}
+
+/// Writes `text` as a JSON string.
+pub fn quote(out: &mut String, text: &str) {
+    out.push('"');
+    for letter in text.chars() {
+        match letter {
+            '"' | '\\' => out.extend(['\\', letter]),
+            control if control < ' ' => out.push_str(&format!("\\u{:04x}", control as u32)),
+            other => out.push(other),
+        }
+    }
+    out.push('"');
+}
+
+/// The members of an object, as raw texts.
+enum TopLevel<'de> {
+    Members(Vec<(&'de RawValue, &'de RawValue)>),
+    TooMany,
+}
+
+impl<'de> Deserialize<'de> for TopLevel<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Shallow;
+
+        impl<'de> Visitor<'de> for Shallow {
+            type Value = TopLevel<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut members = Vec::with_capacity(16);
+                while let Some(member) = map.next_entry::<&RawValue, &RawValue>()? {
+                    if members.len() == MAX_MEMBERS {
+                        // The rest is still read: a body that is not JSON shall be called so.
+                        while map.next_entry::<&RawValue, de::IgnoredAny>()?.is_some() {}
+                        return Ok(TopLevel::TooMany);
+                    }
+                    members.push(member);
+                }
+                Ok(TopLevel::Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(Shallow)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,348 @@
+//! What an engine's release needs and understands, in one table cited to `protocol.md`.
+//!
+//! An unknown release gets the most careful row: ids that embed both addresses, one exchange at first contact, no message
+//! to its listeners. A row is exact for final releases; a pre-release counts as the release before it.
+
+use std::fmt::Write as _;
+use std::ops::RangeInclusive;
+
+use crate::engine::{Dialect, Mode, Registration};
+
+/// A vLLM release. Pre-releases sort below the final release of the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Release {
+    /// 0 in every release so far.
+    pub major: u16,
+    /// Grows with features.
+    pub minor: u16,
+    /// Grows with repairs.
+    pub patch: u16,
+    /// False for `rc`, `dev`, `a` and `b`: what came later in that release may be missing.
+    pub is_final: bool,
+}
+
+impl Release {
+    /// A final release.
+    pub const fn new(major: u16, minor: u16, patch: u16) -> Release {
+        Release {
+            major,
+            minor,
+            patch,
+            is_final: true,
+        }
+    }
+
+    /// Reads what `GET /version` says: `0.32.0`, `v0.30.0`, `0.33.0rc1`, `0.11.2.dev12+gabc`, `0.32.0+rocm700`.
+    pub fn parse(text: &str) -> Option<Release> {
+        let text = text.trim();
+        let public = text.split('+').next()?;
+        let public = public.strip_prefix(['v', 'V']).unwrap_or(public);
+        let mut rest = public;
+        let mut numbers = [0u16; 3];
+        for (position, number) in numbers.iter_mut().enumerate() {
+            let after_dot = if position == 0 {
+                Some(rest)
+            } else {
+                rest.strip_prefix('.')
+            };
+            // `0.33.dev1` has no third number.
+            let Some(start) = after_dot.filter(|text| text.starts_with(|c: char| c.is_ascii_digit())) else {
+                if position < 2 {
+                    return None;
+                }
+                break;
+            };
+            let end = start.find(|c: char| !c.is_ascii_digit()).unwrap_or(start.len());
+            *number = start[..end].parse().ok()?;
+            rest = &start[end..];
+        }
+        let suffix = rest.trim_start_matches(['.', '-', '_']);
+        let is_final = suffix.is_empty() || suffix.starts_with("post");
+        let known = is_final || ["rc", "dev", "a", "b", "c"].iter().any(|word| suffix.starts_with(word));
+        let [major, minor, patch] = numbers;
+        known.then_some(Release {
+            major,
+            minor,
+            patch,
+            is_final,
+        })
+    }
+}
+
+impl std::fmt::Display for Release {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mark = if self.is_final { "" } else { " (pre-release)" };
+        write!(f, "{}.{}.{}{mark}", self.major, self.minor, self.patch)
+    }
+}
+
+/// The wording in which a prefill engine's notify listener understands a release (protocol 6.2, 8.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReleaseForm {
+    /// Never send one: an unknown id trips an assertion or ends the listener.
+    None,
+    /// The transfer id as raw text.
+    Text,
+    /// A msgpack map with `type`, `transfer_id` and `consumer_tp_size`.
+    Map,
+}
+
+/// How far a mode can be relied on (protocol 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// Works as released.
+    Works,
+    /// Works with what the row's advice says.
+    Legacy,
+    /// Does not work as released.
+    Broken,
+    /// The release is not known.
+    Unknown,
+}
+
+impl Support {
+    /// The word for README's table and the engine list.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Support::Works => "works",
+            Support::Legacy => "legacy",
+            Support::Broken => "broken",
+            Support::Unknown => "unknown",
+        }
+    }
+}
+
+/// One row: what engines from `since` up to the next row need and understand.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// The releases of this row, for logs and README.
+    pub name: &'static str,
+    /// First release of the row; none in the row for unknown releases.
+    pub since: Option<Release>,
+    /// The registration wording of these releases (protocol 2).
+    pub dialect: Option<Dialect>,
+    /// READ as released (protocol 2 with its notes).
+    pub read: Support,
+    /// WRITE as released (protocol 2 with its notes).
+    pub write: Support,
+    /// What an operator should know, for one line of warning; empty if nothing.
+    pub advice: &'static str,
+    /// Whether the peer's address may come from the transfer params alone, so that the request id can be plain
+    /// (protocol 2, 4.4). Both engines of a pair must allow it.
+    pub plain_id: bool,
+    /// Whether several requests that meet an unknown peer at once are mishandled (protocol 8.6).
+    pub first_contact_gate: bool,
+    /// How prefill is told that nobody will fetch a transfer (protocol 6.2, 8.3, 13.1).
+    pub release: ReleaseForm,
+    /// Whether a parked decode wakes at a `write_done` map (protocol 6.2, 13.1). It must go to every notify port of
+    /// decode's data-parallel rank, one for each tensor-parallel rank: [`notify_ports`].
+    pub unpark: bool,
+    /// Whether decode understands `write_failed` (protocol 6.2, 8.3).
+    pub write_failed: bool,
+    /// Whether a request without transfer params is safe on either role (protocol 9, last row).
+    pub plain_requests: bool,
+    /// What was run on real engines (protocol 13); empty where the source was only read.
+    pub proved: &'static str,
+}
+
+impl Traits {
+    /// How far `mode` can be relied on.
+    pub fn support(&self, mode: Mode) -> Support {
+        match mode {
+            Mode::Read => self.read,
+            Mode::Write => self.write,
+        }
+    }
+
+    /// The line to warn with when an engine of this row registers for `mode`; none where it works as released.
+    pub fn warning(&self, mode: Mode) -> Option<String> {
+        let support = self.support(mode);
+        (support != Support::Works)
+            .then(|| format!("vLLM {}: {mode} is {}: {}", self.name, support.as_str(), self.advice))
+    }
+}
+
+/// The row for engines of which only the registration is known.
+static UNKNOWN: Traits = Traits {
+    name: "unknown",
+    since: None,
+    dialect: None,
+    read: Support::Unknown,
+    write: Support::Unknown,
+    advice: "treated with the most care; 0.24.0 or newer is recommended",
+    plain_id: false,
+    first_contact_gate: true,
+    release: ReleaseForm::None,
+    unpark: false,
+    write_failed: false,
+    plain_requests: false,
+    proved: "",
+};
+
+/// Oldest first. Releases newer than the last row belong to the last row.
+static ROWS: [Traits; 9] = [
+    Traits {
+        name: "0.14.0 to 0.16.0",
+        since: Some(Release::new(0, 14, 0)),
+        dialect: Some(Dialect::A),
+        read: Support::Broken,
+        write: Support::Broken,
+        advice: "the two engines never agree on a transfer's key; upgrade to 0.24.0 or newer",
+        ..UNKNOWN
+    },
+    Traits {
+        name: "0.17.0 to 0.17.1",
+        since: Some(Release::new(0, 17, 0)),
+        dialect: Some(Dialect::A),
+        read: Support::Broken,
+        write: Support::Legacy,
+        advice: "only completions, only with VLLM_DISABLE_REQUEST_ID_RANDOMIZATION=1, READ needs a scheduler patch",
+        ..UNKNOWN
+    },
+    Traits {
+        name: "0.18.0 to 0.19.1",
+        since: Some(Release::new(0, 18, 0)),
+        dialect: Some(Dialect::A),
+        read: Support::Broken,
+        write: Support::Legacy,
+        advice: "chunked prefill must be off, and READ never frees prefill's blocks",
+        proved: "WRITE on 0.18.1",
+        ..UNKNOWN
+    },
+    Traits {
+        name: "0.20.0 to 0.22.1",
+        since: Some(Release::new(0, 20, 0)),
+        dialect: Some(Dialect::B),
+        read: Support::Broken,
+        write: Support::Broken,
+        advice: "WRITE decode notifies itself, and READ never frees prefill's blocks; upgrade to 0.24.0 or newer",
+        ..UNKNOWN
+    },
+    Traits {
+        name: "0.23.0",
+        since: Some(Release::new(0, 23, 0)),
+        dialect: Some(Dialect::B),
+        read: Support::Works,
+        write: Support::Works,
+        advice: "",
+        release: ReleaseForm::Text,
+        ..UNKNOWN
+    },
+    Traits {
+        name: "0.24.0 to 0.30.0",
+        since: Some(Release::new(0, 24, 0)),
+        dialect: Some(Dialect::B),
+        read: Support::Works,
+        write: Support::Works,
+        advice: "",
+        plain_id: true,
+        release: ReleaseForm::Map,
+        unpark: true,
+        ..UNKNOWN
+    },
+    Traits {
+        name: "0.31.0",
+        since: Some(Release::new(0, 31, 0)),
+        ..SINCE_31
+    },
+    Traits {
+        name: "0.32.0",
+        since: Some(Release::new(0, 32, 0)),
+        proved: "READ, WRITE, release and un-park on 0.32.0",
+        ..SINCE_31
+    },
+    Traits {
+        name: "0.33.0 and newer",
+        since: Some(Release::new(0, 33, 0)),
+        write_failed: true,
+        plain_requests: true,
+        ..SINCE_31
+    },
+];
+
+/// What the newest rows share.
+const SINCE_31: Traits = Traits {
+    name: "",
+    since: None,
+    dialect: Some(Dialect::B),
+    read: Support::Works,
+    write: Support::Works,
+    advice: "",
+    plain_id: true,
+    first_contact_gate: false,
+    release: ReleaseForm::Map,
+    unpark: true,
+    write_failed: false,
+    plain_requests: false,
+    proved: "",
+};
+
+/// The row for an engine. A release that cannot have sent this wording (a patched build, an answer from something else
+/// on that port) counts as unknown.
+pub fn traits(release: Option<Release>, dialect: Dialect) -> &'static Traits {
+    let row = release.and_then(|release| {
+        ROWS.iter()
+            .rev()
+            .find(|row| row.since.is_some_and(|since| since <= release))
+    });
+    row.filter(|row| row.dialect == Some(dialect)).unwrap_or(&UNKNOWN)
+}
+
+/// Whether a pair's request id may be plain and so keep both addresses to itself (protocol 4.4).
+pub fn plain_id(prefill: &Traits, decode: &Traits) -> bool {
+    prefill.plain_id && decode.plain_id
+}
+
+/// Whether a pair's first exchange must go alone until its first byte (protocol 8.6).
+pub fn first_contact_gate(prefill: &Traits, decode: &Traits) -> bool {
+    prefill.first_contact_gate || decode.first_contact_gate
+}
+
+/// The notify ports of one data-parallel rank, one for each tensor-parallel rank: base + rank + tp (protocol 5).
+///
+/// Release goes to all of those of prefill's rank, un-park and `write_failed` to all of those of decode's rank. Where
+/// decode's rank is not known, because its leg is not pinned, send to the ports of every rank.
+pub fn notify_ports(engine: &Registration, rank: u32) -> RangeInclusive<u16> {
+    let first = u32::from(engine.kv.notify).saturating_add(rank);
+    let last = first.saturating_add(engine.tp_size.max(1) - 1);
+    let port = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
+    port(first)..=port(last)
+}
+
+/// The table as Markdown, for README; a test there compares.
+pub fn readme_table() -> String {
+    let mut table = String::from(
+        "| vLLM | READ | WRITE | Request id | First contact | Release | Un-park | `write_failed` | Plain requests | Run on real engines |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for row in ROWS.iter().chain([&UNKNOWN]) {
+        let yes = |flag: bool| if flag { "yes" } else { "no" };
+        let release = match row.release {
+            ReleaseForm::None => "no",
+            ReleaseForm::Text => "text",
+            ReleaseForm::Map => "map",
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            table,
+            "| {} | {} | {} | {} | {} | {release} | {} | {} | {} | {} |",
+            row.name,
+            row.read.as_str(),
+            row.write.as_str(),
+            if row.plain_id { "plain" } else { "with both addresses" },
+            if row.first_contact_gate { "alone" } else { "free" },
+            yes(row.unpark),
+            yes(row.write_failed),
+            yes(row.plain_requests),
+            if row.proved.is_empty() {
+                "read from source"
+            } else {
+                row.proved
+            },
+        );
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests;

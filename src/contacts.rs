@@ -1,0 +1,150 @@
+//! Who has met whom. Two rules of the engines hang on it: a pair's first exchange goes alone (design C13), and a pair is
+//! barred while its dialing side remembers an earlier life of the other (design C24). Pure; it is locked by its owner.
+
+use std::collections::HashMap;
+
+use crate::engine::Mode;
+use crate::pool::Engine;
+
+/// Pairs that are remembered. At the limit the map is emptied: first contacts are then repeated, stale pairs forgotten.
+const REMEMBERED: usize = 65_536;
+
+/// The dialing side's incarnation, and the handshake endpoint that it dialed.
+type Key = (u64, u64);
+
+#[derive(Clone, Copy, Debug)]
+struct Contact {
+    /// The incarnation that the dialer met first: its session cache keeps that one.
+    peer: u64,
+    /// A first exchange that produced a byte.
+    proved: bool,
+    /// The first exchange is under way.
+    trying: bool,
+}
+
+/// What the past of a pair says about its next exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing is in the way.
+    Open,
+    /// The two have not met; the exchange must go alone.
+    First,
+    /// Their first exchange is under way.
+    Waiting,
+    /// The dialing side knows an earlier life of the other.
+    Stale,
+}
+
+/// All meetings of engines since the start.
+#[derive(Debug, Default)]
+pub struct Contacts {
+    met: HashMap<Key, Contact>,
+}
+
+/// The key of a pair and the incarnation of its dialed side. WRITE: prefill dials decode; READ: decode dials prefill
+/// (protocol 13.1). New ports make a stranger of the dialed side, since sessions are kept by address.
+fn key(prefill: &Engine, decode: &Engine, mode: Mode) -> (Key, u64) {
+    let (dialer, peer) = match mode {
+        Mode::Write => (prefill, decode),
+        Mode::Read => (decode, prefill),
+    };
+    ((dialer.incarnation, peer.endpoint), peer.incarnation)
+}
+
+impl Contacts {
+    /// How a pair stands.
+    pub fn standing(&self, prefill: &Engine, decode: &Engine, mode: Mode) -> Standing {
+        let (key, life) = key(prefill, decode, mode);
+        match self.met.get(&key) {
+            None => Standing::First,
+            Some(contact) if contact.peer != life => Standing::Stale,
+            Some(contact) if contact.proved => Standing::Open,
+            Some(contact) if contact.trying => Standing::Waiting,
+            Some(_) => Standing::First,
+        }
+    }
+
+    /// An exchange of the pair begins.
+    pub fn begin(&mut self, prefill: &Engine, decode: &Engine, mode: Mode) {
+        if self.met.len() >= REMEMBERED {
+            self.met.clear();
+        }
+        let (key, peer) = key(prefill, decode, mode);
+        self.met
+            .entry(key)
+            .or_insert(Contact {
+                peer,
+                proved: false,
+                trying: true,
+            })
+            .trying = true;
+    }
+
+    /// The pair's exchange produced its first byte, or ended without one.
+    pub fn end(&mut self, prefill: &Engine, decode: &Engine, mode: Mode, proved: bool) {
+        let (key, _) = key(prefill, decode, mode);
+        if let Some(contact) = self.met.get_mut(&key) {
+            contact.trying = false;
+            contact.proved |= proved;
+        }
+    }
+
+    /// Forgets what a dialer that has ended knew.
+    pub fn forget_dialer(&mut self, incarnation: u64) {
+        self.met.retain(|(dialer, _), _| *dialer != incarnation);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::Role;
+    use crate::pool::tests::engine_of;
+
+    fn engine(port: u16, role: Role, incarnation: u64) -> Arc<Engine> {
+        engine_of(port, role, 1, incarnation)
+    }
+
+    #[test]
+    fn the_first_exchange_goes_alone() {
+        let (prefill, decode) = (engine(1, Role::Prefill, 1), engine(2, Role::Decode, 2));
+        let mut contacts = Contacts::default();
+        for proved in [false, true] {
+            assert_eq!(contacts.standing(&prefill, &decode, Mode::Read), Standing::First);
+            contacts.begin(&prefill, &decode, Mode::Read);
+            assert_eq!(contacts.standing(&prefill, &decode, Mode::Read), Standing::Waiting);
+            contacts.end(&prefill, &decode, Mode::Read, proved);
+        }
+        assert_eq!(contacts.standing(&prefill, &decode, Mode::Read), Standing::Open);
+        assert_eq!(
+            contacts.standing(&prefill, &decode, Mode::Write),
+            Standing::First,
+            "the other side dials"
+        );
+    }
+
+    #[test]
+    fn a_pair_is_stale_until_its_dialing_side_is_new() {
+        let (prefill, decode) = (engine(1, Role::Prefill, 1), engine(2, Role::Decode, 2));
+        let mut contacts = Contacts::default();
+        contacts.begin(&prefill, &decode, Mode::Write);
+        contacts.end(&prefill, &decode, Mode::Write, true);
+        let decode_again = engine(2, Role::Decode, 3);
+        assert_eq!(contacts.standing(&prefill, &decode_again, Mode::Write), Standing::Stale);
+        let moved = engine(3, Role::Decode, 4);
+        assert_eq!(
+            contacts.standing(&prefill, &moved, Mode::Write),
+            Standing::First,
+            "new ports are a stranger's"
+        );
+        let prefill_again = engine(1, Role::Prefill, 5);
+        contacts.forget_dialer(1);
+        assert_eq!(
+            contacts.standing(&prefill_again, &decode_again, Mode::Write),
+            Standing::First
+        );
+        assert_eq!(contacts.standing(&prefill_again, &decode, Mode::Read), Standing::First);
+    }
+}

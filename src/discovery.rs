@@ -1,0 +1,228 @@
+//! Membership and liveness: takes what the listener hears, decodes it, lets the registry decide, and probes engines over HTTP.
+//! One task owns the registry, so nothing here needs a lock.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::compat::Release;
+use crate::dialect::{self, Message};
+use crate::engine::{HttpAddress, Registration};
+use crate::listener::Heard;
+use crate::metrics::Metrics;
+use crate::policy::Selector;
+use crate::registry::{Outcome, Probe, ProbeOrder, Registry};
+use crate::upstream;
+
+/// How often due probes are looked for.
+const TICK: Duration = Duration::from_millis(200);
+/// Messages that are dealt with before a snapshot is published, so that a burst costs one.
+const BATCH: usize = 256;
+/// Time for one request of a probe.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+/// First probes at once; a crowd of engines that never answer delays a real one by its share only.
+const FIRST_PROBES: usize = 256;
+/// Later probes at once.
+const LATER_PROBES: usize = 64;
+/// The most that `/version` may say.
+const VERSION_ANSWER: usize = 4096;
+/// Complaints about a peer or a field are logged once each, up to so many; then only counted.
+const COMPLAINTS: usize = 1024;
+
+/// The membership task.
+pub struct Discovery {
+    registry: Registry,
+    selector: Arc<Selector>,
+    metrics: Arc<Metrics>,
+    client: reqwest::Client,
+    allowed: Vec<IpNet>,
+    complained: HashSet<String>,
+    first_probes: Arc<Semaphore>,
+    later_probes: Arc<Semaphore>,
+}
+
+/// A probe's result on its way back.
+type Probed = (HttpAddress, u64, Probe);
+
+impl Discovery {
+    /// A task over an empty registry. `allowed` empty means that every host may register (`--engine-allow`).
+    pub fn new(
+        registry: Registry,
+        selector: Arc<Selector>,
+        metrics: Arc<Metrics>,
+        client: reqwest::Client,
+        allowed: Vec<IpNet>,
+    ) -> Self {
+        Discovery {
+            registry,
+            selector,
+            metrics,
+            client,
+            allowed,
+            complained: HashSet::new(),
+            first_probes: Arc::new(Semaphore::new(FIRST_PROBES)),
+            later_probes: Arc::new(Semaphore::new(LATER_PROBES)),
+        }
+    }
+
+    /// Runs until `stop`, or until the listener is gone.
+    pub async fn run(mut self, mut heard: mpsc::Receiver<Heard>, stop: CancellationToken) {
+        // A result is awaited before its engine is probed again, so that this cannot hold more than one for each engine.
+        let (results_in, mut results) = mpsc::unbounded_channel::<Probed>();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let look = tokio::select! {
+                () = stop.cancelled() => return,
+                count = heard.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                    // A new engine is probed at once.
+                    batch.drain(..).fold(false, |added, message| self.hear(&message) || added)
+                }
+                Some((address, incarnation, probe)) = results.recv() => {
+                    self.registry.probed(&address, incarnation, probe, Instant::now());
+                    false
+                }
+                _ = tick.tick() => true,
+            };
+            if look {
+                for order in self.registry.due(Instant::now()) {
+                    self.probe(order, results_in.clone());
+                }
+            }
+            for incarnation in self.registry.publish() {
+                self.selector.forget(incarnation);
+            }
+        }
+    }
+
+    /// Deals with one message; says whether an engine is new.
+    fn hear(&mut self, message: &Heard) -> bool {
+        let (registration, unknown) = match dialect::decode(&message.payload) {
+            Ok(Message::Register(registration, unknown)) => (registration, unknown),
+            Ok(Message::Hello) => {
+                self.metrics.registration("hello");
+                return false;
+            }
+            Err(rejection) => {
+                self.metrics.registration(rejection.as_str());
+                self.complain(message.peer, &rejection.to_string());
+                return false;
+            }
+        };
+        if let Some(reason) = self.distrust(&registration, message.peer) {
+            self.metrics.registration("not_allowed");
+            self.complain(message.peer, &format!("engine {}: {reason}", registration.http));
+            return false;
+        }
+        for key in unknown {
+            self.complain(
+                None,
+                &format!("engine {}: unknown registration key {key:?}", registration.http),
+            );
+        }
+        let address = registration.http.clone();
+        let (role, mode) = (registration.role, registration.mode);
+        let outcome = self.registry.hear(registration, Instant::now());
+        self.metrics.registration(outcome.as_str());
+        match outcome {
+            Outcome::Added => tracing::info!(%role, engine = %address, %mode, "engine registered"),
+            Outcome::Full => self.complain(message.peer, "no room for another engine (--max-engines)"),
+            Outcome::Refreshed | Outcome::Restarted => {}
+        }
+        matches!(outcome, Outcome::Added | Outcome::Restarted)
+    }
+
+    /// Why an engine's hosts are not to be dialled.
+    fn distrust(&self, registration: &Registration, peer: Option<SocketAddr>) -> Option<String> {
+        let remote = peer.is_some_and(|peer| !peer.ip().to_canonical().is_loopback());
+        for host in [&registration.http.host, &registration.kv.host] {
+            let address = host.parse::<IpAddr>().ok();
+            let here = address.is_some_and(|a| a.is_loopback()) || host.eq_ignore_ascii_case("localhost");
+            if here && remote {
+                return Some(format!(
+                    "host {host} is this machine's own, but the engine is elsewhere; set VLLM_HOST_IP there"
+                ));
+            }
+            let allowed = |address: IpAddr| self.allowed.iter().any(|net| net.contains(&address));
+            if !self.allowed.is_empty() && !address.is_some_and(allowed) {
+                return Some(format!("host {host} is not in --engine-allow"));
+            }
+        }
+        None
+    }
+
+    /// Logs each complaint once: engines repeat themselves every few seconds.
+    fn complain(&mut self, peer: Option<SocketAddr>, text: &str) {
+        let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.ip().to_string());
+        let complaint = format!("{peer} {text}");
+        if self.complained.len() < COMPLAINTS && self.complained.insert(complaint) {
+            tracing::warn!(peer, "registration: {text}");
+        }
+    }
+
+    fn probe(&self, order: ProbeOrder, results: mpsc::UnboundedSender<Probed>) {
+        let room = if order.first {
+            &self.first_probes
+        } else {
+            &self.later_probes
+        };
+        let (room, client) = (room.clone(), self.client.clone());
+        tokio::spawn(async move {
+            let Ok(_permit) = room.acquire().await else { return };
+            let probe = probe(&client, &order.registration).await;
+            // The task has ended when nobody listens any more.
+            let _ = results.send((order.registration.http, order.incarnation, probe));
+        });
+    }
+}
+
+/// Asks an engine whether it is alive and which release it is, and whether its KV ports take connections. Nothing is ever
+/// sent to those: a message there can end the engine's listener (protocol 3.6).
+async fn probe(client: &reqwest::Client, registration: &Registration) -> Probe {
+    let get = |path: &str| client.get(registration.http.url(path)).timeout(PROBE_LIMIT).send();
+    match get("/health").await {
+        Ok(answer) if answer.status().as_u16() < 500 => {}
+        Ok(_) => return Probe::Unhealthy,
+        Err(error) if upstream::is_refused(&error) => return Probe::Refused,
+        Err(_) => return Probe::Silent,
+    }
+    let kv = &registration.kv;
+    let (handshake, notify) = tokio::join!(
+        takes_connections(&kv.host, kv.handshake),
+        takes_connections(&kv.host, kv.notify)
+    );
+    if !(handshake && notify) {
+        return Probe::Unhealthy;
+    }
+    let version = async {
+        let answer: http::Response<reqwest::Body> = get("/version").await.ok()?.into();
+        let body = http_body_util::Limited::new(answer.into_body(), VERSION_ANSWER);
+        let text = http_body_util::BodyExt::collect(body).await.ok()?.to_bytes();
+        let version: Version = serde_json::from_slice(&text).ok()?;
+        Release::parse(&version.version)
+    };
+    Probe::Alive(version.await)
+}
+
+#[derive(serde::Deserialize)]
+struct Version {
+    version: String,
+}
+
+/// Whether a port is open. Only a refusal counts against it: a lost packet or a slow answer is no proof.
+async fn takes_connections(host: &str, port: u16) -> bool {
+    match tokio::time::timeout(PROBE_LIMIT, TcpStream::connect((host, port))).await {
+        Ok(Err(error)) => error.kind() != std::io::ErrorKind::ConnectionRefused,
+        Ok(Ok(_)) | Err(_) => true,
+    }
+}

@@ -1,0 +1,245 @@
+//! One attempt: sends the legs of a picked pair as its mode demands, under time limits, and ties their fates together. What
+//! comes back is decode's answer ready for the client, or one failure.
+
+mod read;
+mod write;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response};
+use tokio_util::sync::CancellationToken;
+
+use crate::account::Exchange;
+use crate::body::Segments;
+use crate::compat;
+use crate::engine::{Mode, Role};
+use crate::enrich::{Ids, Pair};
+use crate::error::ProxyError;
+use crate::metrics::LegStatus;
+use crate::parked::{Keeper, PrefillFuture};
+use crate::policy::{Picked, Selector};
+use crate::pool::{Pool, Seat, Verdict};
+use crate::relay::{Open, Relay, RelayLimits};
+use crate::request::Request;
+use crate::upstream::{LegFailure, RANK, REQUEST_ID, Sent, Upstream, relayed, whole};
+
+/// Limits on the phases of an attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct AttemptLimits {
+    /// Prefill's whole answer (`--prefill-timeout`).
+    pub prefill: Duration,
+    /// A streamed answer's first byte, from the moment that prefill was done (`--first-byte-timeout`).
+    pub first_byte: Duration,
+    /// An answer in one piece, from the same moment (`--answer-timeout`).
+    pub answer: Duration,
+    /// Between bytes of a stream (`--stream-idle-timeout`).
+    pub idle: Duration,
+    /// READ: from prefill's answer to decode's acceptance (`--hand-over-limit`).
+    pub hand_over: Duration,
+}
+
+/// Everything an attempt needs that outlives it.
+pub struct Dispatcher {
+    /// The HTTP client.
+    pub upstream: Upstream,
+    /// Takes another decode engine for a hand-over.
+    pub selector: Arc<Selector>,
+    /// The pool at this moment.
+    pub pool: tokio::sync::watch::Receiver<Arc<Pool>>,
+    /// Drains parked legs and sends releases.
+    pub keeper: Keeper,
+    /// Time limits.
+    pub limits: AttemptLimits,
+    /// WRITE: whether decode waits for prefill's answer (`--write-dispatch serial`).
+    pub serial_write: bool,
+    /// Fires when the drain is over and what is left is cut.
+    pub cut: CancellationToken,
+}
+
+/// Why an attempt gave no answer.
+pub struct Failure {
+    /// What the client is told, if this was the last attempt.
+    pub error: ProxyError,
+    /// Whether another attempt is safe: no engine took the work.
+    pub retry: bool,
+}
+
+impl From<LegFailure> for Failure {
+    fn from(failure: LegFailure) -> Self {
+        Failure {
+            error: failure.error,
+            retry: failure.untouched,
+        }
+    }
+}
+
+/// What every leg of one attempt has in common.
+struct Attempt<'a> {
+    dispatcher: &'a Dispatcher,
+    request: &'a Request,
+    headers: &'a HeaderMap,
+    ids: Ids,
+}
+
+/// A leg that is ready to be sent.
+struct Leg {
+    upstream: Upstream,
+    path: &'static str,
+    headers: HeaderMap,
+    body: Segments,
+    seat: Seat,
+    sent: Arc<Sent>,
+}
+
+impl Attempt<'_> {
+    fn leg(&self, seat: Seat, rank: Option<u32>, body: Segments) -> Leg {
+        let mut headers = self.headers.clone();
+        if let Ok(id) = HeaderValue::from_str(&self.ids.request_id) {
+            headers.insert(REQUEST_ID, id);
+        }
+        if let Some(rank) = rank {
+            headers.insert(RANK, HeaderValue::from(rank));
+        }
+        let (upstream, path) = (self.dispatcher.upstream.clone(), self.request.api.path());
+        Leg {
+            upstream,
+            path,
+            headers,
+            body,
+            seat,
+            sent: Arc::default(),
+        }
+    }
+
+    /// Decode's limits once prefill is done.
+    fn relay_limits(&self) -> RelayLimits {
+        let limits = &self.dispatcher.limits;
+        let first_byte = match self.request.stream {
+            true => (limits.first_byte, "first byte", "--first-byte-timeout"),
+            false => (limits.answer, "answer", "--answer-timeout"),
+        };
+        RelayLimits {
+            first_byte,
+            idle: limits.idle,
+            from: Instant::now(),
+        }
+    }
+}
+
+impl Leg {
+    /// Prefill's leg to the end of its answer.
+    fn prefill(mut self, limit: Duration) -> PrefillFuture {
+        Box::pin(async move {
+            let began = Instant::now();
+            let exchange = async {
+                let engine = self.seat.engine.clone();
+                let response = self
+                    .upstream
+                    .send(&engine, self.path, self.headers, self.body, self.sent)
+                    .await?;
+                whole(response.into_body())
+                    .await
+                    .ok_or_else(|| LegFailure::broken(Role::Prefill))
+            };
+            let result = match tokio::time::timeout(limit, exchange).await {
+                Ok(result) => result,
+                Err(_) => Err(LegFailure::timeout(Role::Prefill, "answer", limit, "--prefill-timeout")),
+            };
+            match &result {
+                Ok(_) => {
+                    self.seat.engine.vitals.metrics.answered(began.elapsed());
+                    self.seat.end(LegStatus::Success, Verdict::Healthy);
+                }
+                Err(failure) => self.seat.end(failure.status, failure.verdict),
+            }
+            result
+        })
+    }
+
+    /// Decode's leg to the head of its answer.
+    async fn decode(mut self) -> Result<(Response<reqwest::Body>, Seat), LegFailure> {
+        let engine = self.seat.engine.clone();
+        match self
+            .upstream
+            .send(&engine, self.path, self.headers, self.body, self.sent)
+            .await
+        {
+            Ok(response) => Ok((response, self.seat)),
+            Err(failure) => {
+                self.seat.end(failure.status, failure.verdict);
+                Err(failure)
+            }
+        }
+    }
+}
+
+impl Dispatcher {
+    /// Carries out one attempt.
+    ///
+    /// # Errors
+    /// The failure that came first; the other leg is ended, and no block stays held that a message can free.
+    pub async fn attempt(
+        &self,
+        request: &Request,
+        headers: &HeaderMap,
+        picked: Picked,
+        exchange: &mut Option<Exchange>,
+    ) -> Result<Response<Relay>, Failure> {
+        let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
+        let plain = compat::plain_id(prefill.traits, decode.traits);
+        let pair = Pair {
+            prefill: &prefill.registration,
+            decode: &decode.registration,
+            rank: picked.rank,
+        };
+        let ids = Ids::fresh(&pair, plain);
+        if let Some(exchange) = exchange {
+            exchange.attempt(&prefill.name, &decode.name, picked.rank, picked.mode, &ids.transfer_id);
+        }
+        let attempt = Attempt {
+            dispatcher: self,
+            request,
+            headers,
+            ids,
+        };
+        match picked.mode {
+            Mode::Read => attempt.read(picked, exchange).await,
+            Mode::Write => attempt.write(picked, exchange).await,
+        }
+    }
+
+    /// The client's response: decode's head without its connection's headers, and the relay.
+    fn answer(
+        &self,
+        head: http::response::Parts,
+        open: Open,
+        exchange: &mut Option<Exchange>,
+        limits: RelayLimits,
+    ) -> Result<Response<Relay>, Failure> {
+        let Some(mut exchange) = exchange.take() else {
+            return Err(Failure {
+                error: ProxyError::Internal,
+                retry: false,
+            });
+        };
+        exchange.committed(head.status.as_u16());
+        let content_type = head
+            .headers
+            .get(http::header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok());
+        let events = content_type.is_some_and(|value| value.starts_with("text/event-stream"));
+        let mut response = Response::new(Relay::new(open, exchange, limits, events, self.cut.clone()));
+        *response.status_mut() = head.status;
+        *response.headers_mut() = relayed(head.headers);
+        Ok(response)
+    }
+
+    /// Counts what prefill says of its prefix cache: evidence that KV moves (requirement IX-52).
+    fn note_cached(&self, answer: &Bytes) {
+        if let Some(tokens) = crate::enrich::cached_tokens(answer) {
+            self.keeper.metrics.cached_tokens.inc_by(tokens);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! READ: prefill first, then decode with prefill's transfer params.
+
+use bytes::Bytes;
+use http::Response;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{Attempt, Failure};
+use crate::account::Exchange;
+use crate::body::Segments;
+use crate::engine::Role;
+use crate::enrich::{self, Pair, ParamsError, PrefillParams};
+use crate::error::ProxyError;
+use crate::metrics::LegStatus;
+use crate::policy::Picked;
+use crate::pool::{Seat, Verdict};
+use crate::relay::{Open, Relay, RelayLimits};
+use crate::release::Held;
+use crate::upstream::LegFailure;
+
+impl Attempt<'_> {
+    /// One READ attempt. Until decode has taken the hand-over, prefill's blocks are this function's to release; `held` does
+    /// so on every way out.
+    pub(super) async fn read(
+        &self,
+        picked: Picked,
+        exchange: &mut Option<Exchange>,
+    ) -> Result<Response<Relay>, Failure> {
+        let dispatcher = self.dispatcher;
+        let Picked {
+            prefill: prefill_seat,
+            decode: mut seat,
+            rank,
+            mut contact,
+            ..
+        } = picked;
+        let prefill = prefill_seat.engine.clone();
+        let mut held = Held::new(&dispatcher.keeper.notifier, &prefill, rank, &self.ids.transfer_id);
+
+        let pair = Pair {
+            prefill: &prefill.registration,
+            decode: &seat.engine.registration,
+            rank,
+        };
+        let body = enrich::prefill_leg(self.request, &pair, &self.ids);
+        let leg = self.leg(prefill_seat, rank, body);
+        let answer = match leg.prefill(dispatcher.limits.prefill).await {
+            Ok(answer) => answer,
+            Err(failure) => {
+                // At a time-out the engine may just have finished; any other failure means that it holds nothing.
+                if failure.status != LegStatus::Timeout {
+                    held.let_go();
+                }
+                return Err(failure.into());
+            }
+        };
+        if let Some(exchange) = exchange {
+            exchange.prefill_done();
+        }
+        let params = self.params(&answer, &prefill.name)?;
+        drop(answer);
+        if let Some(rank) = params.named_rank(prefill.registration.dp_size) {
+            held.rank(rank);
+        }
+
+        let limits = self.relay_limits();
+        let deadline = Instant::now() + dispatcher.limits.hand_over;
+        let mut refused = Vec::new();
+        loop {
+            let decode = seat.engine.clone();
+            let pair = Pair {
+                prefill: &prefill.registration,
+                decode: &decode.registration,
+                rank,
+            };
+            let body = enrich::decode_leg_read(self.request, &pair, &self.ids, &params);
+            match self.hand_over(seat, body, &mut held, deadline, &limits).await {
+                Ok((response, seat)) => {
+                    let (head, body) = response.into_parts();
+                    let open = Open {
+                        body,
+                        first: None,
+                        seat,
+                        contact,
+                        parked: None,
+                    };
+                    return dispatcher.answer(head, open, exchange, limits);
+                }
+                Err(failure) if failure.status == LegStatus::Connect => {
+                    refused.push(decode.incarnation);
+                    let pool = dispatcher.pool.borrow().clone();
+                    let now = std::time::Instant::now();
+                    let Some(next) = dispatcher.selector.another_decode(&pool, &prefill, &refused, now) else {
+                        return Err(failure.into());
+                    };
+                    (seat, contact) = next;
+                    dispatcher.keeper.metrics.attempt("decode_refused");
+                    tracing::warn!(from = %decode.name, to = %seat.engine.name, "decode refused the connection: hand-over to another");
+                    if let Some(exchange) = exchange {
+                        exchange.another_decode(&seat.engine.name);
+                    }
+                }
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+    }
+
+    /// Prefill's transfer params, without which decode would take unwritten memory for the prompt (design C9).
+    fn params(&self, answer: &Bytes, engine: &str) -> Result<PrefillParams, Failure> {
+        self.dispatcher.note_cached(answer);
+        PrefillParams::from_answer(answer).map_err(|error| {
+            tracing::warn!(engine, transfer_id = %self.ids.transfer_id, %error, "prefill answered without usable transfer params");
+            let error = match error {
+                ParamsError::Unreadable => ProxyError::PrefillUnreadable,
+                ParamsError::Missing => ProxyError::PrefillWithoutBlocks,
+            };
+            Failure { error, retry: false }
+        })
+    }
+
+    /// Sends decode's leg. From the moment that the request is being written decode may read the blocks and releases them
+    /// itself; if it answers an error they are nobody's again.
+    async fn hand_over(
+        &self,
+        seat: Seat,
+        body: Segments,
+        held: &mut Held,
+        deadline: Instant,
+        limits: &RelayLimits,
+    ) -> Result<(Response<reqwest::Body>, Seat), LegFailure> {
+        let leg = self.leg(seat, None, body);
+        let sent = leg.sent.clone();
+        let mut decode = Box::pin(leg.decode());
+        let connect = async {
+            tokio::select! {
+                biased;
+                result = &mut decode => Some(result),
+                () = sent.started() => None,
+            }
+        };
+        let late = || {
+            let error = ProxyError::HandOverTooLate {
+                limit: self.dispatcher.limits.hand_over,
+            };
+            LegFailure {
+                error,
+                status: LegStatus::Timeout,
+                verdict: Verdict::Ailing,
+                untouched: false,
+            }
+        };
+        let result = match timeout_at(deadline, connect).await.map_err(|_| late())? {
+            Some(result) => result,
+            None => {
+                held.let_go();
+                let (limit, what, option) = limits.first_byte;
+                let due = limits.from + limit;
+                let left = due.saturating_duration_since(std::time::Instant::now());
+                timeout(left, decode)
+                    .await
+                    .unwrap_or_else(|_| Err(LegFailure::timeout(Role::Decode, what, limit, option)))
+            }
+        };
+        if let Err(LegFailure {
+            error: ProxyError::Engine { .. },
+            ..
+        }) = &result
+        {
+            held.arm();
+        }
+        result
+    }
+}

@@ -1,0 +1,324 @@
+//! WRITE: both legs at once, prefill pushes into decode. Nothing of decode's answer reaches the client before the commit: the
+//! first of prefill's success and decode's first body byte.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::BodyExt;
+use tokio::time::timeout;
+
+use super::{Attempt, Dispatcher, Failure};
+use crate::account::Exchange;
+use crate::engine::Role;
+use crate::enrich::{self, Pair};
+use crate::error::ProxyError;
+use crate::metrics::LegStatus;
+use crate::parked::{DecodeFuture, DecodeLeg, Parked, PrefillFuture, PrefillLeg};
+use crate::policy::{Contact, Picked};
+use crate::pool::{Engine, Seat};
+use crate::relay::{Open, Relay, RelayLimits};
+use crate::release::Held;
+use crate::upstream::LegFailure;
+
+/// Both legs from the moment that decode's was sent. Dropping this, for whatever reason, lets a parked leg outlive it.
+struct Legs<'a> {
+    dispatcher: &'a Dispatcher,
+    prefill: Option<PrefillLeg>,
+    decode: Option<Decode>,
+    /// What the background needs; taken when there is nothing left to park.
+    rest: Option<Rest>,
+}
+
+/// How far decode is.
+enum Decode {
+    Sending(DecodeFuture),
+    Head(Response<reqwest::Body>, Seat),
+}
+
+struct Rest {
+    held: Held,
+    contact: Contact,
+    engine: Arc<Engine>,
+    transfer_id: String,
+}
+
+/// What happened first.
+enum Event {
+    Prefill(Result<Bytes, LegFailure>),
+    Head(Result<(Response<reqwest::Body>, Seat), LegFailure>),
+    /// Decode's body: a byte, its end, or its failure.
+    Body(Option<Result<Bytes, ()>>),
+}
+
+impl Attempt<'_> {
+    /// One WRITE attempt.
+    pub(super) async fn write(
+        &self,
+        picked: Picked,
+        exchange: &mut Option<Exchange>,
+    ) -> Result<Response<Relay>, Failure> {
+        let dispatcher = self.dispatcher;
+        let Picked {
+            prefill: prefill_seat,
+            decode: decode_seat,
+            rank,
+            contact,
+            ..
+        } = picked;
+        let (prefill, decode) = (prefill_seat.engine.clone(), decode_seat.engine.clone());
+        let pair = Pair {
+            prefill: &prefill.registration,
+            decode: &decode.registration,
+            rank,
+        };
+        let (prefill_body, decode_body) = (
+            enrich::prefill_leg(self.request, &pair, &self.ids),
+            enrich::decode_leg_write(self.request, &pair, &self.ids),
+        );
+        let mut held = Held::new(&dispatcher.keeper.notifier, &prefill, rank, &self.ids.transfer_id);
+
+        // Decode is asked once prefill's connection is up, so that a refused prefill harms nobody.
+        let leg = self.leg(prefill_seat, rank, prefill_body);
+        let sent = leg.sent.clone();
+        let mut running: PrefillFuture = leg.prefill(dispatcher.limits.prefill);
+        let early = match dispatcher.serial_write {
+            true => Some((&mut running).await),
+            false => tokio::select! {
+                biased;
+                () = sent.started() => None,
+                result = &mut running => Some(result),
+            },
+        };
+        let prefill_leg = match early {
+            None => PrefillLeg::Running(running),
+            Some(Ok(answer)) => {
+                self.prefill_done(&answer, exchange);
+                PrefillLeg::Answered
+            }
+            Some(Err(failure)) => {
+                if failure.status != LegStatus::Timeout {
+                    held.let_go();
+                }
+                return Err(failure.into());
+            }
+        };
+        let leg = self.leg(decode_seat, None, decode_body);
+        let sending: DecodeFuture = Box::pin(leg.decode());
+        // From here on decode may accept: what happens to prefill's blocks depends on its answer.
+        held.let_go();
+        let rest = Rest {
+            held,
+            contact,
+            engine: decode,
+            transfer_id: self.ids.transfer_id.clone(),
+        };
+        let legs = Legs {
+            dispatcher,
+            prefill: Some(prefill_leg),
+            decode: Some(Decode::Sending(sending)),
+            rest: Some(rest),
+        };
+        self.commit(legs, exchange).await
+    }
+
+    fn prefill_done(&self, answer: &Bytes, exchange: &mut Option<Exchange>) {
+        self.dispatcher.note_cached(answer);
+        if let Some(exchange) = exchange {
+            exchange.prefill_done();
+        }
+    }
+
+    /// Waits until decode's head may go to the client, or until either leg fails.
+    async fn commit(&self, mut legs: Legs<'_>, exchange: &mut Option<Exchange>) -> Result<Response<Relay>, Failure> {
+        let mut limits = self.relay_limits();
+        loop {
+            if let (Some(PrefillLeg::Answered), Some(Decode::Head(..))) = (&legs.prefill, &legs.decode) {
+                return legs.open(None, exchange, limits);
+            }
+            let left = match legs.prefill {
+                Some(PrefillLeg::Running(_)) => Duration::MAX,
+                _ => (limits.from + limits.first_byte.0).saturating_duration_since(std::time::Instant::now()),
+            };
+            let event = match left {
+                Duration::MAX => legs.next().await,
+                left => match timeout(left, legs.next()).await {
+                    Ok(event) => event,
+                    Err(_) => {
+                        let (limit, what, option) = limits.first_byte;
+                        legs.prefill_is_over(true);
+                        return Err(LegFailure::timeout(Role::Decode, what, limit, option).into());
+                    }
+                },
+            };
+            match event {
+                Event::Prefill(Ok(answer)) => {
+                    self.prefill_done(&answer, exchange);
+                    legs.prefill = Some(PrefillLeg::Answered);
+                    limits = self.relay_limits();
+                }
+                // The client hears of it now; dropping the legs wakes decode in the background.
+                Event::Prefill(Err(failure)) => {
+                    legs.prefill_is_over(failure.may_run_on());
+                    return Err(failure.into());
+                }
+                Event::Head(Ok((response, seat))) => legs.decode = Some(Decode::Head(response, seat)),
+                Event::Head(Err(failure)) => return Err(legs.decode_failed(failure).into()),
+                Event::Body(Some(Ok(first))) => return legs.open(Some(first), exchange, limits),
+                Event::Body(None) => return legs.open(Some(Bytes::new()), exchange, limits),
+                Event::Body(Some(Err(()))) => return Err(legs.decode_failed(LegFailure::broken(Role::Decode)).into()),
+            }
+        }
+    }
+}
+
+impl Legs<'_> {
+    /// The next thing that happens on either leg. Safe to drop: both stay where they are.
+    async fn next(&mut self) -> Event {
+        let decode = async {
+            match &mut self.decode {
+                Some(Decode::Sending(sending)) => Event::Head(sending.await),
+                Some(Decode::Head(response, _)) => Event::Body(first_data(response.body_mut()).await),
+                None => std::future::pending().await,
+            }
+        };
+        let prefill = async {
+            match &mut self.prefill {
+                Some(PrefillLeg::Running(running)) => Pin::new(running).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            result = prefill => Event::Prefill(result),
+            event = decode => event,
+        }
+    }
+
+    /// Nothing more is to be expected of prefill. Unless it said so itself it is told to stop, before decode is woken.
+    fn prefill_is_over(&mut self, tell: bool) {
+        self.prefill = Some(PrefillLeg::Failed);
+        if let (true, Some(rest)) = (tell, &mut self.rest) {
+            rest.held.release();
+        }
+    }
+
+    /// Decode ended without a success. Prefill's blocks have no writer to come when decode refused the work: prefill is closed
+    /// and told. When decode's connection broke, prefill may be writing: it runs on to its own end.
+    fn decode_failed(&mut self, mut failure: LegFailure) -> LegFailure {
+        self.decode = None;
+        let (Some(mut rest), prefill) = (self.rest.take(), self.prefill.take()) else {
+            return failure;
+        };
+        if failure.may_run_on() {
+            if let Some(PrefillLeg::Running(running)) = prefill {
+                self.dispatcher.keeper.tasks.spawn(running);
+            }
+        } else {
+            drop(prefill);
+            rest.held.arm();
+        }
+        // WRITE repeats both legs or none, and prefill has taken its leg: only a refused connection is worth that price, and
+        // only because prefill's blocks are released.
+        failure.untouched &= failure.status == LegStatus::Connect;
+        failure
+    }
+
+    /// The commit: decode's head goes to the client.
+    fn open(
+        mut self,
+        first: Option<Bytes>,
+        exchange: &mut Option<Exchange>,
+        limits: RelayLimits,
+    ) -> Result<Response<Relay>, Failure> {
+        let (Some(Decode::Head(response, seat)), Some(rest), Some(prefill)) =
+            (self.decode.take(), self.rest.take(), self.prefill.take())
+        else {
+            return Err(Failure {
+                error: ProxyError::Internal,
+                retry: false,
+            });
+        };
+        let (head, body) = response.into_parts();
+        let Rest {
+            held,
+            contact,
+            engine,
+            transfer_id,
+        } = rest;
+        let parked = match (&first, prefill) {
+            (None, prefill) => {
+                let keeper = self.dispatcher.keeper.clone();
+                Some(Parked {
+                    keeper,
+                    prefill,
+                    held,
+                    decode: engine,
+                    transfer_id,
+                })
+            }
+            // Decode was first: prefill finishes unseen, and its outcome is counted.
+            (Some(_), PrefillLeg::Running(running)) => {
+                self.dispatcher.keeper.tasks.spawn(running);
+                None
+            }
+            (Some(_), _) => None,
+        };
+        self.dispatcher.answer(
+            head,
+            Open {
+                body,
+                first,
+                seat,
+                contact,
+                parked,
+            },
+            exchange,
+            limits,
+        )
+    }
+}
+
+impl Drop for Legs<'_> {
+    fn drop(&mut self) {
+        let (Some(rest), Some(decode)) = (self.rest.take(), self.decode.take()) else {
+            return;
+        };
+        let Rest {
+            held,
+            contact,
+            engine,
+            transfer_id,
+        } = rest;
+        let keeper = self.dispatcher.keeper.clone();
+        let prefill = self.prefill.take().unwrap_or(PrefillLeg::Failed);
+        let decode = match decode {
+            Decode::Sending(sending) => DecodeLeg::Sending(sending),
+            Decode::Head(response, seat) => DecodeLeg::Open(response.into_body(), seat),
+        };
+        Parked {
+            keeper,
+            prefill,
+            held,
+            decode: engine,
+            transfer_id,
+        }
+        .drain(decode, contact);
+    }
+}
+
+/// The first part of a body that has bytes in it.
+async fn first_data(body: &mut reqwest::Body) -> Option<Result<Bytes, ()>> {
+    loop {
+        match body.frame().await? {
+            Ok(frame) => match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Some(Ok(data)),
+                Err(_) => return None,
+            },
+            Err(_) => return Some(Err(())),
+        }
+    }
+}

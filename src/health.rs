@@ -1,0 +1,217 @@
+//! The circuit breaker of one engine: closed, open, probation. Pure: time and outcomes are passed in.
+//!
+//! Closed counts consecutive failures; at the limit (or at once, when a connection is refused) it opens. While it is open nothing is
+//! sent. After that time one trial is let through (probation): its success closes the breaker, its failure opens it for
+//! twice as long, up to a maximum. A trial that ends without a verdict (its client left) gives the trial place back.
+
+use std::time::{Duration, Instant};
+
+/// Limits of a breaker.
+#[derive(Clone, Copy, Debug)]
+pub struct BreakerLimits {
+    /// Consecutive failures that open it; 0 switches the breaker off.
+    pub failures: u32,
+    /// How long it stays open the first time.
+    pub open: Duration,
+    /// The longest that it stays open; every failed trial doubles the time up to this.
+    pub open_max: Duration,
+}
+
+/// How a leg was let through, to be handed back with its verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// The breaker was closed.
+    Regular,
+    /// The leg is the one trial of a probation.
+    Trial,
+}
+
+/// What operators see of a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Circuit {
+    /// Work flows.
+    Closed,
+    /// Nothing is sent.
+    Open,
+    /// One trial decides.
+    Probation,
+}
+
+impl Circuit {
+    /// The word for logs and status pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Circuit::Closed => "closed",
+            Circuit::Open => "open",
+            Circuit::Probation => "probation",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Closed { failures: u32 },
+    Open { until: Instant, period: Duration },
+    Probation { trial: bool, period: Duration },
+}
+
+/// The breaker of one engine.
+#[derive(Debug)]
+pub struct Breaker {
+    limits: BreakerLimits,
+    state: State,
+}
+
+impl Breaker {
+    /// A closed breaker.
+    pub fn new(limits: BreakerLimits) -> Self {
+        Breaker {
+            limits,
+            state: State::Closed { failures: 0 },
+        }
+    }
+
+    /// What operators see at `now`.
+    pub fn circuit(&self, now: Instant) -> Circuit {
+        match self.state {
+            State::Closed { .. } => Circuit::Closed,
+            State::Open { until, .. } if now < until => Circuit::Open,
+            State::Open { .. } | State::Probation { .. } => Circuit::Probation,
+        }
+    }
+
+    /// Whether [`Breaker::admit`] would let a leg through.
+    pub fn usable(&self, now: Instant) -> bool {
+        match self.state {
+            State::Closed { .. } => true,
+            State::Open { until, .. } => now >= until,
+            State::Probation { trial, .. } => !trial,
+        }
+    }
+
+    /// Lets a leg through, or not. In probation only one at a time.
+    pub fn admit(&mut self, now: Instant) -> Option<Admission> {
+        match self.state {
+            State::Closed { .. } => Some(Admission::Regular),
+            State::Open { until, .. } if now < until => None,
+            State::Open { period, .. } | State::Probation { trial: false, period } => {
+                self.state = State::Probation { trial: true, period };
+                Some(Admission::Trial)
+            }
+            State::Probation { trial: true, .. } => None,
+        }
+    }
+
+    /// The engine did its work.
+    pub fn succeed(&mut self, admission: Admission) {
+        match (self.state, admission) {
+            (State::Closed { .. }, _) | (State::Probation { .. }, Admission::Trial) => {
+                self.state = State::Closed { failures: 0 };
+            }
+            // A leg from before the circuit opened says nothing about the engine now.
+            _ => {}
+        }
+    }
+
+    /// The engine failed: a transport error, a time limit, or a 5xx other than 503. Says whether the circuit opened by it.
+    pub fn fail(&mut self, admission: Admission, now: Instant) -> bool {
+        if self.limits.failures == 0 {
+            return false;
+        }
+        match (self.state, admission) {
+            (State::Closed { failures }, _) if failures + 1 < self.limits.failures => {
+                self.state = State::Closed { failures: failures + 1 };
+                false
+            }
+            (State::Closed { .. }, _) => self.open(now, self.limits.open),
+            (State::Probation { period, .. }, Admission::Trial) => {
+                self.open(now, (period * 2).min(self.limits.open_max))
+            }
+            _ => false,
+        }
+    }
+
+    /// Nobody listens at the engine's address: no need to count further failures.
+    pub fn refuse(&mut self, admission: Admission, now: Instant) -> bool {
+        if self.limits.failures == 0 {
+            return false;
+        }
+        match self.state {
+            State::Closed { .. } => self.open(now, self.limits.open),
+            _ => self.fail(admission, now),
+        }
+    }
+
+    /// The leg ended without a verdict.
+    pub fn abstain(&mut self, admission: Admission) {
+        if let (State::Probation { period, .. }, Admission::Trial) = (self.state, admission) {
+            self.state = State::Probation { trial: false, period };
+        }
+    }
+
+    fn open(&mut self, now: Instant, period: Duration) -> bool {
+        self.state = State::Open {
+            until: now + period,
+            period,
+        };
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: BreakerLimits = BreakerLimits {
+        failures: 3,
+        open: Duration::from_secs(5),
+        open_max: Duration::from_secs(12),
+    };
+
+    #[test]
+    fn it_opens_tries_once_and_grows() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut breaker = Breaker::new(LIMITS);
+        assert!(!breaker.fail(Admission::Regular, start));
+        assert!(!breaker.fail(Admission::Regular, start));
+        breaker.succeed(Admission::Regular);
+        assert!(!breaker.fail(Admission::Regular, start));
+        assert!(!breaker.fail(Admission::Regular, start));
+        assert!(breaker.fail(Admission::Regular, start));
+        assert_eq!(breaker.circuit(at(4)), Circuit::Open);
+        assert_eq!(breaker.admit(at(4)), None);
+        assert_eq!(breaker.admit(at(5)), Some(Admission::Trial));
+        assert_eq!(breaker.admit(at(5)), None, "one trial at a time");
+        breaker.succeed(Admission::Regular);
+        assert_eq!(
+            breaker.circuit(at(5)),
+            Circuit::Probation,
+            "an old leg's success is no verdict"
+        );
+        assert!(breaker.fail(Admission::Trial, at(5)));
+        assert_eq!(breaker.admit(at(14)), None);
+        assert_eq!(breaker.admit(at(15)), Some(Admission::Trial));
+        assert!(breaker.fail(Admission::Trial, at(15)));
+        assert_eq!(breaker.admit(at(26)), None, "12 s at most");
+        assert_eq!(breaker.admit(at(27)), Some(Admission::Trial));
+        breaker.abstain(Admission::Trial);
+        assert_eq!(breaker.admit(at(27)), Some(Admission::Trial));
+        breaker.succeed(Admission::Trial);
+        assert_eq!(breaker.circuit(at(27)), Circuit::Closed);
+    }
+
+    #[test]
+    fn a_refused_connection_opens_at_once_and_off_means_off() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new(LIMITS);
+        assert!(breaker.refuse(Admission::Regular, now));
+        assert!(!breaker.usable(now));
+        let mut off = Breaker::new(BreakerLimits { failures: 0, ..LIMITS });
+        for _ in 0..100 {
+            off.refuse(Admission::Regular, now);
+            off.fail(Admission::Regular, now);
+        }
+        assert_eq!(off.admit(now), Some(Admission::Regular));
+    }
+}

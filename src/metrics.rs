@@ -1,0 +1,382 @@
+//! Every metric family, its help text and label set, and their rendering. When to count is decided elsewhere.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::engine::Role;
+
+/// Label pairs; every value is from a closed list or an engine's address, never a client's text.
+pub type Labels = Vec<(&'static str, String)>;
+
+/// How a leg ended, as its counter says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LegStatus {
+    /// 2xx, read to its end.
+    Success,
+    /// 3xx or 4xx.
+    Refused,
+    /// 5xx.
+    Failed,
+    /// No connection could be made.
+    Connect,
+    /// The connection broke.
+    Broken,
+    /// A limit on time passed.
+    Timeout,
+    /// Closed by the proxy: the client left, or the other leg failed.
+    Cancelled,
+}
+
+impl LegStatus {
+    const ALL: [LegStatus; 7] = [
+        LegStatus::Success,
+        LegStatus::Refused,
+        LegStatus::Failed,
+        LegStatus::Connect,
+        LegStatus::Broken,
+        LegStatus::Timeout,
+        LegStatus::Cancelled,
+    ];
+
+    /// The value of the label `status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LegStatus::Success => "2xx",
+            LegStatus::Refused => "4xx",
+            LegStatus::Failed => "5xx",
+            LegStatus::Connect => "connect",
+            LegStatus::Broken => "broken",
+            LegStatus::Timeout => "timeout",
+            LegStatus::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// The handles of one engine, cached in its record so that a leg costs no look-up.
+#[derive(Debug)]
+pub struct EngineMetrics {
+    legs: Vec<Counter>,
+    answer: Histogram,
+    /// Legs in flight.
+    pub in_flight: Gauge,
+    /// 0 closed, 1 probation, 2 open.
+    pub circuit: Gauge,
+}
+
+impl EngineMetrics {
+    /// Counts one ended leg.
+    pub fn leg(&self, status: LegStatus) {
+        self.legs[status as usize].inc();
+    }
+
+    /// Notes how long the engine took to answer: prefill's whole answer, decode's first byte.
+    pub fn answered(&self, after: Duration) {
+        self.answer.observe(after.as_secs_f64());
+    }
+}
+
+/// Every metric of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Labels, Counter>,
+    errors: Family<Labels, Counter>,
+    legs: Family<Labels, Counter>,
+    answers: Family<Labels, Histogram>,
+    legs_in_flight: Family<Labels, Gauge>,
+    circuits: Family<Labels, Gauge>,
+    engines: Family<Labels, Gauge>,
+    registrations: Family<Labels, Counter>,
+    guard_rejects: Family<Labels, Counter>,
+    kv_messages: Family<Labels, Counter>,
+    parked: Family<Labels, Counter>,
+    attempts: Family<Labels, Counter>,
+    decisions: Family<Labels, Counter>,
+    /// Client requests being served, from accept to account.
+    pub in_flight: Gauge,
+    /// Decode legs that outlived their client because closing them would lose KV blocks.
+    pub parked_in_flight: Gauge,
+    /// Client connections that are open.
+    pub connections: Gauge,
+    /// Time from the request's arrival to the first byte of decode's answer.
+    pub first_byte: Histogram,
+    /// Bytes of decode's answers passed to clients.
+    pub relayed_bytes: Counter,
+    /// Prefix tokens that prefill engines reported as cached.
+    pub cached_tokens: Counter,
+    /// Exchanges cut at the end of the drain.
+    pub drain_cut: Counter,
+    /// Registration sockets rebuilt by the watchdog.
+    pub listener_rebuilds: Counter,
+    /// Breaches of the accounting's invariants; anything but 0 is a defect of the proxy.
+    pub invariant_breaches: Counter,
+    exchanges_opened: AtomicU64,
+    exchanges_open: AtomicUsize,
+}
+
+fn buckets() -> Histogram {
+    Histogram::new([
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+    ])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new()
+    }
+}
+
+impl Metrics {
+    /// All families, registered and at zero.
+    pub fn new() -> Self {
+        let mut metrics = Metrics {
+            registry: Registry::with_prefix("moriio"),
+            requests: Family::default(),
+            errors: Family::default(),
+            legs: Family::default(),
+            answers: Family::new_with_constructor(buckets),
+            legs_in_flight: Family::default(),
+            circuits: Family::default(),
+            engines: Family::default(),
+            registrations: Family::default(),
+            guard_rejects: Family::default(),
+            kv_messages: Family::default(),
+            parked: Family::default(),
+            attempts: Family::default(),
+            decisions: Family::default(),
+            in_flight: Gauge::default(),
+            parked_in_flight: Gauge::default(),
+            connections: Gauge::default(),
+            first_byte: buckets(),
+            relayed_bytes: Counter::default(),
+            cached_tokens: Counter::default(),
+            drain_cut: Counter::default(),
+            listener_rebuilds: Counter::default(),
+            invariant_breaches: Counter::default(),
+            exchanges_opened: AtomicU64::new(0),
+            exchanges_open: AtomicUsize::new(0),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("requests", "Client requests by route and status", self.requests.clone());
+        r.register(
+            "errors",
+            "Errors told to clients, by code and source",
+            self.errors.clone(),
+        );
+        r.register("legs", "Ended legs by role, engine and status", self.legs.clone());
+        r.register(
+            "leg_answer_seconds",
+            "Prefill's whole answer, decode's first byte, by role and engine",
+            self.answers.clone(),
+        );
+        r.register(
+            "legs_in_flight",
+            "Legs in flight by role and engine",
+            self.legs_in_flight.clone(),
+        );
+        r.register(
+            "engine_circuit",
+            "Breaker by engine: 0 closed, 1 probation, 2 open",
+            self.circuits.clone(),
+        );
+        r.register("engines", "Registered engines by role and state", self.engines.clone());
+        r.register(
+            "registrations",
+            "Registration messages by result",
+            self.registrations.clone(),
+        );
+        r.register(
+            "guard_rejects",
+            "Connections refused at the registration port, by reason",
+            self.guard_rejects.clone(),
+        );
+        r.register(
+            "kv_messages",
+            "Messages to engines' notify ports by kind and outcome",
+            self.kv_messages.clone(),
+        );
+        r.register(
+            "parked_legs",
+            "Decode legs that outlived their client, by outcome",
+            self.parked.clone(),
+        );
+        r.register("attempts", "Attempts beyond the first, by cause", self.attempts.clone());
+        r.register("policy_decisions", "Pairs picked, by policy", self.decisions.clone());
+        r.register(
+            "requests_in_flight",
+            "Client requests being served",
+            self.in_flight.clone(),
+        );
+        r.register(
+            "parked_legs_in_flight",
+            "Decode legs that outlive their client at the moment",
+            self.parked_in_flight.clone(),
+        );
+        r.register("connections", "Open client connections", self.connections.clone());
+        r.register(
+            "first_byte_seconds",
+            "Request's arrival to decode's first byte",
+            self.first_byte.clone(),
+        );
+        r.register(
+            "relayed_bytes",
+            "Bytes of decode's answers passed to clients",
+            self.relayed_bytes.clone(),
+        );
+        r.register(
+            "prefill_cached_tokens",
+            "Tokens that prefill reported as cached",
+            self.cached_tokens.clone(),
+        );
+        r.register(
+            "drain_cut",
+            "Exchanges cut at the end of the drain",
+            self.drain_cut.clone(),
+        );
+        r.register(
+            "listener_rebuilds",
+            "Registration sockets rebuilt by the watchdog",
+            self.listener_rebuilds.clone(),
+        );
+        r.register(
+            "invariant_breaches",
+            "Defects of the proxy's own accounting",
+            self.invariant_breaches.clone(),
+        );
+    }
+
+    /// The text of `/metrics`, OpenMetrics 1.0.0.
+    pub fn render(&self) -> String {
+        let mut text = String::with_capacity(16 * 1024);
+        // Writing into a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+
+    /// The handles of one engine; its label sets exist from now on.
+    pub fn engine(&self, role: Role, engine: &str) -> EngineMetrics {
+        let labels = engine_labels(role, engine);
+        let legs = LegStatus::ALL
+            .iter()
+            .map(|status| {
+                let mut labels = labels.clone();
+                labels.push(("status", status.as_str().to_owned()));
+                self.legs.get_or_create_owned(&labels)
+            })
+            .collect();
+        EngineMetrics {
+            legs,
+            answer: self.answers.get_or_create_owned(&labels),
+            in_flight: self.legs_in_flight.get_or_create_owned(&labels),
+            circuit: self.circuits.get_or_create_owned(&labels),
+        }
+    }
+
+    /// Forgets the label sets of an engine that left, so that a long-lived process does not grow with every address it saw.
+    pub fn forget_engine(&self, role: Role, engine: &str) {
+        let labels = engine_labels(role, engine);
+        for status in LegStatus::ALL {
+            let mut labels = labels.clone();
+            labels.push(("status", status.as_str().to_owned()));
+            self.legs.remove(&labels);
+        }
+        self.answers.remove(&labels);
+        self.legs_in_flight.remove(&labels);
+        self.circuits.remove(&labels);
+    }
+
+    /// One client request was answered.
+    pub fn request(&self, route: &'static str, status: u16) {
+        self.requests
+            .get_or_create(&vec![("route", route.to_owned()), ("status", status.to_string())])
+            .inc();
+    }
+
+    /// One error was told to a client.
+    pub fn error(&self, code: &'static str, source: &'static str) {
+        self.errors
+            .get_or_create(&vec![("code", code.to_owned()), ("source", source.to_owned())])
+            .inc();
+    }
+
+    /// Sets the number of engines in a state.
+    pub fn engines(&self, role: Role, state: &'static str, count: usize) {
+        let labels = vec![("role", role.as_str().to_owned()), ("state", state.to_owned())];
+        self.engines.get_or_create(&labels).set(count as i64);
+    }
+
+    /// One registration message was dealt with.
+    pub fn registration(&self, result: &'static str) {
+        self.registrations
+            .get_or_create(&vec![("result", result.to_owned())])
+            .inc();
+    }
+
+    /// One connection was refused at the registration port.
+    pub fn guard_reject(&self, reason: &'static str) {
+        self.guard_rejects
+            .get_or_create(&vec![("reason", reason.to_owned())])
+            .inc();
+    }
+
+    /// One message to an engine's notify ports.
+    pub fn kv_message(&self, kind: &'static str, outcome: &'static str) {
+        self.kv_messages
+            .get_or_create(&vec![("kind", kind.to_owned()), ("outcome", outcome.to_owned())])
+            .inc();
+    }
+
+    /// A parked leg ended.
+    pub fn parked(&self, outcome: &'static str) {
+        self.parked.get_or_create(&vec![("outcome", outcome.to_owned())]).inc();
+    }
+
+    /// An attempt beyond an exchange's first.
+    pub fn attempt(&self, cause: &'static str) {
+        self.attempts.get_or_create(&vec![("cause", cause.to_owned())]).inc();
+    }
+
+    /// A pair was picked.
+    pub fn decision(&self, policy: &'static str) {
+        self.decisions.get_or_create(&vec![("policy", policy.to_owned())]).inc();
+    }
+
+    /// An exchange opened.
+    pub fn open_exchange(&self) {
+        self.exchanges_opened.fetch_add(1, Ordering::Relaxed);
+        self.exchanges_open.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.inc();
+    }
+
+    /// An exchange closed.
+    pub fn close_exchange(&self) {
+        self.exchanges_open.fetch_sub(1, Ordering::Relaxed);
+        self.in_flight.dec();
+    }
+
+    /// Exchanges that are open.
+    pub fn exchanges_open(&self) -> usize {
+        self.exchanges_open.load(Ordering::Relaxed)
+    }
+
+    /// Exchanges since the start.
+    pub fn exchanges_opened(&self) -> u64 {
+        self.exchanges_opened.load(Ordering::Relaxed)
+    }
+}
+
+fn engine_labels(role: Role, engine: &str) -> Labels {
+    vec![("role", role.as_str().to_owned()), ("engine", engine.to_owned())]
+}

@@ -1,0 +1,182 @@
+//! WRITE decode legs that must not be closed yet. Until its first byte such a leg waits for KV that prefill pushes; an engine
+//! whose waiting leg is closed loses the leg's blocks for good (protocol 13.1). So when its client has left, or its prefill
+//! has failed, the leg is drained unseen: prefill's push wakes it, or, when none can come, a message of ours does.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::Either;
+use http::Response;
+use http_body_util::BodyExt;
+use tokio_util::task::TaskTracker;
+
+use crate::engine::Role;
+use crate::metrics::{LegStatus, Metrics};
+use crate::policy::Contact;
+use crate::pool::{Engine, Seat, Verdict};
+use crate::release::{Held, Notifier};
+use crate::upstream::LegFailure;
+
+/// How often the waking message is repeated: one that arrives before the leg is parked is lost.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Prefill's leg to its end; its seat is inside.
+pub type PrefillFuture = Pin<Box<dyn Future<Output = Result<bytes::Bytes, LegFailure>> + Send>>;
+/// Decode's leg to its head.
+pub type DecodeFuture = Pin<Box<dyn Future<Output = Result<(Response<reqwest::Body>, Seat), LegFailure>> + Send>>;
+
+/// How far prefill is.
+pub enum PrefillLeg {
+    /// It may still write, or fail.
+    Running(PrefillFuture),
+    /// It answered with a success: it writes as soon as decode has announced its blocks.
+    Answered,
+    /// It failed or was never dispatched: nothing will be written.
+    Failed,
+}
+
+/// How far decode is.
+pub enum DecodeLeg {
+    /// It has not answered.
+    Sending(DecodeFuture),
+    /// Its head has come, no byte of its body.
+    Open(reqwest::Body, Seat),
+}
+
+/// What drains parked legs.
+#[derive(Clone, Debug)]
+pub struct Keeper {
+    /// Wakes and releases.
+    pub notifier: Notifier,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// The stop waits for these.
+    pub tasks: TaskTracker,
+    /// Decode's time after prefill's success (`--first-byte-timeout`).
+    pub first_byte: Duration,
+    /// Decode's time after it was woken (`--unpark-timeout`).
+    pub unpark: Duration,
+}
+
+/// What it takes to let a parked leg outlive its client.
+pub struct Parked {
+    /// Who drains it.
+    pub keeper: Keeper,
+    /// How far prefill is.
+    pub prefill: PrefillLeg,
+    /// Prefill's blocks, not armed while decode may take them.
+    pub held: Held,
+    /// Decode.
+    pub decode: Arc<Engine>,
+    /// The transfer's id.
+    pub transfer_id: String,
+}
+
+/// How the wait for a first byte ended.
+enum Woken {
+    Byte,
+    Over,
+}
+
+impl Parked {
+    /// The client left after the head: drain what decode still owes.
+    pub fn outlive(self, body: reqwest::Body, seat: Seat, contact: Contact) {
+        self.drain(DecodeLeg::Open(body, seat), contact);
+    }
+
+    /// Drains a leg in the background, bounded in time and counted.
+    pub fn drain(self, decode: DecodeLeg, mut contact: Contact) {
+        let keeper = self.keeper.clone();
+        keeper.metrics.parked_in_flight.inc();
+        keeper.tasks.clone().spawn(async move {
+            let outcome = self.run(decode, &mut contact).await;
+            keeper.metrics.parked_in_flight.dec();
+            keeper.metrics.parked(outcome);
+        });
+    }
+
+    async fn run(self, decode: DecodeLeg, contact: &mut Contact) -> &'static str {
+        let Parked {
+            keeper,
+            prefill,
+            mut held,
+            decode: engine,
+            transfer_id,
+        } = self;
+        let mut first = Box::pin(first_byte(decode));
+        let mut can_write = true;
+        match prefill {
+            PrefillLeg::Running(prefill) => match futures::future::select(prefill, &mut first).await {
+                Either::Left((Ok(_), _)) => {}
+                Either::Left((Err(failure), _)) => {
+                    can_write = false;
+                    if failure.may_run_on() {
+                        held.release();
+                    }
+                }
+                Either::Right((Woken::Byte, prefill)) => {
+                    contact.prove();
+                    let _ = prefill.await;
+                    return "written";
+                }
+                Either::Right((Woken::Over, prefill)) => {
+                    drop(prefill);
+                    held.release();
+                    return "refused";
+                }
+            },
+            PrefillLeg::Answered => {}
+            PrefillLeg::Failed => can_write = false,
+        }
+        if can_write {
+            match tokio::time::timeout(keeper.first_byte, &mut first).await {
+                Ok(Woken::Byte) => {
+                    contact.prove();
+                    return "written";
+                }
+                Ok(Woken::Over) => {
+                    held.release();
+                    return "refused";
+                }
+                // Before decode is woken it must be certain that prefill writes no more.
+                Err(_) => held.release(),
+            }
+        }
+        let deadline = tokio::time::Instant::now() + keeper.unpark;
+        while keeper.notifier.unpark(&engine, &transfer_id) {
+            let again = (tokio::time::Instant::now() + AGAIN).min(deadline);
+            match tokio::time::timeout_at(again, &mut first).await {
+                Ok(_) => return "unparked",
+                Err(_) if again == deadline => break,
+                Err(_) => {}
+            }
+        }
+        // What is left is patience: closing a parked leg would lose its blocks, another end may still come.
+        match tokio::time::timeout_at(deadline, &mut first).await {
+            Ok(_) => "ended",
+            Err(_) => {
+                tracing::warn!(role = %Role::Decode, engine = %engine.name, "parked leg could not be woken: its KV blocks may be lost");
+                "expired"
+            }
+        }
+    }
+}
+
+/// Waits for the first byte of a leg and closes it.
+async fn first_byte(decode: DecodeLeg) -> Woken {
+    let (mut body, mut seat) = match decode {
+        DecodeLeg::Open(body, seat) => (body, seat),
+        DecodeLeg::Sending(head) => match head.await {
+            Ok((response, seat)) => (response.into_body(), seat),
+            Err(_) => return Woken::Over,
+        },
+    };
+    while let Some(Ok(frame)) = body.frame().await {
+        if frame.data_ref().is_some_and(|data| !data.is_empty()) {
+            seat.end(LegStatus::Cancelled, Verdict::None);
+            return Woken::Byte;
+        }
+    }
+    Woken::Over
+}

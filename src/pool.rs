@@ -1,0 +1,396 @@
+//! The pool as a request sees it: engines with their load and breaker, and one immutable snapshot of all of them.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::compat::{self, Release, Traits};
+use crate::engine::{Mode, Registration, Role};
+use crate::health::{Admission, Breaker, BreakerLimits, Circuit};
+use crate::metrics::{EngineMetrics, LegStatus, Metrics};
+
+/// Where an engine stands between its first ping and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Registered; its first probe has not answered yet.
+    Probing,
+    /// Alive and usable.
+    Ready,
+    /// Registered, but its HTTP server or a KV port does not answer as it should.
+    Unhealthy,
+    /// Registered with another mode than the pool's: kept, unused.
+    OtherMode,
+}
+
+impl State {
+    /// All states, for gauges that must fall back to zero.
+    pub const ALL: [State; 4] = [State::Probing, State::Ready, State::Unhealthy, State::OtherMode];
+
+    /// The word for metrics and status pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Probing => "probing",
+            State::Ready => "ready",
+            State::Unhealthy => "unhealthy",
+            State::OtherMode => "other_mode",
+        }
+    }
+}
+
+/// What lives as long as the engine is registered, however often its record is replaced: its load and its breaker.
+#[derive(Debug)]
+pub struct Vitals {
+    in_flight: AtomicUsize,
+    breaker: Mutex<Breaker>,
+    refused: AtomicBool,
+    /// Counters of the engine.
+    pub metrics: EngineMetrics,
+}
+
+impl Vitals {
+    /// An idle engine with a closed breaker.
+    pub fn new(limits: BreakerLimits, metrics: EngineMetrics) -> Arc<Self> {
+        Arc::new(Vitals {
+            in_flight: AtomicUsize::new(0),
+            breaker: Mutex::new(Breaker::new(limits)),
+            refused: AtomicBool::new(false),
+            metrics,
+        })
+    }
+
+    /// Runs a few statements on the breaker and shows its state in the gauge. The lock is never held across an await.
+    fn breaker<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
+        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        act(&mut breaker)
+    }
+
+    /// Legs in flight.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The breaker's state.
+    pub fn circuit(&self, now: Instant) -> Circuit {
+        let circuit = self.breaker(|b| b.circuit(now));
+        self.metrics.circuit.set(match circuit {
+            Circuit::Closed => 0,
+            Circuit::Probation => 1,
+            Circuit::Open => 2,
+        });
+        circuit
+    }
+
+    /// Whether a leg's connection was refused since the last call: reason to probe the engine now.
+    pub fn take_refused(&self) -> bool {
+        self.refused.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether the breaker would let a leg through.
+    pub fn usable(&self, now: Instant) -> bool {
+        self.breaker(|b| b.usable(now))
+    }
+}
+
+/// One engine at one moment. A change of what it says or of its state makes a new record with the same [`Vitals`].
+#[derive(Debug)]
+pub struct Engine {
+    /// What it said of itself.
+    pub registration: Registration,
+    /// Its address as text, made once.
+    pub name: String,
+    /// Its address as a URL, parsed once.
+    pub base: reqwest::Url,
+    /// Its release, once its `/version` answered.
+    pub release: Option<Release>,
+    /// What that release needs and understands.
+    pub traits: &'static Traits,
+    /// Where it stands.
+    pub state: State,
+    /// Names one life of one engine, unique in the process: a restart makes a new one (design C24).
+    pub incarnation: u64,
+    /// A hash of its handshake address, under which peers remember it.
+    pub endpoint: u64,
+    /// Load and breaker.
+    pub vitals: Arc<Vitals>,
+}
+
+impl Engine {
+    /// A record of an engine. `None` when its address makes no URL, which decoding has ruled out.
+    pub fn new(
+        registration: Registration,
+        release: Option<Release>,
+        state: State,
+        incarnation: u64,
+        vitals: Arc<Vitals>,
+    ) -> Option<Self> {
+        let mut hasher = DefaultHasher::new();
+        (&registration.kv.host, registration.kv.handshake).hash(&mut hasher);
+        Some(Engine {
+            name: registration.http.to_string(),
+            base: registration.http.url("/").parse().ok()?,
+            release,
+            traits: compat::traits(release, registration.dialect),
+            state,
+            incarnation,
+            endpoint: hasher.finish(),
+            vitals,
+            registration,
+        })
+    }
+
+    /// Prefill or decode.
+    pub fn role(&self) -> Role {
+        self.registration.role
+    }
+
+    /// Whether work may be sent to it now.
+    pub fn is_usable(&self, now: Instant) -> bool {
+        self.state == State::Ready && self.vitals.usable(now)
+    }
+
+    /// Takes a place on the engine, or not: its breaker may be open or its trial taken. The place is given back by
+    /// [`Seat::end`], once, or by dropping the seat, which counts as cancelled.
+    pub fn take_seat(self: &Arc<Self>, now: Instant) -> Option<Seat> {
+        let admission = self.vitals.breaker(|b| b.admit(now))?;
+        self.vitals.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.vitals.metrics.in_flight.inc();
+        Some(Seat {
+            engine: self.clone(),
+            admission,
+            end: None,
+        })
+    }
+}
+
+/// What a leg's end says about its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It works.
+    Healthy,
+    /// Transport error, time limit, or a 5xx other than 503.
+    Ailing,
+    /// Nobody listens at its address.
+    Refusing,
+    /// Nothing can be concluded.
+    None,
+}
+
+/// One leg's place on an engine: the engine's load goes up with it and down when it is dropped, whatever happens.
+#[derive(Debug)]
+pub struct Seat {
+    /// The engine.
+    pub engine: Arc<Engine>,
+    admission: Admission,
+    end: Option<(LegStatus, Verdict)>,
+}
+
+impl Seat {
+    /// Says how the leg ended. The first word counts.
+    pub fn end(&mut self, status: LegStatus, verdict: Verdict) {
+        if self.end.is_none() {
+            self.end = Some((status, verdict));
+        }
+    }
+
+    /// How the leg ended, as far as it has.
+    pub fn ended(&self) -> Option<LegStatus> {
+        self.end.map(|(status, _)| status)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let (status, verdict) = self.end.unwrap_or((LegStatus::Cancelled, Verdict::None));
+        let vitals = &self.engine.vitals;
+        vitals.in_flight.fetch_sub(1, Ordering::Relaxed);
+        vitals.metrics.in_flight.dec();
+        vitals.metrics.leg(status);
+        let now = Instant::now();
+        let opened = vitals.breaker(|breaker| match verdict {
+            Verdict::Healthy => {
+                breaker.succeed(self.admission);
+                false
+            }
+            Verdict::Ailing => breaker.fail(self.admission, now),
+            Verdict::Refusing => {
+                vitals.refused.store(true, Ordering::Relaxed);
+                breaker.refuse(self.admission, now)
+            }
+            Verdict::None => {
+                breaker.abstain(self.admission);
+                false
+            }
+        });
+        if opened {
+            tracing::warn!(role = %self.engine.role(), engine = %self.engine.name, last = status.as_str(), "circuit opened");
+        }
+    }
+}
+
+/// A prefill engine and one of its ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Index in [`Pool::prefill`].
+    pub engine: usize,
+    /// Rank inside the engine, 0 to `dp_size` - 1.
+    pub rank: u32,
+}
+
+/// All engines at one moment, in the order in which they registered.
+#[derive(Debug, Default)]
+pub struct Pool {
+    /// Prefill engines in any state.
+    pub prefill: Vec<Arc<Engine>>,
+    /// Decode engines in any state.
+    pub decode: Vec<Arc<Engine>>,
+    /// The mode that pairs are made in: that of the engines that came first.
+    pub mode: Option<Mode>,
+    /// Ready prefill engines' ranks, every engine's first rank before anyone's second.
+    pub prefill_slots: Vec<Slot>,
+    /// Ready decode engines, as indexes in [`Pool::decode`].
+    pub decode_slots: Vec<usize>,
+    /// Engines whose first probe is in flight.
+    pub probing: usize,
+}
+
+impl Pool {
+    /// Arranges engines (in order of registration) into a snapshot.
+    pub fn new(engines: impl IntoIterator<Item = Arc<Engine>>, mode: Option<Mode>) -> Self {
+        let mut pool = Pool {
+            mode,
+            ..Pool::default()
+        };
+        for engine in engines {
+            pool.probing += usize::from(engine.state == State::Probing);
+            match engine.role() {
+                Role::Prefill => pool.prefill.push(engine),
+                Role::Decode => pool.decode.push(engine),
+            }
+        }
+        let ready = |engine: &Arc<Engine>| engine.state == State::Ready;
+        let ranks = pool
+            .prefill
+            .iter()
+            .filter(|e| ready(e))
+            .map(|e| e.registration.dp_size)
+            .max()
+            .unwrap_or(0);
+        for rank in 0..ranks {
+            let has = |e: &Arc<Engine>| ready(e) && rank < e.registration.dp_size;
+            let slots = pool.prefill.iter().enumerate().filter(|(_, e)| has(e));
+            pool.prefill_slots
+                .extend(slots.map(|(engine, _)| Slot { engine, rank }));
+        }
+        pool.decode_slots = (0..pool.decode.len()).filter(|i| ready(&pool.decode[*i])).collect();
+        pool
+    }
+
+    /// Every engine.
+    pub fn engines(&self) -> impl Iterator<Item = &Arc<Engine>> {
+        self.prefill.iter().chain(&self.decode)
+    }
+
+    /// Whether at least one engine of each role is ready.
+    pub fn has_pair(&self) -> bool {
+        !self.prefill_slots.is_empty() && !self.decode_slots.is_empty()
+    }
+
+    /// Engines whose breaker lets nothing through.
+    pub fn open_circuits(&self, now: Instant) -> usize {
+        self.engines()
+            .filter(|e| e.vitals.circuit(now) == Circuit::Open)
+            .count()
+    }
+
+    /// Sets the gauges of engines by role and state.
+    pub fn count(&self, metrics: &Metrics) {
+        for (role, engines) in [(Role::Prefill, &self.prefill), (Role::Decode, &self.decode)] {
+            for state in State::ALL {
+                metrics.engines(
+                    role,
+                    state.as_str(),
+                    engines.iter().filter(|e| e.state == state).count(),
+                );
+            }
+        }
+    }
+}
+
+/// How long a request waits for first probes that are in flight before it is told that there is no pair (design C15).
+pub const FIRST_PROBE_WAIT: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::engine::{Dialect, HttpAddress, KvEndpoint};
+
+    fn record(port: u16, role: Role, dp_size: u32, state: State, incarnation: u64) -> Arc<Engine> {
+        let limits = BreakerLimits {
+            failures: 2,
+            open: Duration::from_secs(5),
+            open_max: Duration::from_secs(5),
+        };
+        let http = HttpAddress {
+            host: "10.0.0.1".into(),
+            port,
+        };
+        let kv = KvEndpoint {
+            host: "10.0.0.1".into(),
+            handshake: port,
+            notify: 61005,
+            text: String::new(),
+        };
+        let (mode, dialect, index) = (Mode::Read, Dialect::B, None);
+        let registration = Registration {
+            role,
+            http,
+            kv,
+            dp_size,
+            tp_size: 1,
+            mode,
+            dialect,
+            index,
+        };
+        let vitals = Vitals::new(limits, Metrics::new().engine(role, "x"));
+        Arc::new(Engine::new(registration, None, state, incarnation, vitals).unwrap())
+    }
+
+    /// A ready engine for the tests of files below.
+    pub(crate) fn engine_of(port: u16, role: Role, dp_size: u32, incarnation: u64) -> Arc<Engine> {
+        record(port, role, dp_size, State::Ready, incarnation)
+    }
+
+    #[test]
+    fn case_35_slots_go_round_engines_before_ranks() {
+        let engines = [
+            record(1, Role::Prefill, 2, State::Ready, 1),
+            record(2, Role::Prefill, 2, State::Ready, 2),
+            record(3, Role::Prefill, 4, State::Unhealthy, 3),
+            record(4, Role::Decode, 2, State::Ready, 4),
+            record(5, Role::Decode, 1, State::Probing, 5),
+        ];
+        let pool = Pool::new(engines, Some(Mode::Read));
+        let slots: Vec<_> = pool.prefill_slots.iter().map(|s| (s.engine, s.rank)).collect();
+        assert_eq!(slots, [(0, 0), (1, 0), (0, 1), (1, 1)]);
+        assert_eq!((pool.decode_slots, pool.probing), (vec![0], 1));
+    }
+
+    #[test]
+    fn a_seat_lowers_the_load_once_on_every_path() {
+        let engine = engine_of(1, Role::Decode, 1, 1);
+        let now = Instant::now();
+        let mut ended = engine.take_seat(now).unwrap();
+        let dropped = engine.take_seat(now).unwrap();
+        assert_eq!(engine.vitals.in_flight(), 2);
+        ended.end(LegStatus::Success, Verdict::Healthy);
+        ended.end(LegStatus::Broken, Verdict::Ailing);
+        drop(ended);
+        drop(dropped);
+        assert_eq!(engine.vitals.in_flight(), 0);
+        for _ in 0..2 {
+            engine.take_seat(now).unwrap().end(LegStatus::Failed, Verdict::Ailing);
+        }
+        assert!(engine.take_seat(now).is_none(), "two failures in a row");
+    }
+}

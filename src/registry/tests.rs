@@ -1,0 +1,219 @@
+//! The registry under passed-in time.
+
+use super::*;
+use crate::engine::{Dialect, KvEndpoint, Role};
+
+const LIMITS: RegistryLimits = RegistryLimits {
+    ttl: Duration::from_secs(15),
+    max_engines: 3,
+    breaker: BreakerLimits {
+        failures: 5,
+        open: Duration::from_secs(5),
+        open_max: Duration::from_secs(30),
+    },
+};
+
+fn says(port: u16, role: Role) -> Registration {
+    Registration {
+        role,
+        http: HttpAddress {
+            host: "10.0.0.1".into(),
+            port,
+        },
+        kv: KvEndpoint {
+            host: "10.0.0.1".into(),
+            handshake: port + 1000,
+            notify: port + 2000,
+            text: format!("{port}"),
+        },
+        dp_size: 1,
+        tp_size: 1,
+        mode: Mode::Read,
+        dialect: Dialect::A,
+        index: Some(1),
+    }
+}
+
+fn registry() -> (Registry, Instant) {
+    (Registry::new(LIMITS, Arc::new(Metrics::new())), Instant::now())
+}
+
+/// Gives out due probes and answers each.
+fn probe(registry: &mut Registry, now: Instant, result: Probe) -> usize {
+    let orders = registry.due(now);
+    for order in &orders {
+        registry.probed(&order.registration.http, order.incarnation, result, now);
+    }
+    registry.publish();
+    orders.len()
+}
+
+fn pool(registry: &Registry) -> Arc<Pool> {
+    registry.subscribe().borrow().clone()
+}
+
+fn only_incarnation(registry: &Registry) -> u64 {
+    pool(registry).engines().next().unwrap().incarnation
+}
+
+#[test]
+fn an_engine_is_probed_before_it_is_used() {
+    let (mut registry, now) = registry();
+    assert_eq!(registry.hear(says(1, Role::Prefill), now), Outcome::Added);
+    registry.publish();
+    assert_eq!((pool(&registry).probing, pool(&registry).prefill_slots.len()), (1, 0));
+    assert_eq!(probe(&mut registry, now, Probe::Refused), 1);
+    assert_eq!(pool(&registry).prefill[0].state, State::Unhealthy);
+    let first = only_incarnation(&registry);
+    assert_eq!(probe(&mut registry, now, Probe::Alive(None)), 0, "not before its time");
+    assert_eq!(probe(&mut registry, now + PROBE_AGAIN, Probe::Alive(None)), 1);
+    assert_eq!(pool(&registry).prefill_slots.len(), 1);
+    assert_eq!(only_incarnation(&registry), first, "HTTP that opens late is no restart");
+}
+
+#[test]
+fn cases_4_7_8_refresh_restart_and_move() {
+    let (mut registry, now) = registry();
+    registry.hear(says(1, Role::Prefill), now);
+    probe(&mut registry, now, Probe::Alive(None));
+    let before = pool(&registry);
+    assert_eq!(
+        registry.hear(
+            Registration {
+                index: Some(2),
+                ..says(1, Role::Prefill)
+            },
+            now
+        ),
+        Outcome::Refreshed
+    );
+    assert!(registry.publish().is_empty());
+    assert!(Arc::ptr_eq(&before, &pool(&registry)), "a ping publishes nothing");
+
+    assert_eq!(
+        registry.hear(says(1, Role::Prefill), now),
+        Outcome::Restarted,
+        "the index fell back"
+    );
+    let mut moved = Registration {
+        index: Some(2),
+        ..says(1, Role::Prefill)
+    };
+    moved.kv.handshake = 6401;
+    assert_eq!(registry.hear(moved, now), Outcome::Restarted);
+    assert_eq!(registry.publish().len(), 2, "two lives have ended");
+    assert_eq!(
+        (
+            pool(&registry).prefill.len(),
+            pool(&registry).prefill[0].registration.kv.handshake
+        ),
+        (1, 6401)
+    );
+
+    assert_eq!(registry.hear(says(1, Role::Decode), now), Outcome::Restarted);
+    registry.publish();
+    assert_eq!((pool(&registry).prefill.len(), pool(&registry).decode.len()), (0, 1));
+}
+
+#[test]
+fn silence_alone_is_no_death() {
+    let (mut registry, start) = registry();
+    registry.hear(says(1, Role::Prefill), start);
+    probe(&mut registry, start, Probe::Alive(None));
+    let later = start + LIMITS.ttl + Duration::from_secs(1);
+    assert_eq!(probe(&mut registry, later, Probe::Alive(None)), 1);
+    assert_eq!(pool(&registry).prefill_slots.len(), 1);
+    let life = only_incarnation(&registry);
+    registry.hear(says(1, Role::Prefill), later);
+    assert_eq!(only_incarnation(&registry), life);
+    let end = later + LIMITS.ttl + Duration::from_secs(11);
+    assert_eq!(probe(&mut registry, end, Probe::Silent), 1);
+    assert_eq!(pool(&registry).prefill.len(), 0);
+    registry.hear(says(1, Role::Prefill), end);
+    registry.publish();
+    assert_ne!(only_incarnation(&registry), life);
+}
+
+#[test]
+fn refused_and_back_is_another_incarnation() {
+    let (mut registry, start) = registry();
+    registry.hear(says(1, Role::Prefill), start);
+    probe(&mut registry, start, Probe::Alive(None));
+    let life = only_incarnation(&registry);
+    let later = start + PROBE_READY;
+    assert_eq!(probe(&mut registry, later, Probe::Refused), 1);
+    assert_eq!(pool(&registry).prefill_slots.len(), 0);
+    assert_eq!(probe(&mut registry, later + PROBE_AGAIN, Probe::Alive(None)), 1);
+    assert_eq!(pool(&registry).prefill_slots.len(), 1);
+    assert_ne!(only_incarnation(&registry), life);
+}
+
+#[test]
+fn a_late_health_answer_does_not_stop_a_ready_engine() {
+    let (mut registry, start) = registry();
+    registry.hear(says(1, Role::Prefill), start);
+    probe(&mut registry, start, Probe::Alive(None));
+    assert_eq!(probe(&mut registry, start + PROBE_READY, Probe::Silent), 1);
+    assert_eq!(pool(&registry).prefill_slots.len(), 1);
+    assert_eq!(probe(&mut registry, start + PROBE_READY * 2, Probe::Unhealthy), 1);
+    assert_eq!(pool(&registry).prefill_slots.len(), 0);
+}
+
+#[test]
+fn cases_9_22_one_mode_until_its_last_engine_leaves() {
+    let (mut registry, start) = registry();
+    registry.hear(says(1, Role::Prefill), start);
+    registry.hear(
+        Registration {
+            mode: Mode::Write,
+            ..says(2, Role::Decode)
+        },
+        start,
+    );
+    probe(&mut registry, start, Probe::Alive(None));
+    assert_eq!(
+        (pool(&registry).mode, pool(&registry).decode[0].state),
+        (Some(Mode::Read), State::OtherMode)
+    );
+    let later = start + LIMITS.ttl + Duration::from_secs(1);
+    registry.hear(
+        Registration {
+            mode: Mode::Write,
+            ..says(2, Role::Decode)
+        },
+        later,
+    );
+    let orders = registry.due(later);
+    for order in orders {
+        let alive = order.registration.role == Role::Decode;
+        let result = if alive { Probe::Alive(None) } else { Probe::Refused };
+        registry.probed(&order.registration.http, order.incarnation, result, later);
+    }
+    registry.publish();
+    assert_eq!(
+        (pool(&registry).mode, pool(&registry).decode[0].state),
+        (Some(Mode::Write), State::Ready)
+    );
+}
+
+#[test]
+fn the_number_of_engines_is_bounded() {
+    let (mut registry, now) = registry();
+    for port in 1..=3 {
+        assert_eq!(registry.hear(says(port, Role::Prefill), now), Outcome::Added);
+    }
+    assert_eq!(registry.hear(says(4, Role::Prefill), now), Outcome::Full);
+    assert_eq!(registry.hear(says(3, Role::Prefill), now), Outcome::Refreshed);
+}
+
+#[test]
+fn a_refused_leg_asks_for_a_probe() {
+    let (mut registry, now) = registry();
+    registry.hear(says(1, Role::Prefill), now);
+    probe(&mut registry, now, Probe::Alive(None));
+    assert!(registry.due(now).is_empty());
+    let mut seat = pool(&registry).prefill[0].take_seat(now).unwrap();
+    seat.end(crate::metrics::LegStatus::Connect, crate::pool::Verdict::Refusing);
+    drop(seat);
+    assert_eq!(registry.due(now).len(), 1);
+}

@@ -1,0 +1,234 @@
+//! Messages to engines' notify ports: a prefill engine is told that nobody will fetch a transfer (release), a parked decode
+//! engine that its KV will not come (un-park). Sent over sockets of their own from a thread of their own: an engine that does
+//! not take them costs exchanges nothing. Only what an engine of that release understands is sent (`compat.rs`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::{Semaphore, mpsc};
+use zeromq::{Socket, SocketSend};
+
+use crate::compat::{ReleaseForm, notify_ports};
+use crate::metrics::Metrics;
+use crate::pool::Engine;
+
+/// Messages that wait to be sent; more are dropped and counted.
+const QUEUE: usize = 4096;
+/// Messages that are being sent at once.
+const AT_ONCE: usize = 64;
+/// Time for connecting and sending.
+const SEND_LIMIT: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Serialize)]
+struct Release<'a> {
+    r#type: &'static str,
+    transfer_id: &'a str,
+    consumer_tp_size: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Outcome<'a> {
+    r#type: &'static str,
+    transfer_id: &'a str,
+}
+
+#[derive(Debug)]
+struct Message {
+    kind: &'static str,
+    address: String,
+    payload: Bytes,
+}
+
+/// The sender's handle.
+#[derive(Clone, Debug)]
+pub struct Notifier {
+    queue: Option<mpsc::Sender<Message>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Notifier {
+    /// Starts the sending thread; with `enabled` false (`--kv-release off`) nothing is ever sent.
+    ///
+    /// # Errors
+    /// When the thread or its runtime cannot be made.
+    pub fn start(enabled: bool, metrics: Arc<Metrics>) -> std::io::Result<Self> {
+        if !enabled {
+            return Ok(Notifier { queue: None, metrics });
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (queue, messages) = mpsc::channel(QUEUE);
+        let counted = metrics.clone();
+        // The thread ends with the last handle: the channel closes, and what is queued is still sent.
+        std::thread::Builder::new()
+            .name("kv-notify".into())
+            .spawn(move || runtime.block_on(run(messages, counted)))?;
+        Ok(Notifier {
+            queue: Some(queue),
+            metrics,
+        })
+    }
+
+    /// Tells every notify port of a prefill slot that nobody will fetch or receive the transfer (protocol 8.3, 13.1).
+    pub fn release(&self, prefill: &Engine, rank: u32, transfer_id: &str) {
+        let payload = match prefill.traits.release {
+            ReleaseForm::None => return self.metrics.kv_message("release", "unsupported"),
+            ReleaseForm::Text => Bytes::from(transfer_id.to_owned()),
+            ReleaseForm::Map => packed(&Release {
+                r#type: "release",
+                transfer_id,
+                consumer_tp_size: 1,
+            }),
+        };
+        self.send("release", prefill, rank, payload);
+    }
+
+    /// Wakes a parked decode leg whose prefill can certainly not write any more. Says whether the engine's release and
+    /// size allow it.
+    pub fn unpark(&self, decode: &Engine, transfer_id: &str) -> bool {
+        let registration = &decode.registration;
+        if decode.traits.write_failed {
+            let payload = packed(&Outcome {
+                r#type: "write_failed",
+                transfer_id,
+            });
+            for rank in 0..registration.dp_size {
+                self.send("write_failed", decode, rank, payload.clone());
+            }
+        } else if decode.traits.unpark && registration.dp_size == 1 {
+            self.send(
+                "unpark",
+                decode,
+                0,
+                packed(&Outcome {
+                    r#type: "write_done",
+                    transfer_id,
+                }),
+            );
+        } else {
+            // With several ranks, which of them holds the leg is decode's own secret, and a stray write_done is not known
+            // to be harmless.
+            self.metrics.kv_message("unpark", "unsupported");
+            return false;
+        }
+        self.queue.is_some()
+    }
+
+    /// One message to each tensor-parallel rank's port: base + dp rank + tp rank (protocol 5).
+    fn send(&self, kind: &'static str, engine: &Engine, rank: u32, payload: Bytes) {
+        let Some(queue) = &self.queue else { return };
+        let kv = &engine.registration.kv;
+        let host = if kv.host.contains(':') {
+            format!("[{}]", kv.host)
+        } else {
+            kv.host.clone()
+        };
+        for port in notify_ports(&engine.registration, rank) {
+            let message = Message {
+                kind,
+                address: format!("tcp://{host}:{port}"),
+                payload: payload.clone(),
+            };
+            if queue.try_send(message).is_err() {
+                self.metrics.kv_message(kind, "dropped");
+            }
+        }
+    }
+}
+
+fn packed<T: Serialize>(message: &T) -> Bytes {
+    // Two short texts and a number always encode.
+    rmp_serde::to_vec_named(message).map(Bytes::from).unwrap_or_default()
+}
+
+async fn run(mut messages: mpsc::Receiver<Message>, metrics: Arc<Metrics>) {
+    let room = Arc::new(Semaphore::new(AT_ONCE));
+    while let Some(message) = messages.recv().await {
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            return;
+        };
+        let metrics = metrics.clone();
+        tokio::spawn(async move {
+            let outcome = match tokio::time::timeout(SEND_LIMIT, deliver(&message)).await {
+                Ok(Ok(())) => "sent",
+                Ok(Err(_)) => "failed",
+                Err(_) => "timeout",
+            };
+            metrics.kv_message(message.kind, outcome);
+            if outcome != "sent" {
+                tracing::warn!(kind = message.kind, address = %message.address, outcome, "engine could not be notified");
+            }
+            drop(permit);
+        });
+    }
+    // The handles are gone; what is under way has its own limit.
+    let _ = tokio::time::timeout(SEND_LIMIT, room.acquire_many(AT_ONCE as u32)).await;
+}
+
+async fn deliver(message: &Message) -> zeromq::ZmqResult<()> {
+    let mut socket = zeromq::DealerSocket::new();
+    socket.connect(&message.address).await?;
+    let result = socket.send(message.payload.clone().into()).await;
+    // `send` resolves when the frame is written, so that closing loses nothing.
+    socket.close().await;
+    result
+}
+
+/// A prefill engine's blocks for one transfer, as long as it is certain that nobody reads or writes them: dropping this
+/// releases them, unless they were let go.
+#[derive(Debug)]
+pub struct Held {
+    notifier: Notifier,
+    prefill: Arc<Engine>,
+    rank: u32,
+    transfer_id: String,
+    armed: bool,
+    told: bool,
+}
+
+impl Held {
+    /// Takes responsibility for the blocks of a transfer.
+    pub fn new(notifier: &Notifier, prefill: &Arc<Engine>, rank: Option<u32>, transfer_id: &str) -> Self {
+        let (notifier, prefill) = (notifier.clone(), prefill.clone());
+        Held {
+            notifier,
+            prefill,
+            rank: rank.unwrap_or(0),
+            transfer_id: transfer_id.to_owned(),
+            armed: true,
+            told: false,
+        }
+    }
+
+    /// READ: prefill says which rank holds the blocks.
+    pub fn rank(&mut self, rank: u32) {
+        self.rank = rank;
+    }
+
+    /// The blocks have a reader or writer, or were never allocated: nothing is to be released.
+    pub fn let_go(&mut self) {
+        self.armed = false;
+    }
+
+    /// The reader refused: the blocks are nobody's again.
+    pub fn arm(&mut self) {
+        self.armed = true;
+    }
+
+    /// Releases the blocks now, whoever had them; once.
+    pub fn release(&mut self) {
+        self.armed = false;
+        if !std::mem::replace(&mut self.told, true) {
+            self.notifier.release(&self.prefill, self.rank, &self.transfer_id);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.armed {
+            self.release();
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! One leg over HTTP: which headers go along, how the body is sent, what a failure means for the engine and for a retry.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use tokio::sync::Notify;
+
+use crate::body::Segments;
+use crate::engine::Role;
+use crate::error::{EngineAnswer, ProxyError};
+use crate::metrics::LegStatus;
+use crate::pool::{Engine, Verdict};
+
+/// The largest answer that is read whole: prefill's, and any engine's refusal.
+const WHOLE_ANSWER: usize = 64 * 1024 * 1024;
+/// A reused connection that breaks this soon after the request was written died of its idle time, unread.
+const UNREAD: Duration = Duration::from_millis(50);
+
+/// The request id that both legs share.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The data-parallel rank that prefill is asked to use.
+pub const RANK: HeaderName = HeaderName::from_static("x-data-parallel-rank");
+
+/// Headers of a client that never reach an engine: they belong to one connection, describe a body that is rewritten, or would
+/// choose hosts, ranks or ids (design C5, C7, C22).
+const STRIPPED: [&str; 20] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "host",
+    "content-length",
+    "content-type",
+    "expect",
+    "accept-encoding",
+    "x-request-id",
+    "x-data-parallel-rank",
+    "x-prefiller-host-port",
+    "x-encoder-hosts-ports",
+    "x-data-parallel-host-port",
+    "x-kv-cache-source-host-port",
+];
+
+/// Headers of an engine's answer that belong to its connection with the proxy.
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The client's headers as both legs may have them, with `fallback` as the credential when the client sent none.
+pub fn forwarded(client: &HeaderMap, fallback: Option<&HeaderValue>) -> HeaderMap {
+    let named: Vec<&str> = client
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').map(str::trim))
+        .collect();
+    let mut headers = HeaderMap::with_capacity(client.len() + 3);
+    for (name, value) in client {
+        let dropped = STRIPPED.contains(&name.as_str()) || named.iter().any(|n| n.eq_ignore_ascii_case(name.as_str()));
+        if !dropped {
+            headers.append(name, value.clone());
+        }
+    }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let (false, Some(credential)) = (headers.contains_key(header::AUTHORIZATION), fallback) {
+        headers.insert(header::AUTHORIZATION, credential.clone());
+    }
+    headers
+}
+
+/// An engine's headers as the client may have them.
+pub fn relayed(mut headers: HeaderMap) -> HeaderMap {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').filter_map(|name| name.trim().parse().ok()))
+        .collect();
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+    // An engine may echo its request id, in which both engines' addresses stand.
+    headers.remove(REQUEST_ID);
+    for name in named {
+        headers.remove(name);
+    }
+    headers
+}
+
+/// Why a leg gave no usable answer.
+#[derive(Clone, Debug)]
+pub struct LegFailure {
+    /// What the client is told.
+    pub error: ProxyError,
+    /// How the leg is counted.
+    pub status: LegStatus,
+    /// What it says of the engine.
+    pub verdict: Verdict,
+    /// Whether the engine certainly did not take the work, so that another attempt is safe.
+    pub untouched: bool,
+}
+
+impl LegFailure {
+    /// A limit on time passed.
+    pub fn timeout(role: Role, what: &'static str, limit: Duration, option: &'static str) -> Self {
+        let error = ProxyError::Timeout {
+            role,
+            what,
+            limit,
+            option,
+        };
+        LegFailure {
+            error,
+            status: LegStatus::Timeout,
+            verdict: Verdict::Ailing,
+            untouched: false,
+        }
+    }
+
+    /// The connection broke.
+    pub fn broken(role: Role) -> Self {
+        let error = ProxyError::Broken { role };
+        LegFailure {
+            error,
+            status: LegStatus::Broken,
+            verdict: Verdict::Ailing,
+            untouched: false,
+        }
+    }
+
+    /// Whether the engine may still be at work: nobody has heard it refuse.
+    pub fn may_run_on(&self) -> bool {
+        matches!(self.status, LegStatus::Timeout | LegStatus::Broken)
+    }
+
+    /// The engine answered with something else than a success.
+    fn refused(role: Role, answer: EngineAnswer) -> Self {
+        let (status, verdict) = match answer.status {
+            StatusCode::SERVICE_UNAVAILABLE => (LegStatus::Failed, Verdict::None),
+            status if status.is_server_error() => (LegStatus::Failed, Verdict::Ailing),
+            _ => (LegStatus::Refused, Verdict::Healthy),
+        };
+        let untouched = answer.status == StatusCode::SERVICE_UNAVAILABLE;
+        LegFailure {
+            error: ProxyError::Engine {
+                role,
+                answer: Box::new(answer),
+            },
+            status,
+            verdict,
+            untouched,
+        }
+    }
+}
+
+/// Tells when a leg's request got a connection: its body is asked for only then.
+#[derive(Debug, Default)]
+pub struct Sent {
+    started: AtomicBool,
+    finished: AtomicBool,
+    notify: Notify,
+}
+
+impl Sent {
+    /// Resolves when the request is being written to an open connection.
+    pub async fn started(&self) {
+        let notified = self.notify.notified();
+        if !self.started.load(Ordering::Acquire) {
+            notified.await;
+        }
+    }
+
+    /// Whether the whole request was handed to the connection.
+    pub fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::Acquire)
+    }
+}
+
+struct LegBody {
+    parts: std::vec::IntoIter<Bytes>,
+    left: u64,
+    sent: Arc<Sent>,
+    began: Arc<std::sync::OnceLock<Instant>>,
+}
+
+impl Body for LegBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if !self.sent.started.swap(true, Ordering::AcqRel) {
+            self.sent.notify.notify_waiters();
+        }
+        self.began.get_or_init(Instant::now);
+        let Some(part) = self.parts.next() else {
+            return Poll::Ready(None);
+        };
+        self.left -= part.len() as u64;
+        if self.left == 0 {
+            self.sent.finished.store(true, Ordering::Release);
+        }
+        Poll::Ready(Some(Ok(Frame::data(part))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// The HTTP client that all legs share.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    client: reqwest::Client,
+}
+
+impl Upstream {
+    /// A client without a total time limit: every phase has its own.
+    ///
+    /// # Errors
+    /// When the TLS-free client cannot be built, which only a defect can cause.
+    pub fn new(connect_timeout: Duration) -> Result<Self, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .connect_timeout(connect_timeout)
+            .pool_max_idle_per_host(4096)
+            // The engines' server closes idle connections after 5 s; below that a request cannot meet the closing.
+            .pool_idle_timeout(Duration::from_secs(4))
+            .tcp_nodelay(true)
+            .http1_only()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .build()?;
+        Ok(Upstream { client })
+    }
+
+    /// The client itself, for requests that are no legs.
+    pub fn client(&self) -> &reqwest::Client {
+        &self.client
+    }
+
+    /// Sends one leg and waits for the head of a success.
+    ///
+    /// A reused connection that dies before the engine read the request is replaced once, with the same ids.
+    ///
+    /// # Errors
+    /// No connection, a broken one, or any answer but a success.
+    pub async fn send(
+        &self,
+        engine: &Engine,
+        path: &str,
+        headers: HeaderMap,
+        segments: Segments,
+        sent: Arc<Sent>,
+    ) -> Result<Response<reqwest::Body>, LegFailure> {
+        let role = engine.role();
+        let mut url = engine.base.clone();
+        url.set_path(path);
+        let mut again = true;
+        loop {
+            let began = Arc::new(std::sync::OnceLock::new());
+            let parts: Vec<Bytes> = segments.parts().to_vec();
+            let body = LegBody {
+                parts: parts.into_iter(),
+                left: segments.len(),
+                sent: sent.clone(),
+                began: began.clone(),
+            };
+            let mut request = reqwest::Request::new(http::Method::POST, url.clone());
+            *request.headers_mut() = headers.clone();
+            *request.body_mut() = Some(reqwest::Body::wrap(body));
+            match self.client.execute(request).await {
+                Ok(response) if response.status().is_success() => return Ok(response.into()),
+                Ok(response) => return Err(refusal(role, response.into()).await),
+                Err(error) if error.is_connect() => return Err(no_connection(role, &error)),
+                Err(error) => {
+                    let unread = began.get().is_some_and(|began| began.elapsed() < UNREAD);
+                    if !(again && unread && !error.is_timeout()) {
+                        return Err(LegFailure::broken(role));
+                    }
+                    again = false;
+                }
+            }
+        }
+    }
+}
+
+/// Whether nobody listens at the engine's address.
+pub fn is_refused(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let mut refused = false;
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        refused |= io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused);
+        cause = error.source();
+    }
+    refused
+}
+
+fn no_connection(role: Role, error: &reqwest::Error) -> LegFailure {
+    let verdict = if is_refused(error) {
+        Verdict::Refusing
+    } else {
+        Verdict::Ailing
+    };
+    LegFailure {
+        error: ProxyError::Connect { role },
+        status: LegStatus::Connect,
+        verdict,
+        untouched: true,
+    }
+}
+
+async fn refusal(role: Role, response: Response<reqwest::Body>) -> LegFailure {
+    let (head, body) = response.into_parts();
+    match whole(body).await {
+        Some(body) => {
+            let mut headers = relayed(head.headers);
+            headers.remove(header::CONTENT_LENGTH);
+            LegFailure::refused(
+                role,
+                EngineAnswer {
+                    status: head.status,
+                    headers,
+                    body,
+                },
+            )
+        }
+        None => LegFailure::broken(role),
+    }
+}
+
+/// Reads an answer to its end; `None` when it breaks or is larger than any sane answer.
+pub async fn whole(mut body: reqwest::Body) -> Option<Bytes> {
+    let mut first: Option<Bytes> = None;
+    let mut rest = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.ok()?.into_data() else { continue };
+        match &first {
+            None => first = Some(data),
+            Some(begin) => {
+                if rest.is_empty() {
+                    rest.extend_from_slice(begin);
+                }
+                rest.extend_from_slice(&data);
+            }
+        }
+        if rest.len() > WHOLE_ANSWER {
+            return None;
+        }
+    }
+    Some(if rest.is_empty() {
+        first.unwrap_or_default()
+    } else {
+        rest.freeze()
+    })
+}
