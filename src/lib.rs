@@ -8,6 +8,7 @@
 //! A registration: [`listener`] hears it behind [`guard`], [`discovery`] has it decoded by [`dialect`], [`registry`] keeps the
 //! engine and publishes the [`pool`].
 
+pub mod sim;
 pub mod engine;
 pub mod error;
 pub mod compat;

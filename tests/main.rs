@@ -1,1 +1,5 @@
-//! t
+//! One binary for all tests over sockets.
+
+mod support;
+
+mod exchange;

@@ -1,0 +1,380 @@
+//! A world for tests: a proxy on free ports, simulated engines that register with it, and the checks that must hold at the end
+//! of every story.
+
+pub mod binary;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use moriio_proxy::app::{App, Finish};
+use moriio_proxy::config::Config;
+use moriio_proxy::options::{Key, ServeOptions};
+use moriio_proxy::sim::{Counters, Engine, Mode, Role, Settings};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// The longest that anything is waited for. It only ever passes in full when a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A proxy in this process.
+pub struct Proxy {
+    pub http: SocketAddr,
+    pub registration: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    task: Option<JoinHandle<Finish>>,
+}
+
+impl Proxy {
+    /// A proxy on free loopback ports with these options on top of the defaults.
+    pub fn start(options: &[(Key, &str)]) -> Proxy {
+        let app = App::bind(config(options)).expect("ports are free");
+        let (stop, stopped) = oneshot::channel::<()>();
+        Proxy {
+            http: app.http_address(),
+            registration: app.discovery_address(),
+            stop: Some(stop),
+            task: Some(tokio::spawn(app.run(async {
+                let _ = stopped.await;
+            }))),
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.http)
+    }
+
+    /// Begins the stop; [`Proxy::finish`] waits for its end.
+    pub fn begin_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    pub async fn finish(mut self) -> Finish {
+        self.begin_stop();
+        let task = self.task.take().expect("finished once");
+        tokio::time::timeout(PATIENCE, task)
+            .await
+            .expect("the proxy stops")
+            .expect("the proxy does not panic")
+    }
+
+    /// The value of a metric line, such as `moriio_legs_total{role="prefill"`: all lines that begin so, summed.
+    pub async fn metric(&self, begins: &str) -> f64 {
+        let text = reqwest::get(self.url("/metrics")).await.unwrap().text().await.unwrap();
+        let values = text
+            .lines()
+            .filter(|line| line.starts_with(begins))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        values.sum()
+    }
+
+    pub async fn ready(&self) -> (u16, Value) {
+        let answer = reqwest::get(self.url("/ready")).await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+}
+
+pub fn config(options: &[(Key, &str)]) -> Config {
+    let base = [
+        (Key::Host, "127.0.0.1"),
+        (Key::Port, "0"),
+        (Key::PingHost, "127.0.0.1"),
+        (Key::PingPort, "0"),
+    ];
+    let all = base.iter().chain(options);
+    let typed = all.fold(ServeOptions::default(), |typed, (key, value)| typed.with(*key, *value));
+    Config::resolve(&typed, std::iter::empty())
+        .expect("options of tests are right")
+        .0
+}
+
+/// A proxy and its engines.
+pub struct World {
+    pub proxy: Proxy,
+    pub prefill: Vec<Engine>,
+    pub decode: Vec<Engine>,
+    pub mode: Mode,
+}
+
+/// What a world is made of.
+pub struct Plan {
+    pub mode: Mode,
+    pub prefill: usize,
+    pub decode: usize,
+    pub release: &'static str,
+    pub dp: u32,
+    pub tp: u32,
+    pub options: Vec<(Key, &'static str)>,
+    pub adjust: fn(&mut Settings),
+}
+
+impl Plan {
+    pub fn new(mode: Mode) -> Plan {
+        // The client's own number of tokens, so that texts can be compared with one engine's.
+        let options = vec![(Key::DecodeTokenBudget, "exact")];
+        Plan {
+            mode,
+            prefill: 1,
+            decode: 1,
+            release: "0.32.0",
+            dp: 1,
+            tp: 1,
+            options,
+            adjust: |_| {},
+        }
+    }
+
+    pub fn engines(self, prefill: usize, decode: usize) -> Plan {
+        Plan {
+            prefill,
+            decode,
+            ..self
+        }
+    }
+
+    pub fn with(mut self, key: Key, value: &'static str) -> Plan {
+        self.options.push((key, value));
+        self
+    }
+
+    pub fn settings(&self, role: Role, registration: SocketAddr) -> Settings {
+        let mut settings = Settings::new(role, self.mode, registration.to_string());
+        settings.release = self.release.into();
+        settings.dp = self.dp;
+        settings.tp = self.tp;
+        settings.ping_interval = Duration::from_millis(200);
+        (self.adjust)(&mut settings);
+        settings
+    }
+
+    /// Starts everything and waits until every engine is ready.
+    pub async fn start(self) -> World {
+        let proxy = Proxy::start(&self.options);
+        let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+        for _ in 0..self.prefill {
+            prefill.push(
+                Engine::start(self.settings(Role::Prefill, proxy.registration))
+                    .await
+                    .unwrap(),
+            );
+        }
+        for _ in 0..self.decode {
+            decode.push(
+                Engine::start(self.settings(Role::Decode, proxy.registration))
+                    .await
+                    .unwrap(),
+            );
+        }
+        let world = World {
+            proxy,
+            prefill,
+            decode,
+            mode: self.mode,
+        };
+        world.until_ready(self.prefill + self.decode).await;
+        world
+    }
+}
+
+impl World {
+    pub fn engines(&self) -> impl Iterator<Item = &Engine> {
+        self.prefill.iter().chain(&self.decode)
+    }
+
+    /// Waits until so many engines are ready.
+    pub async fn until_ready(&self, count: usize) {
+        until("engines ready", || async {
+            let (_, body) = self.proxy.ready().await;
+            let ready = body["engines"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|e| e["state"] == "ready" && e["circuit"] == "closed")
+                .count();
+            (ready == count).then_some(()).ok_or_else(|| body.to_string())
+        })
+        .await
+    }
+
+    pub fn total(&self, count: impl Fn(&Counters) -> u64) -> u64 {
+        self.engines().map(|engine| count(&engine.counters())).sum()
+    }
+
+    /// Waits until nothing is in flight and no engine holds a block; nothing may be wrong anywhere.
+    pub async fn settle(&self) {
+        until("the world at rest", || async {
+            for gauge in [
+                "moriio_requests_in_flight",
+                "moriio_legs_in_flight",
+                "moriio_parked_legs_in_flight",
+            ] {
+                let value = self.proxy.metric(gauge).await;
+                if value != 0.0 {
+                    return Err(format!("{gauge} is {value}"));
+                }
+            }
+            for engine in self.engines() {
+                let c = engine.counters();
+                let busy = c.held + c.parked + c.running + c.waiting + c.used_blocks + c.frozen;
+                if busy != c.leaked {
+                    return Err(format!(
+                        "{:?} {} is busy: {c:?}",
+                        engine.settings().role,
+                        engine.http_address()
+                    ));
+                }
+            }
+            Ok(())
+        })
+        .await;
+        self.unharmed();
+    }
+
+    /// No engine has anything to complain of.
+    pub fn unharmed(&self) {
+        for engine in self.engines() {
+            let c = engine.counters();
+            let name = format!("{:?} {}", engine.settings().role, engine.http_address());
+            assert_eq!(engine.violations(), Vec::<String>::new(), "{name}");
+            let harm = [c.leaked_blocks, c.leaked_requests, c.kv_mismatch, c.deaf, c.died];
+            assert_eq!(
+                harm, [0; 5],
+                "leaked blocks, leaked requests, kv mismatches, deaf, died: {name} {c:?}"
+            );
+        }
+    }
+}
+
+/// Looks again and again until `look` is content, and says at the end what it last saw.
+pub async fn until<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, String>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match look().await {
+            Ok(value) => return value,
+            Err(seen) => assert!(Instant::now() < deadline, "waited in vain for {what}: {seen}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits for a condition that needs no await.
+pub async fn until_true(what: &str, mut look: impl FnMut() -> bool) {
+    until(what, || {
+        std::future::ready(if look() { Ok(()) } else { Err("not yet".into()) })
+    })
+    .await
+}
+
+/// What came back for one request.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: http::HeaderMap,
+    pub body: String,
+    /// Whether the body came to its end; false when the connection broke.
+    pub whole: bool,
+}
+
+impl Answer {
+    pub async fn of(response: reqwest::Response) -> Answer {
+        let mut answer = Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: String::new(),
+            whole: false,
+        };
+        let mut response = response;
+        loop {
+            match response.chunk().await {
+                Ok(Some(part)) => answer.body.push_str(&String::from_utf8_lossy(&part)),
+                Ok(None) => {
+                    answer.whole = true;
+                    return answer;
+                }
+                Err(_) => return answer,
+            }
+        }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The events of a stream, without the end marker.
+    pub fn events(&self) -> Vec<Value> {
+        let data = self.body.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+        data.filter(|data| *data != "[DONE]")
+            .map(|data| serde_json::from_str(data).unwrap())
+            .collect()
+    }
+
+    /// The generated text, streamed or not, completions or chat.
+    pub fn text(&self) -> String {
+        let piece = |value: &Value| {
+            let choice = &value["choices"][0];
+            let text = [
+                &choice["text"],
+                &choice["delta"]["content"],
+                &choice["message"]["content"],
+            ];
+            text.iter().find_map(|t| t.as_str()).unwrap_or_default().to_owned()
+        };
+        match self.header("content-type").starts_with("text/event-stream") {
+            true => self.events().iter().map(piece).collect(),
+            false => piece(&self.json()),
+        }
+    }
+
+    pub fn code(&self) -> String {
+        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn source(&self) -> &str {
+        self.header("x-moriio-error-source")
+    }
+}
+
+/// A client that keeps its connections.
+pub fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+/// A completions body.
+pub fn completion(prompt: &str, tokens: usize, stream: bool) -> Value {
+    json!({"model": "sim-model", "prompt": prompt, "max_tokens": tokens, "stream": stream, "temperature": 0})
+}
+
+pub async fn post(proxy: &Proxy, path: &str, body: &Value) -> Answer {
+    let sent = client()
+        .post(proxy.url(path))
+        .header("content-type", "application/json")
+        .body(body.to_string())
+        .send();
+    let response = tokio::time::timeout(PATIENCE, sent)
+        .await
+        .expect("an answer in time")
+        .expect("an answer");
+    tokio::time::timeout(PATIENCE, Answer::of(response))
+        .await
+        .expect("an end in time")
+}
+
+/// Sends a completion and compares its text with one engine's.
+pub async fn generate(proxy: &Proxy, prompt: &str, tokens: usize, stream: bool) {
+    let answer = post(proxy, "/v1/completions", &completion(prompt, tokens, stream)).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(
+        answer.text(),
+        moriio_proxy::sim::expected_text(&json!(prompt), tokens),
+        "{}",
+        answer.body
+    );
+    assert!(answer.whole);
+}
