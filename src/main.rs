@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use moriio_proxy::app::{App, Finish};
 use moriio_proxy::config::{Config, LogFormat};
 use moriio_proxy::options::ServeOptions;
+use moriio_proxy::sim;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Router for vLLM engines that split prefill and decode over AMD's MoRI-IO connector.
@@ -24,6 +25,8 @@ enum Command {
     Serve(ServeOptions),
     /// Validate the configuration, print what it comes to, and exit.
     Check(ServeOptions),
+    /// Run simulated engines that register with a proxy.
+    Sim(sim::Options),
 }
 
 /// Exit code of a usage or start-up error.
@@ -39,6 +42,12 @@ fn main() -> ExitCode {
         None => serve(&cli.serve),
         Some(Command::Serve(options)) => serve(&options),
         Some(Command::Check(options)) => check(&options),
+        Some(Command::Sim(options)) => block_on(2, async move {
+            match sim::run(options, stop_signal()).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fatal(&error),
+            }
+        }),
     }
 }
 
