@@ -208,7 +208,7 @@ impl Metrics {
             self.kv_messages.clone(),
         );
         r.register(
-            "parked_legs",
+            "drained_legs",
             "Decode legs that outlived their client, by outcome",
             self.parked.clone(),
         );

@@ -108,7 +108,7 @@ impl Parked {
         let mut can_write = true;
         match prefill {
             PrefillLeg::Running(prefill) => match futures::future::select(prefill, &mut first).await {
-                Either::Left((Ok(_), _)) => {}
+                Either::Left((Ok(_), _)) => held.finished(),
                 Either::Left((Err(failure), _)) => {
                     can_write = false;
                     if failure.may_run_on() {

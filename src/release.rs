@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use zeromq::{Socket, SocketSend};
 
 use crate::compat::{ReleaseForm, notify_ports};
@@ -18,6 +18,11 @@ use crate::pool::Engine;
 const QUEUE: usize = 4096;
 /// Messages that are being sent at once.
 const AT_ONCE: usize = 64;
+/// When the release of a transfer is repeated whose prefill had not finished when it was closed: the engine may finish it
+/// before it notices, and a release that comes before the blocks are held has no effect.
+const AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+/// Repetitions that wait for their time; more are left out.
+const LATER: usize = 16 * QUEUE;
 /// Time for connecting and sending.
 const SEND_LIMIT: Duration = Duration::from_secs(2);
 
@@ -39,6 +44,7 @@ struct Message {
     kind: &'static str,
     address: String,
     payload: Bytes,
+    after: Duration,
 }
 
 /// The sender's handle.
@@ -71,7 +77,8 @@ impl Notifier {
     }
 
     /// Tells every notify port of a prefill slot that nobody will fetch or receive the transfer (protocol 8.3, 13.1).
-    pub fn release(&self, prefill: &Engine, rank: u32, transfer_id: &str) {
+    /// `unfinished` says that the engine may still be at work on it.
+    pub fn release(&self, prefill: &Engine, rank: u32, transfer_id: &str, unfinished: bool) {
         let payload = match prefill.traits.release {
             ReleaseForm::None => return self.metrics.kv_message("release", "unsupported"),
             ReleaseForm::Text => Bytes::from(transfer_id.to_owned()),
@@ -81,7 +88,10 @@ impl Notifier {
                 consumer_tp_size: 1,
             }),
         };
-        self.send("release", prefill, rank, payload);
+        self.send("release", prefill, rank, payload.clone(), Duration::ZERO);
+        for after in AGAIN.into_iter().filter(|_| unfinished) {
+            self.send("release", prefill, rank, payload.clone(), after);
+        }
     }
 
     /// Wakes a parked decode leg whose prefill can certainly not write any more. Says whether the engine's release and
@@ -94,18 +104,11 @@ impl Notifier {
                 transfer_id,
             });
             for rank in 0..registration.dp_size {
-                self.send("write_failed", decode, rank, payload.clone());
+                self.send("write_failed", decode, rank, payload.clone(), Duration::ZERO);
             }
         } else if decode.traits.unpark && registration.dp_size == 1 {
-            self.send(
-                "unpark",
-                decode,
-                0,
-                packed(&Outcome {
-                    r#type: "write_done",
-                    transfer_id,
-                }),
-            );
+            let payload = packed(&Outcome { r#type: "write_done", transfer_id });
+            self.send("unpark", decode, 0, payload, Duration::ZERO);
         } else {
             // With several ranks, which of them holds the leg is decode's own secret, and a stray write_done is not known
             // to be harmless.
@@ -116,7 +119,7 @@ impl Notifier {
     }
 
     /// One message to each tensor-parallel rank's port: base + dp rank + tp rank (protocol 5).
-    fn send(&self, kind: &'static str, engine: &Engine, rank: u32, payload: Bytes) {
+    fn send(&self, kind: &'static str, engine: &Engine, rank: u32, payload: Bytes, after: Duration) {
         let Some(queue) = &self.queue else { return };
         let kv = &engine.registration.kv;
         let host = if kv.host.contains(':') {
@@ -128,8 +131,7 @@ impl Notifier {
             let message = Message {
                 kind,
                 address: format!("tcp://{host}:{port}"),
-                payload: payload.clone(),
-            };
+                payload: payload.clone(), after };
             if queue.try_send(message).is_err() {
                 self.metrics.kv_message(kind, "dropped");
             }
@@ -144,26 +146,42 @@ fn packed<T: Serialize>(message: &T) -> Bytes {
 
 async fn run(mut messages: mpsc::Receiver<Message>, metrics: Arc<Metrics>) {
     let room = Arc::new(Semaphore::new(AT_ONCE));
+    let later = Arc::new(Semaphore::new(LATER));
     while let Some(message) = messages.recv().await {
-        let Ok(permit) = room.clone().acquire_owned().await else {
-            return;
-        };
         let metrics = metrics.clone();
+        if message.after.is_zero() {
+            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            tokio::spawn(tell(message, metrics, permit));
+            continue;
+        }
+        let (room, Ok(place)) = (room.clone(), later.clone().try_acquire_owned()) else {
+            metrics.kv_message(message.kind, "dropped");
+            continue;
+        };
         tokio::spawn(async move {
-            let outcome = match tokio::time::timeout(SEND_LIMIT, deliver(&message)).await {
-                Ok(Ok(())) => "sent",
-                Ok(Err(_)) => "failed",
-                Err(_) => "timeout",
-            };
-            metrics.kv_message(message.kind, outcome);
-            if outcome != "sent" {
-                tracing::warn!(kind = message.kind, address = %message.address, outcome, "engine could not be notified");
+            tokio::time::sleep(message.after).await;
+            drop(place);
+            if let Ok(permit) = room.acquire_owned().await {
+                tell(message, metrics, permit).await;
             }
-            drop(permit);
         });
     }
     // The handles are gone; what is under way has its own limit.
     let _ = tokio::time::timeout(SEND_LIMIT, room.acquire_many(AT_ONCE as u32)).await;
+}
+
+/// Sends one message and counts what came of it.
+async fn tell(message: Message, metrics: Arc<Metrics>, permit: OwnedSemaphorePermit) {
+    let outcome = match tokio::time::timeout(SEND_LIMIT, deliver(&message)).await {
+        Ok(Ok(())) => "sent",
+        Ok(Err(_)) => "failed",
+        Err(_) => "timeout",
+    };
+    metrics.kv_message(message.kind, outcome);
+    if outcome != "sent" {
+        tracing::warn!(kind = message.kind, address = %message.address, outcome, "engine could not be notified");
+    }
+    drop(permit);
 }
 
 async fn deliver(message: &Message) -> zeromq::ZmqResult<()> {
@@ -185,6 +203,7 @@ pub struct Held {
     transfer_id: String,
     armed: bool,
     told: bool,
+    finished: bool,
 }
 
 impl Held {
@@ -198,7 +217,13 @@ impl Held {
             transfer_id: transfer_id.to_owned(),
             armed: true,
             told: false,
+            finished: false,
         }
+    }
+
+    /// Prefill has answered: what it holds it holds already.
+    pub fn finished(&mut self) {
+        self.finished = true;
     }
 
     /// READ: prefill says which rank holds the blocks.
@@ -220,7 +245,8 @@ impl Held {
     pub fn release(&mut self) {
         self.armed = false;
         if !std::mem::replace(&mut self.told, true) {
-            self.notifier.release(&self.prefill, self.rank, &self.transfer_id);
+            self.notifier
+                .release(&self.prefill, self.rank, &self.transfer_id, !self.finished);
         }
     }
 }

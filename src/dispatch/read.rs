@@ -56,6 +56,7 @@ impl Attempt<'_> {
         if let Some(exchange) = exchange {
             exchange.prefill_done();
         }
+        held.finished();
         let params = self.params(&answer, &prefill.name)?;
         drop(answer);
         if let Some(rank) = params.named_rank(prefill.registration.dp_size) {

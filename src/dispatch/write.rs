@@ -96,6 +96,7 @@ impl Attempt<'_> {
             None => PrefillLeg::Running(running),
             Some(Ok(answer)) => {
                 self.prefill_done(&answer, exchange);
+                held.finished();
                 PrefillLeg::Answered
             }
             Some(Err(failure)) => {
@@ -157,6 +158,9 @@ impl Attempt<'_> {
                 Event::Prefill(Ok(answer)) => {
                     self.prefill_done(&answer, exchange);
                     legs.prefill = Some(PrefillLeg::Answered);
+                    if let Some(rest) = &mut legs.rest {
+                        rest.held.finished();
+                    }
                     limits = self.relay_limits();
                 }
                 // The client hears of it now; dropping the legs wakes decode in the background.

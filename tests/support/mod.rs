@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// The longest that anything is waited for. It only ever passes in full when a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A proxy in this process.
 pub struct Proxy {
@@ -192,6 +192,24 @@ impl World {
                 .filter(|e| e["state"] == "ready" && e["circuit"] == "closed")
                 .count();
             (ready == count).then_some(()).ok_or_else(|| body.to_string())
+        })
+        .await
+    }
+
+    /// Waits until every engine is usable while `traffic` goes on, which trials need.
+    pub async fn until_ready_under<F: Future<Output = ()>>(&self, mut traffic: impl FnMut() -> F) {
+        until("closed circuits", || {
+            let traffic = traffic();
+            async move {
+                traffic.await;
+                let (_, body) = self.proxy.ready().await;
+                let closed = body["engines"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .all(|e| e["circuit"] == "closed");
+                closed.then_some(()).ok_or_else(|| body.to_string())
+            }
         })
         .await
     }
