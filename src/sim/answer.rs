@@ -1,0 +1,299 @@
+//! Answers in OpenAI's shapes, at once or token by token.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::stream;
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use super::ask::{Ask, Surface};
+use super::core::{Blocks, Core, Gauge};
+use super::fault::LegFaults;
+use super::http::Link;
+use super::text::Voice;
+
+/// An answer that is about to be given, with all it holds until its end.
+pub(crate) struct Answer {
+    pub(crate) core: Arc<Core>,
+    pub(crate) link: Arc<Link>,
+    pub(crate) ask: Ask,
+    pub(crate) faults: LegFaults,
+    pub(crate) voice: Voice,
+    pub(crate) transfer_params: Value,
+    pub(crate) holds: Holds,
+}
+
+/// What ends with the answer. Counts the request as aborted unless told that it completed.
+pub(crate) struct Holds {
+    pub(crate) core: Arc<Core>,
+    pub(crate) blocks: Option<Blocks>,
+    pub(crate) completed: bool,
+    pub(crate) running: Option<Gauge>,
+}
+
+impl Drop for Holds {
+    fn drop(&mut self) {
+        let completed = self.completed;
+        self.core.books.count(|counters| {
+            if completed {
+                counters.completed += 1
+            } else {
+                counters.aborted += 1
+            }
+        });
+    }
+}
+
+/// An error in OpenAI's shape.
+pub(crate) fn error(status: StatusCode, message: &str) -> Response<Body> {
+    let kind = if status.is_server_error() {
+        "InternalServerError"
+    } else {
+        "BadRequestError"
+    };
+    let body = json!({"error": {"message": message, "type": kind, "param": null, "code": status.as_u16()}});
+    json_response(status, body.to_string())
+}
+
+/// A JSON answer.
+pub(crate) fn json_response(status: StatusCode, body: String) -> Response<Body> {
+    typed(status, "application/json", Body::from(body))
+}
+
+fn typed(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response
+}
+
+impl Answer {
+    /// Gives the answer as the request wants it.
+    pub(crate) async fn give(mut self) -> Response<Body> {
+        if self.faults.unparsable {
+            self.holds.completed = true;
+            return json_response(StatusCode::OK, "{\"choices\": [oops".into());
+        }
+        if self.ask.stream {
+            return self.stream();
+        }
+        for position in 0..=self.ask.limit {
+            self.pass(position).await;
+        }
+        self.count_tokens(self.ask.limit as u64);
+        self.holds.completed = true;
+        json_response(StatusCode::OK, self.whole().to_string())
+    }
+
+    fn count_tokens(&self, tokens: u64) {
+        self.core.books.count(|counters| counters.tokens += tokens);
+    }
+
+    /// Lets the time of a token pass, and does what the script wants done before it.
+    async fn pass(&self, position: usize) {
+        if let Some((tokens, reset)) = self.faults.cut_after
+            && position >= tokens.min(self.ask.limit)
+        {
+            self.link.cut(reset).await;
+        }
+        if self
+            .faults
+            .hang_after
+            .is_some_and(|tokens| position >= tokens.min(self.ask.limit))
+        {
+            std::future::pending::<()>().await;
+        }
+        if position == self.ask.limit {
+            return;
+        }
+        self.core.thawed().await;
+        if !self.core.settings.token_delay.is_zero() {
+            sleep(self.core.settings.token_delay).await;
+        }
+    }
+
+    fn id(&self) -> String {
+        let id = self.ask.request_id.as_deref().unwrap_or("sim");
+        match self.ask.surface {
+            Surface::Completions => format!("cmpl-{id}-0"),
+            Surface::Chat => format!("chatcmpl-{id}"),
+            Surface::Responses => format!("resp_{id}"),
+            Surface::Generate => id.to_string(),
+        }
+    }
+
+    fn usage(&self) -> Value {
+        let (prompt, output) = (self.ask.prompt.tokens, self.ask.limit);
+        match self.ask.surface {
+            Surface::Responses => json!({
+                "input_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output,
+                "input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0},
+            }),
+            _ => json!({
+                "prompt_tokens": prompt, "total_tokens": prompt + output, "completion_tokens": output,
+                "prompt_tokens_details": null,
+            }),
+        }
+    }
+
+    fn whole(&self) -> Value {
+        let (limit, model) = (self.ask.limit, &self.core.settings.model);
+        let text = self.voice.text(limit);
+        let params = &self.transfer_params;
+        match self.ask.surface {
+            Surface::Completions => json!({
+                "id": self.id(), "object": "text_completion", "created": now(), "model": model,
+                "choices": [{"index": 0, "text": text, "logprobs": null, "finish_reason": "length",
+                    "stop_reason": null, "prompt_logprobs": null}],
+                "usage": self.usage(), "kv_transfer_params": params,
+            }),
+            Surface::Chat => json!({
+                "id": self.id(), "object": "chat.completion", "created": now(), "model": model,
+                "choices": [{"index": 0, "message": {"role": "assistant", "content": text, "refusal": null,
+                    "tool_calls": []}, "logprobs": null, "finish_reason": "length", "stop_reason": null}],
+                "usage": self.usage(), "prompt_logprobs": null, "kv_transfer_params": params,
+            }),
+            Surface::Responses => self.responses_object("completed", &text),
+            Surface::Generate => {
+                let tokens: Vec<usize> = (0..limit).map(|position| self.voice.token(position)).collect();
+                json!({
+                    "request_id": self.id(), "prompt_logprobs": null, "kv_transfer_params": params,
+                    "choices": [{"index": 0, "logprobs": null, "finish_reason": "length", "token_ids": tokens}],
+                })
+            }
+        }
+    }
+
+    fn responses_object(&self, status: &str, text: &str) -> Value {
+        let done = status == "completed";
+        let output = json!([{"type": "message", "id": format!("msg_{}", self.id()), "status": status,
+            "role": "assistant", "content": [{"type": "output_text", "text": text, "annotations": []}]}]);
+        json!({
+            "id": self.id(), "object": "response", "created_at": now(), "status": status,
+            "model": self.core.settings.model, "output": if done { output } else { json!([]) },
+            "parallel_tool_calls": true, "tool_choice": "auto", "tools": [], "error": null,
+            "incomplete_details": null, "instructions": null, "metadata": null,
+            "usage": if done { self.usage() } else { Value::Null }, "kv_transfer_params": self.transfer_params,
+        })
+    }
+
+    fn stream(self) -> Response<Body> {
+        let chunks = stream::unfold((self, 0), |(mut answer, position)| async move {
+            let limit = answer.ask.limit;
+            if position > limit {
+                return None;
+            }
+            answer.pass(position).await;
+            let chunk = if position == limit {
+                answer.tail()
+            } else {
+                answer.chunk(position)
+            };
+            if position == limit {
+                answer.holds.completed = true;
+                // Whoever has read the last byte finds the blocks free.
+                answer.holds.blocks = None;
+                answer.holds.running = None;
+            } else {
+                answer.count_tokens(1);
+            }
+            Some((Ok::<_, std::io::Error>(Bytes::from(chunk)), (answer, position + 1)))
+        });
+        typed(
+            StatusCode::OK,
+            "text/event-stream; charset=utf-8",
+            Body::from_stream(chunks),
+        )
+    }
+
+    /// The events of one token.
+    fn chunk(&self, position: usize) -> String {
+        let piece = self.voice.piece(position);
+        let last = position + 1 == self.ask.limit;
+        let reason = if last { json!("length") } else { Value::Null };
+        let (id, model) = (self.id(), &self.core.settings.model);
+        let chat = |delta: Value, reason: &Value| {
+            json!({
+                "id": id, "object": "chat.completion.chunk", "created": now(), "model": model,
+                "choices": [{"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}],
+            })
+        };
+        match self.ask.surface {
+            Surface::Completions => data(&json!({
+                "id": id, "object": "text_completion", "created": now(), "model": model,
+                "choices": [{"index": 0, "text": piece, "logprobs": null, "finish_reason": reason,
+                    "stop_reason": null}],
+            })),
+            Surface::Chat => {
+                let role = if position == 0 {
+                    data(&chat(json!({"role": "assistant", "content": ""}), &Value::Null))
+                } else {
+                    String::new()
+                };
+                role + &data(&chat(json!({"content": piece}), &reason))
+            }
+            Surface::Responses => {
+                let created = if position == 0 {
+                    let response = self.responses_object("in_progress", "");
+                    event(&json!({"type": "response.created", "sequence_number": 0, "response": response}))
+                } else {
+                    String::new()
+                };
+                created
+                    + &event(&json!({
+                        "type": "response.output_text.delta", "sequence_number": position + 1, "item_id": format!("msg_{id}"),
+                        "output_index": 0, "content_index": 0, "delta": piece, "logprobs": [],
+                    }))
+            }
+            Surface::Generate => data(&json!({
+                "request_id": id,
+                "choices": [{"index": 0, "token_ids": [self.voice.token(position)], "finish_reason": reason}],
+            })),
+        }
+    }
+
+    /// What follows the last token.
+    fn tail(&self) -> String {
+        let object = match self.ask.surface {
+            Surface::Completions => "text_completion",
+            Surface::Chat => "chat.completion.chunk",
+            Surface::Responses => {
+                let response = self.responses_object("completed", &self.voice.text(self.ask.limit));
+                let number = self.ask.limit + 1;
+                return event(&json!({"type": "response.completed", "sequence_number": number, "response": response}));
+            }
+            Surface::Generate => return "data: [DONE]\n\n".into(),
+        };
+        let mut tail = String::new();
+        if self.ask.include_usage {
+            tail = data(&json!({
+                "id": self.id(), "object": object, "created": now(), "model": self.core.settings.model,
+                "choices": [], "usage": self.usage(),
+            }));
+        }
+        tail + "data: [DONE]\n\n"
+    }
+}
+
+fn data(value: &Value) -> String {
+    format!("data: {value}\n\n")
+}
+
+fn event(value: &Value) -> String {
+    format!(
+        "event: {}\ndata: {value}\n\n",
+        value["type"].as_str().unwrap_or_default()
+    )
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |age| age.as_secs())
+}

@@ -1,0 +1,167 @@
+//! A generation request, read and validated as vLLM does.
+
+use http::HeaderMap;
+use serde_json::{Map, Value};
+
+use super::text::Prompt;
+
+/// Which API was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Surface {
+    Completions,
+    Chat,
+    Responses,
+    Generate,
+}
+
+impl Surface {
+    pub(crate) fn of(path: &str) -> Option<Self> {
+        Some(match path {
+            "/v1/completions" => Self::Completions,
+            "/v1/chat/completions" => Self::Chat,
+            "/v1/responses" => Self::Responses,
+            "/inference/v1/generate" => Self::Generate,
+            _ => return None,
+        })
+    }
+
+    fn prompt_key(self) -> &'static str {
+        match self {
+            Self::Completions => "prompt",
+            Self::Chat => "messages",
+            Self::Responses => "input",
+            Self::Generate => "token_ids",
+        }
+    }
+
+    /// The fields that limit the output, the strongest first.
+    fn limit_keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Chat => &["max_completion_tokens", "max_tokens"],
+            Self::Responses => &["max_output_tokens"],
+            Self::Completions | Self::Generate => &["max_tokens"],
+        }
+    }
+}
+
+/// A request that passed validation.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    pub(crate) surface: Surface,
+    /// The request id given, from the header or else the body.
+    pub(crate) request_id: Option<String>,
+    /// The data-parallel rank asked for.
+    pub(crate) rank: Option<usize>,
+    pub(crate) prompt: Prompt,
+    pub(crate) limit: usize,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+    pub(crate) body: Map<String, Value>,
+    pub(crate) headers: HeaderMap,
+}
+
+impl Ask {
+    /// Reads a request; an error is the message of a 400.
+    pub(crate) fn parse(surface: Surface, headers: &HeaderMap, body: &[u8], dp: u32) -> Result<Self, String> {
+        let body: Map<String, Value> =
+            serde_json::from_slice(body).map_err(|error| format!("JSON decode error: {error}"))?;
+        let key = surface.prompt_key();
+        let prompt = match body.get(key) {
+            None | Some(Value::Null) => return Err(format!("field required: {key}")),
+            Some(Value::Array(items)) if items.is_empty() => return Err(format!("{key} is empty")),
+            Some(value @ (Value::String(_) | Value::Array(_))) => Prompt::of(value),
+            Some(_) => return Err(format!("{key} has the wrong type")),
+        };
+        let limits = match (surface, body.get("sampling_params")) {
+            (Surface::Generate, Some(Value::Object(limits))) => limits,
+            (Surface::Generate, _) => return Err("field required: sampling_params".into()),
+            _ => &body,
+        };
+        let limit = limit(surface, limits)?;
+        let stream = body.get("stream").and_then(Value::as_bool).unwrap_or(false);
+        let options = body.get("stream_options").filter(|value| !value.is_null());
+        if options.is_some() && !stream {
+            return Err("Stream options can only be defined when `stream=True`.".into());
+        }
+        let include_usage = options
+            .and_then(|options| options.get("include_usage"))
+            .and_then(Value::as_bool)
+            .unwrap_or(false);
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let request_id = text("x-request-id")
+            .map(str::to_string)
+            .or_else(|| Some(body.get("request_id")?.as_str()?.to_string()));
+        // A rank that is no number is ignored, one that does not exist is not.
+        let rank = text("x-data-parallel-rank").and_then(|rank| rank.trim().parse::<i64>().ok());
+        let rank = match rank.map(usize::try_from) {
+            None => None,
+            Some(Ok(rank)) if rank < dp as usize => Some(rank),
+            Some(_) => return Err(format!("data_parallel_rank is out of range [0, {dp})")),
+        };
+        Ok(Self {
+            surface,
+            request_id,
+            rank,
+            prompt,
+            limit,
+            stream,
+            include_usage,
+            headers: headers.clone(),
+            body,
+        })
+    }
+
+    /// The transfer params, if the request has any.
+    pub(crate) fn params(&self) -> Option<&Map<String, Value>> {
+        let body = match self.surface {
+            Surface::Generate => self.body.get("kv_transfer_params").or_else(|| {
+                self.body
+                    .get("sampling_params")?
+                    .get("extra_args")?
+                    .get("kv_transfer_params")
+            }),
+            _ => self.body.get("kv_transfer_params"),
+        };
+        body.and_then(Value::as_object)
+    }
+
+    /// The object that holds the limits.
+    pub(crate) fn limits(&self) -> &Map<String, Value> {
+        match (self.surface, self.body.get("sampling_params")) {
+            (Surface::Generate, Some(Value::Object(limits))) => limits,
+            _ => &self.body,
+        }
+    }
+
+    /// Blocks for the prompt and all that may follow it.
+    pub(crate) fn blocks(&self) -> usize {
+        (self.prompt.tokens + self.limit).div_ceil(super::text::BLOCK_TOKENS)
+    }
+}
+
+fn limit(surface: Surface, limits: &Map<String, Value>) -> Result<usize, String> {
+    let mut limit = None;
+    for key in surface.limit_keys() {
+        let Some(value) = limits.get(*key).filter(|value| !value.is_null()) else {
+            continue;
+        };
+        let number = value.as_i64().ok_or_else(|| format!("{key} must be an integer"))?;
+        let number = usize::try_from(number).ok().filter(|number| *number > 0);
+        let number = number.ok_or_else(|| format!("{key} must be at least 1, got {value}."))?;
+        limit.get_or_insert(number);
+    }
+    let limit = limit.unwrap_or(match surface {
+        Surface::Completions | Surface::Generate => 16,
+        Surface::Chat | Surface::Responses => 32,
+    });
+    let min = match limits.get("min_tokens") {
+        None | Some(Value::Null) => 0,
+        Some(value) => value.as_u64().ok_or("min_tokens must be an integer of 0 or more")?,
+    };
+    if min > limit as u64 {
+        return Err(format!(
+            "min_tokens must be less than or equal to max_tokens={limit}, got {min}."
+        ));
+    }
+    Ok(limit)
+}

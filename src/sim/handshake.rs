@@ -1,0 +1,218 @@
+//! Handshakes: answered on the handshake ports, dialed once per peer and remembered for ever.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+use super::books::lock;
+use super::core::Core;
+use super::params::Peer;
+use super::zmtp::Connection;
+
+const GET: &[u8] = b"get_meta_msg";
+const REDIAL: Duration = Duration::from_millis(100);
+
+/// What one rank of an engine says of itself; here the simulated RDMA endpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Metadata {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) nonce: u64,
+    pub(crate) dp_size: u32,
+    pub(crate) tp_size: u32,
+    pub(crate) dp_rank: u32,
+    pub(crate) tp_rank: u32,
+}
+
+/// A msgpack bin.
+struct Bin(Vec<u8>);
+
+impl Serialize for Bin {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bin {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Bin;
+            fn expecting(&self, text: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                text.write_str("bytes")
+            }
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Bin, E> {
+                Ok(Bin(bytes.to_vec()))
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct AgentMetadata {
+    engine_id: String,
+    agent_metadata: Bin,
+    kv_caches_base_addr: Vec<u64>,
+    num_blocks: u32,
+    block_len: u32,
+    attn_backend_name: String,
+}
+
+/// Serves one connection to the handshake port of the rank at `offset`.
+pub(crate) async fn serve(core: Arc<Core>, stream: TcpStream, offset: u32) {
+    let Ok(mut connection) = Connection::greet(stream, "ROUTER").await else {
+        return;
+    };
+    while let Ok(message) = connection.receive().await {
+        let deaf = lock(&core.state).deaf.contains(&(true, offset));
+        if deaf {
+            continue;
+        }
+        if message.len() != 1 || message[0] != GET {
+            go_deaf(
+                &core,
+                true,
+                offset,
+                &format!("handshake message of {} frames", message.len()),
+            );
+            continue;
+        }
+        let Ok((metadata, regions)) = describe(&core, offset) else {
+            return;
+        };
+        for body in [metadata, regions] {
+            if connection.send(&[Bytes::new(), body]).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A listener thread ends for good, and with it whatever comes to this port.
+pub(crate) fn go_deaf(core: &Core, handshake: bool, offset: u32, why: &str) {
+    if lock(&core.state).deaf.insert((handshake, offset)) {
+        core.books.count(|counters| counters.deaf += 1);
+        let port = if handshake { "handshake" } else { "notify" };
+        core.books.violation(format!("{port} listener {offset} died of: {why}"));
+    }
+}
+
+fn describe(core: &Core, offset: u32) -> Result<(Bytes, Bytes), rmp_serde::encode::Error> {
+    let (dp_rank, tp_rank) = if core.settings.dp > 1 { (offset, 0) } else { (0, offset) };
+    let own = Metadata {
+        host: core.settings.host.to_string(),
+        port: core.ports.data.port(),
+        nonce: core.nonce,
+        dp_size: core.settings.dp,
+        tp_size: core.settings.tp,
+        dp_rank,
+        tp_rank,
+    };
+    let metadata = AgentMetadata {
+        engine_id: format!("{}:{}", core.settings.host, core.ports.handshake_base()),
+        agent_metadata: Bin(serde_json::to_vec(&own).unwrap_or_default()),
+        kv_caches_base_addr: vec![0],
+        num_blocks: core.settings.blocks,
+        block_len: (super::text::BLOCK_BYTES / core.settings.tp as usize) as u32,
+        attn_backend_name: "SIMULATED".into(),
+    };
+    let region = Bin(format!("dp{dp_rank}tp{tp_rank}").into_bytes());
+    let regions = std::collections::BTreeMap::from([("layer.0", vec![region])]);
+    Ok((
+        rmp_serde::to_vec_named(&metadata)?.into(),
+        rmp_serde::to_vec_named(&regions)?.into(),
+    ))
+}
+
+async fn dial(host: &str, port: u16) -> io::Result<Metadata> {
+    let mut connection = Connection::dial(host, port).await?;
+    connection.send(&[Bytes::from_static(GET)]).await?;
+    let metadata = connection.receive().await?;
+    let _regions = connection.receive().await?;
+    let wrong = |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+    let body = metadata.last().ok_or_else(|| wrong(&"empty answer"))?;
+    let metadata: AgentMetadata = rmp_serde::from_slice(body).map_err(|error| wrong(&error))?;
+    serde_json::from_slice(&metadata.agent_metadata.0).map_err(|error| wrong(&error))
+}
+
+/// The peer ranks that share KV with this engine's rank `own`, for sizes `mine` and `theirs`.
+pub(crate) fn shares(own: u32, mine: u32, theirs: u32) -> std::ops::Range<u32> {
+    if theirs >= mine {
+        let factor = theirs / mine;
+        own * factor..(own + 1) * factor
+    } else {
+        let mapped = own / (mine / theirs);
+        mapped..mapped + 1
+    }
+}
+
+/// The handshake port of a peer's rank.
+fn port_of(peer: &Peer, base: u16, dp: u32, tp: u32) -> u16 {
+    (u32::from(base) + dp * peer.tp + tp).min(65535) as u16
+}
+
+/// What is remembered of a peer's rank.
+pub(crate) fn session(core: &Core, peer: &Peer, dp: u32, tp: u32) -> Option<Arc<Metadata>> {
+    let port = port_of(peer, peer.handshake?, dp, tp);
+    lock(&core.sessions).get(&(peer.host.clone(), port)).cloned()
+}
+
+/// The ports that must still be dialed before this engine can talk to all ranks of `peer`.
+pub(crate) fn missing(core: &Core, peer: &Peer) -> Vec<u16> {
+    let Some(base) = peer.handshake else { return Vec::new() };
+    let sessions = lock(&core.sessions);
+    let mut ports: Vec<u16> = (0..peer.dp_size)
+        .flat_map(|dp| (0..core.settings.tp).map(move |own| (dp, own)))
+        .flat_map(|(dp, own)| shares(own, core.settings.tp, peer.tp).map(move |tp| (dp, tp)))
+        .map(|(dp, tp)| port_of(peer, base, dp, tp))
+        .filter(|port| !sessions.contains_key(&(peer.host.clone(), *port)))
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+/// Meets the ranks behind `ports`. There is one handshake thread, and it waits for ever.
+pub(crate) async fn meet(core: Arc<Core>, host: String, ports: Vec<u16>) {
+    if core.handshake_thread.try_lock().is_err() {
+        core.books.count(|counters| counters.first_contact_overlaps += 1);
+    }
+    let _thread = core.handshake_thread.lock().await;
+    for port in ports {
+        let key = (host.clone(), port);
+        if lock(&core.sessions).contains_key(&key) {
+            continue;
+        }
+        let metadata = loop {
+            match dial(&host, port).await {
+                Ok(metadata) => break metadata,
+                Err(_) => sleep(REDIAL).await,
+            }
+        };
+        core.books.count(|counters| counters.handshakes += 1);
+        lock(&core.sessions).insert(key, Arc::new(metadata));
+    }
+}
+
+/// Records what a leg said wrongly about a peer that is known by now.
+pub(crate) fn audit_sizes(core: &Core, peer: &Peer, metadata: &Metadata) {
+    if metadata.tp_size != peer.tp {
+        core.books.violation(format!(
+            "leg says the peer's tp size is {}, it is {}",
+            peer.tp, metadata.tp_size
+        ));
+    }
+    if metadata.dp_size != peer.dp_size {
+        core.books.violation(format!(
+            "leg says the peer's dp size is {}, it is {}",
+            peer.dp_size, metadata.dp_size
+        ));
+    }
+}

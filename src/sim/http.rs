@@ -1,0 +1,224 @@
+//! The engine's HTTP port: connections that can be cut, and the routes.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::answer::{error, json_response};
+use super::ask::{Ask, Surface};
+use super::books::{BODY_KEPT, ReceivedLeg};
+use super::core::{Core, Gauge};
+use super::fault::FaultKind;
+use super::leg::Leg;
+use super::listen::becomes;
+use super::text::Prompt;
+
+/// A handler's hold on its connection.
+#[derive(Default)]
+pub(crate) struct Link {
+    requests: AtomicU64,
+    reset: AtomicBool,
+    cut: Notify,
+}
+
+impl Link {
+    /// Ends the connection, and with it the caller.
+    pub(crate) async fn cut(&self, reset: bool) -> Infallible {
+        self.reset.store(reset, Ordering::Relaxed);
+        self.cut.notify_one();
+        pending().await
+    }
+}
+
+/// Opens the HTTP port and closes it whenever the script says so.
+pub(crate) async fn listen(core: Arc<Core>) {
+    let mut refuse = core.books.refuse.subscribe();
+    loop {
+        becomes(&mut refuse, false).await;
+        let listener = match core.ports.http.listen() {
+            Ok(listener) => listener,
+            Err(error) => match core.die(format!("HTTP port: {error}")).await {},
+        };
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => core.spawn(serve(core.clone(), stream)),
+                    Err(_) => sleep(Duration::from_millis(100)).await,
+                },
+                () = becomes(&mut refuse, true) => break,
+            }
+        }
+    }
+}
+
+async fn serve(core: Arc<Core>, stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _open = Gauge::new(&core, |state| &mut state.connections);
+    let link = Arc::new(Link::default());
+    let handler = {
+        let (core, link) = (core.clone(), link.clone());
+        service_fn(move |request| {
+            let (core, link) = (core.clone(), link.clone());
+            async move { Ok::<_, Infallible>(route(core, link, request).await) }
+        })
+    };
+    let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), handler);
+    let mut refuse = core.books.refuse.subscribe();
+    let mut closing = false;
+    loop {
+        tokio::select! {
+            _ = &mut connection => return,
+            () = link.cut.notified() => break,
+            () = becomes(&mut refuse, true), if !closing => {
+                closing = true;
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
+            }
+        }
+    }
+    let stream = connection.into_parts().io.into_inner();
+    if link.reset.load(Ordering::Relaxed) {
+        // Without linger the kernel answers with a reset.
+        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    }
+}
+
+async fn route(core: Arc<Core>, link: Arc<Link>, request: Request<Incoming>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path().to_string();
+    let earlier = link.requests.fetch_add(1, Ordering::Relaxed);
+    let Ok(body) = body.collect().await else {
+        return pending().await;
+    };
+    let body = body.to_bytes();
+    if let (&Method::POST, Some(surface)) = (&head.method, Surface::of(&path)) {
+        if earlier > 0 && core.books.strike(|kind| *kind == FaultKind::DieUnread).is_some() {
+            match link.cut(false).await {}
+        }
+        return generate(core, link, surface, &head, body).await;
+    }
+    let model = core.settings.model.clone();
+    let card = json!({"id": model, "object": "model", "created": 0, "owned_by": "vllm", "root": model});
+    match (head.method.as_str(), path.as_str()) {
+        ("GET", "/health") => {
+            let sick = core.books.strike(|kind| *kind == FaultKind::Unhealthy).is_some();
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = if sick {
+                StatusCode::SERVICE_UNAVAILABLE
+            } else {
+                StatusCode::OK
+            };
+            response
+        }
+        ("GET", "/version") => ok(json!({"version": core.settings.release})),
+        ("GET", "/v1/models") => ok(json!({"object": "list", "data": [card]})),
+        ("GET", path) if path.strip_prefix("/v1/models/") == Some(&model) => ok(card),
+        ("POST", "/tokenize") => tokenize(&body),
+        ("POST", "/detokenize") => detokenize(&body),
+        _ => json_response(StatusCode::NOT_FOUND, json!({"detail": "Not Found"}).to_string()),
+    }
+}
+
+fn ok(value: Value) -> Response<Body> {
+    json_response(StatusCode::OK, value.to_string())
+}
+
+fn tokenize(body: &Bytes) -> Response<Body> {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    match body.get("prompt").or_else(|| body.get("messages")) {
+        None => error(StatusCode::BAD_REQUEST, "field required: prompt"),
+        Some(prompt) => {
+            let count = Prompt::of(prompt).tokens;
+            let tokens: Vec<usize> = (0..count).collect();
+            ok(json!({"count": count, "max_model_len": 1_048_576, "tokens": tokens, "token_strs": null}))
+        }
+    }
+}
+
+fn detokenize(body: &Bytes) -> Response<Body> {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    match body.get("tokens") {
+        Some(Value::Array(tokens)) => {
+            ok(json!({"prompt": tokens.iter().map(Value::to_string).collect::<Vec<_>>().join(" ")}))
+        }
+        _ => error(StatusCode::BAD_REQUEST, "field required: tokens"),
+    }
+}
+
+async fn generate(
+    core: Arc<Core>,
+    link: Arc<Link>,
+    surface: Surface,
+    head: &http::request::Parts,
+    body: Bytes,
+) -> Response<Body> {
+    let ask = Ask::parse(surface, &head.headers, &body, core.settings.dp);
+    let params = ask
+        .as_ref()
+        .ok()
+        .and_then(Ask::params)
+        .cloned()
+        .map_or(Value::Null, Value::Object);
+    let faults = core.books.enter(received(head, &body, params));
+    if let Some(milliseconds) = faults.delay_milliseconds {
+        sleep(Duration::from_millis(milliseconds)).await;
+    }
+    if let Some(reset) = faults.cut {
+        match link.cut(reset).await {}
+    }
+    if faults.hang {
+        return pending().await;
+    }
+    if let Some((status, body)) = &faults.status {
+        let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        return json_response(status, body.clone());
+    }
+    let ask = match ask {
+        Ok(ask) => ask,
+        Err(message) => {
+            core.books.count(|counters| counters.rejected += 1);
+            return error(StatusCode::BAD_REQUEST, &message);
+        }
+    };
+    core.thawed().await;
+    Leg {
+        core,
+        link,
+        ask,
+        faults,
+    }
+    .run()
+    .await
+}
+
+fn received(head: &http::request::Parts, body: &Bytes, transfer_params: Value) -> ReceivedLeg {
+    let headers = head.headers.iter().map(|(name, value)| {
+        (
+            name.as_str().to_string(),
+            String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        )
+    });
+    ReceivedLeg {
+        sequence: 0,
+        path: head.uri.path().to_string(),
+        headers: headers.collect(),
+        body_length: body.len(),
+        body: String::from_utf8_lossy(&body[..body.len().min(BODY_KEPT)]).into_owned(),
+        transfer_params,
+    }
+}

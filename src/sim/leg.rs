@@ -1,0 +1,335 @@
+//! A leg's way through an engine.
+
+use std::future::pending;
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use super::answer::{Answer, Holds, error};
+use super::ask::Ask;
+use super::audit;
+use super::books::lock;
+use super::core::{Blocks, Core, Gauge, Target, Waiter};
+use super::fault::LegFaults;
+use super::http::Link;
+use super::notify::remote_blocks_message;
+use super::params::{Facts, Peer, Plan, plan};
+use super::text::{Block, Voice};
+use super::transfer;
+
+/// One leg in the engine's hands.
+pub(crate) struct Leg {
+    pub(crate) core: Arc<Core>,
+    pub(crate) link: Arc<Link>,
+    pub(crate) ask: Ask,
+    pub(crate) faults: LegFaults,
+}
+
+impl Leg {
+    /// Does what the leg asks for.
+    pub(crate) async fn run(self) -> Response<Body> {
+        let core = self.core.clone();
+        if self.ask.blocks() > core.settings.blocks as usize {
+            core.books.count(|counters| counters.rejected += 1);
+            return error(
+                StatusCode::BAD_REQUEST,
+                "This model's maximum context length is exceeded.",
+            );
+        }
+        let rank = self.ask.rank.unwrap_or_else(|| {
+            let mut state = lock(&core.state);
+            state.next_rank += 1;
+            (state.next_rank - 1) % core.settings.dp as usize
+        });
+        let (minor, tp, mode) = (core.minor, core.settings.tp, core.settings.mode);
+        let facts = Facts {
+            prefill: core.prefill(),
+            mode,
+            minor,
+            tp,
+            rank,
+        };
+        audit::leg(&core, &self.ask, facts);
+        let plan = match plan(facts, &self.ask) {
+            Ok(plan) => plan,
+            Err(reason) => match core.die(reason).await {},
+        };
+        match plan {
+            Plan::Plain => self.plain(rank).await,
+            Plan::Prefill { transfer, peer } => self.prefill(rank, &transfer, peer).await,
+            Plan::Decode {
+                transfer,
+                peer,
+                notifies,
+                ..
+            } if core.write() => self.write_decode(rank, &transfer, peer, notifies).await,
+            Plan::Decode {
+                transfer, peer, blocks, ..
+            } => self.read_decode(rank, &transfer, &peer, &blocks).await,
+            Plan::Garbage => {
+                core.books
+                    .violation("READ decode leg without block ids or engine id: its KV is garbage");
+                core.books.count(|counters| counters.decode_legs += 1);
+                let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
+                self.generate(blocks).await
+            }
+        }
+    }
+
+    /// A request that nobody paired. What it does to a real engine depends much on the release.
+    async fn plain(self, rank: usize) -> Response<Body> {
+        let core = self.core.clone();
+        core.books.count(|counters| counters.plain += 1);
+        core.books.violation("unpaired generation request");
+        match (core.prefill(), core.write(), core.minor) {
+            (false, true, ..=23) => match core.die("plain request on a WRITE decode engine").await {},
+            (false, true, 24..=31) => return pending().await,
+            (true, true, ..=27) if self.ask.limit > 1 => {
+                match core.die("plain request on a WRITE prefill engine").await {}
+            }
+            _ => {}
+        }
+        let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
+        self.fill(&blocks);
+        self.generate(blocks).await
+    }
+
+    async fn prefill(self, rank: usize, transfer: &str, peer: Option<Peer>) -> Response<Body> {
+        let core = self.core.clone();
+        core.books.count(|counters| counters.prefill_legs += 1);
+        let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
+        let running = Gauge::new(&core, |state| &mut state.running);
+        if !core.settings.prefill_delay.is_zero() {
+            sleep(core.settings.prefill_delay).await;
+        }
+        self.fill(&blocks);
+        let voice = self.voice(&blocks);
+        if let Some(peer) = peer.as_ref().filter(|_| core.write()) {
+            transfer::meet_target(&core, peer).await;
+        }
+        let mut ids = blocks.into_ids();
+        let spare = ids.split_off(self.ask.prompt.blocks());
+        let transfer_params = self.transfer_params(rank, transfer, &ids);
+        drop(Blocks::of(&core, rank, spare));
+        transfer::hold(&core, transfer, rank, ids, peer);
+        self.answer(voice, transfer_params, None, running).give().await
+    }
+
+    /// What prefill tells of its blocks, by release.
+    fn transfer_params(&self, rank: usize, transfer: &str, ids: &[u32]) -> Value {
+        let core = &self.core;
+        if self.faults.null_params {
+            return Value::Null;
+        }
+        let (handshake, notify) = (core.ports.handshake_base(), core.ports.notify_base());
+        let mut params = json!({
+            "do_remote_prefill": true, "do_remote_decode": false,
+            "remote_block_ids": if core.minor >= 30 { json!([ids]) } else { json!(ids) },
+            "remote_engine_id": format!("{}:{handshake}", core.settings.host),
+            "tp_size": core.settings.tp,
+        });
+        let host = core.settings.host.to_string();
+        if core.minor <= 19 {
+            params["remote_host"] = json!(host);
+            params["remote_port"] = json!(handshake.to_string());
+        } else {
+            params["transfer_id"] = json!(transfer);
+        }
+        if core.minor >= 24 {
+            params["remote_host"] = json!(host);
+            params["remote_handshake_port"] = json!(handshake.to_string());
+            params["remote_notify_port"] = json!(notify.to_string());
+            params["remote_dp_size"] = json!(core.settings.dp);
+        }
+        if core.minor >= 28 {
+            params["remote_dp_rank"] = json!(rank);
+            params["remote_dp_rank_override"] = json!(true);
+            params["remote_dp_size_local"] = json!(core.settings.dp);
+        }
+        if core.minor >= 31 {
+            params["remote_prefill_cached_tokens"] = json!(0);
+        }
+        if self.faults.no_block_ids {
+            params["remote_block_ids"] = Value::Null;
+        }
+        params
+    }
+
+    async fn read_decode(self, rank: usize, transfer: &str, peer: &Peer, remote: &[u32]) -> Response<Body> {
+        let core = self.core.clone();
+        core.books.count(|counters| counters.decode_legs += 1);
+        let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
+        transfer::meet_source(&core, peer).await;
+        core.thawed().await;
+        let local = (rank, &blocks.ids[..self.ask.prompt.blocks()]);
+        let request = self.internal_id();
+        if let Err(reason) = transfer::pull(&core, &request, transfer, peer, remote, local).await {
+            core.books.count(|counters| counters.failed += 1);
+            return error(StatusCode::INTERNAL_SERVER_ERROR, &reason);
+        }
+        self.generate(blocks).await
+    }
+
+    async fn write_decode(self, rank: usize, transfer: &str, peer: Peer, notifies: bool) -> Response<Body> {
+        let core = self.core.clone();
+        core.books.count(|counters| counters.decode_legs += 1);
+        let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
+        let prompt_blocks = blocks.ids[..self.ask.prompt.blocks()].to_vec();
+        let (arrival, woken) = Arrival::park(&core, transfer, blocks, &prompt_blocks, &peer);
+        if notifies {
+            self.ask_for_push(rank, transfer, &peer, &prompt_blocks);
+        }
+        let outcome = woken.await.unwrap_or_else(|_| Err("parked request lost".into()));
+        let (blocks, complete) = arrival.wake();
+        core.thawed().await;
+        if let Err(reason) = outcome {
+            core.books.count(|counters| counters.failed += 1);
+            return error(StatusCode::INTERNAL_SERVER_ERROR, &reason);
+        }
+        if !complete {
+            core.books.count(|counters| counters.woken_empty += 1);
+        }
+        self.generate(blocks).await
+    }
+
+    fn ask_for_push(&self, rank: usize, transfer: &str, peer: &Peer, blocks: &[u32]) {
+        let core = &self.core;
+        let message = remote_blocks_message(core, &self.internal_id(), transfer, blocks, rank);
+        // These releases took their own address out of the request id instead of prefill's.
+        let own = (20..=22).contains(&core.minor);
+        let base = if own { core.ports.notify_base() } else { peer.notify };
+        let ranks = if core.minor <= 32 { core.settings.tp } else { peer.tp };
+        for tp in 0..ranks {
+            let port = (u32::from(base) + peer.dp_rank + tp).min(65535) as u16;
+            let own_host = core.settings.host.to_string();
+            core.notify(if own { &own_host } else { &peer.host }, port, message.clone());
+        }
+    }
+
+    /// The engine's own name for the request, which only old releases let out.
+    fn internal_id(&self) -> String {
+        let prefix = if self.ask.surface == super::ask::Surface::Chat {
+            "chatcmpl"
+        } else {
+            "cmpl"
+        };
+        format!("{prefix}-{}-0", self.ask.request_id.as_deref().unwrap_or_default())
+    }
+
+    /// Computes the prompt's KV into its blocks.
+    fn fill(&self, blocks: &Blocks) {
+        let mut state = lock(&self.core.state);
+        for (index, id) in blocks.ids.iter().take(self.ask.prompt.blocks()).enumerate() {
+            if let Some(memory) = state.pools[blocks.rank].block_mut(*id) {
+                *memory = self.ask.prompt.block(index);
+            }
+        }
+    }
+
+    fn voice(&self, blocks: &Blocks) -> Voice {
+        let state = lock(&self.core.state);
+        let content: Vec<Block> = blocks.ids[..self.ask.prompt.blocks()]
+            .iter()
+            .map(|id| state.pools[blocks.rank].read(*id))
+            .collect();
+        self.ask.prompt.voice(content.iter())
+    }
+
+    /// Generates from whatever KV the blocks hold.
+    async fn generate(self, blocks: Blocks) -> Response<Body> {
+        let running = Gauge::new(&self.core, |state| &mut state.running);
+        let voice = self.voice(&blocks);
+        self.answer(voice, Value::Null, Some(blocks), running).give().await
+    }
+
+    fn answer(self, voice: Voice, transfer_params: Value, blocks: Option<Blocks>, running: Gauge) -> Answer {
+        let holds = Holds {
+            core: self.core.clone(),
+            blocks,
+            completed: false,
+            running: Some(running),
+        };
+        Answer {
+            core: self.core,
+            link: self.link,
+            ask: self.ask,
+            faults: self.faults,
+            voice,
+            transfer_params,
+            holds,
+        }
+    }
+}
+
+/// A parked request. Dropped while parked, it loses its blocks for good, as real engines do.
+struct Arrival {
+    core: Arc<Core>,
+    transfer: String,
+    blocks: Option<Blocks>,
+}
+
+type Woken = oneshot::Receiver<Result<(), String>>;
+
+impl Arrival {
+    fn park(core: &Arc<Core>, transfer: &str, blocks: Blocks, prompt_blocks: &[u32], peer: &Peer) -> (Self, Woken) {
+        let (wake, woken) = oneshot::channel();
+        let rank = blocks.rank;
+        let waiter = Waiter {
+            rank,
+            done: Default::default(),
+            wake,
+        };
+        let target = Target {
+            rank,
+            blocks: prompt_blocks.iter().copied().collect(),
+            written: Default::default(),
+            claimed_tp: Some(peer.tp),
+        };
+        let mut state = lock(&core.state);
+        state.parked.insert(transfer.to_string(), waiter);
+        state.targets.insert(transfer.to_string(), target);
+        drop(state);
+        (
+            Self {
+                core: core.clone(),
+                transfer: transfer.to_string(),
+                blocks: Some(blocks),
+            },
+            woken,
+        )
+    }
+
+    /// Ends the parking; says whether all KV had come.
+    fn wake(mut self) -> (Blocks, bool) {
+        let target = lock(&self.core.state).targets.remove(&self.transfer);
+        let complete =
+            target.is_some_and(|target| target.blocks.iter().all(|id| target.written.get(id) == Some(&u32::MAX)));
+        let blocks = self
+            .blocks
+            .take()
+            .unwrap_or_else(|| Blocks::of(&self.core, 0, Vec::new()));
+        (blocks, complete)
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        let Some(blocks) = self.blocks.take() else { return };
+        if self.core.token.is_cancelled() {
+            return;
+        }
+        let lost = blocks.into_ids().len() as u64;
+        let mut state = lock(&self.core.state);
+        state.parked.remove(&self.transfer);
+        state.leaked += lost;
+        drop(state);
+        self.core.books.count(|counters| {
+            counters.leaked_requests += 1;
+            counters.leaked_blocks += lost;
+        });
+    }
+}

@@ -1,0 +1,41 @@
+//! Simulated vLLM engines that run `MoRIIOConnector`, stricter than the real ones.
+//!
+//! An engine registers over ZMQ, serves the OpenAI API, and speaks to its peers over sockets only. Decode generates its
+//! text from the KV that really reached it, so a wrong pairing shows as wrong text, as a hang, or as a death, whichever
+//! the real engine would have. Whatever a correct proxy never does is recorded as a violation besides.
+//!
+//! Read `leg` for the way of a request, `transfer` for the way of its KV, `params` for what differs between releases.
+
+mod answer;
+mod ask;
+mod audit;
+mod books;
+mod control;
+mod core;
+mod data;
+mod engine;
+mod fault;
+mod handshake;
+mod http;
+mod leg;
+mod listen;
+mod notify;
+mod params;
+mod ports;
+mod register;
+mod settings;
+mod text;
+mod transfer;
+mod zmtp;
+
+mod cli;
+#[cfg(test)]
+mod tests;
+
+pub use books::{Counters, ReceivedLeg};
+pub use cli::{Options, RunError, run};
+pub use control::Control;
+pub use engine::Engine;
+pub use fault::{Fault, FaultKind};
+pub use settings::{Mode, Role, Settings};
+pub use text::{expected_text, expected_tokens};

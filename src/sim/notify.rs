@@ -1,0 +1,277 @@
+//! The notify ports: allocations and releases for prefill, completions for decode.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use super::books::lock;
+use super::core::{Core, State};
+use super::handshake::go_deaf;
+use super::transfer;
+use super::zmtp::Connection;
+
+/// Blocks that a decode engine has set aside for a transfer.
+#[derive(Clone, Debug)]
+pub(crate) struct Allocation {
+    pub(crate) blocks: Vec<u32>,
+    /// Decode's own data-parallel rank.
+    pub(crate) decode_rank: u32,
+    /// Which prefill rank was asked, and which of its tensor-parallel ranks have heard of it.
+    pub(crate) rank: usize,
+    pub(crate) heard: Vec<u32>,
+    /// The asking life's nonce, told only by simulated engines.
+    pub(crate) sender: Option<u64>,
+}
+
+/// One release of a transfer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Release {
+    consumer_tp: Option<u32>,
+}
+
+/// Serves one connection to the notify port at `offset`.
+pub(crate) async fn serve(core: Arc<Core>, stream: TcpStream, offset: u32) {
+    let Ok(mut connection) = Connection::greet(stream, "ROUTER").await else {
+        return;
+    };
+    while let Ok(message) = connection.receive().await {
+        let deaf = lock(&core.state).deaf.contains(&(false, offset));
+        if deaf {
+            continue;
+        }
+        let handled = match message.as_slice() {
+            [payload] => handle(&core, offset, payload),
+            frames => Err(format!("a message of {} frames", frames.len())),
+        };
+        if let Err(reason) = handled {
+            go_deaf(&core, false, offset, &reason);
+        }
+    }
+}
+
+/// An error is what the listener thread dies of.
+fn handle(core: &Arc<Core>, offset: u32, payload: &Bytes) -> Result<(), String> {
+    match rmp_serde::from_slice::<Value>(payload) {
+        Ok(message @ Value::Object(_)) => map(core, offset, &message),
+        _ => text(core, offset, payload),
+    }
+}
+
+fn map(core: &Arc<Core>, offset: u32, message: &Value) -> Result<(), String> {
+    let kind = match message.get("type") {
+        Some(kind) => kind.as_str().unwrap_or_default(),
+        None if message.get("req_id").is_some() => "remote_blocks",
+        None => return Err("a map without type".into()),
+    };
+    let transfer = || -> Result<String, String> {
+        let key = if core.minor <= 17 { "req_id" } else { "transfer_id" };
+        Ok(message
+            .get(key)
+            .and_then(Value::as_str)
+            .ok_or_else(|| format!("KeyError: {key}"))?
+            .to_string())
+    };
+    let number = |key: &str| message.get(key).and_then(Value::as_u64).map(|number| number as u32);
+    match (kind, core.prefill()) {
+        ("remote_blocks", true) => remote_blocks(core, offset, transfer()?, message),
+        ("write_done", false) if core.minor >= 24 => {
+            write_done(core, offset, &transfer()?, number("num_writers"));
+            Ok(())
+        }
+        ("write_failed", false) if core.minor >= 33 => {
+            let waiter = lock(&core.state).parked.remove(&transfer()?);
+            if let Some(waiter) = waiter {
+                // The request may be gone already; then nobody needs to know.
+                let _ = waiter.wake.send(Err("KV transfer failed".into()));
+            }
+            Ok(())
+        }
+        ("release", true) if core.minor >= 24 => {
+            release(
+                core,
+                offset,
+                &transfer()?,
+                Release {
+                    consumer_tp: number("consumer_tp_size"),
+                },
+            );
+            Ok(())
+        }
+        (kind, prefill) => Err(format!(
+            "message of type {kind:?} on {}",
+            if prefill { "prefill" } else { "decode" }
+        )),
+    }
+}
+
+fn text(core: &Arc<Core>, offset: u32, payload: &Bytes) -> Result<(), String> {
+    let text = std::str::from_utf8(payload).map_err(|_| "bytes that are neither msgpack nor text".to_string())?;
+    let fits = match core.minor {
+        ..=17 => text.starts_with("cmpl"),
+        18..=23 => text.starts_with("tx"),
+        _ => true,
+    };
+    if !fits {
+        return Err(format!("text {text:?}"));
+    }
+    if !core.prefill() {
+        write_done(core, offset, text, None);
+        return Ok(());
+    }
+    if core.minor <= 22 && !lock(&core.state).held.contains_key(text) {
+        return Err(format!("release of unknown {text:?}"));
+    }
+    release(core, offset, text, Release { consumer_tp: None });
+    Ok(())
+}
+
+/// Which data-parallel and tensor-parallel rank listens at `offset`.
+fn ranks(core: &Core, offset: u32) -> (usize, u32) {
+    if core.settings.dp > 1 {
+        (offset as usize, 0)
+    } else {
+        (0, offset)
+    }
+}
+
+fn remote_blocks(core: &Arc<Core>, offset: u32, transfer: String, message: &Value) -> Result<(), String> {
+    core.books.count(|counters| counters.remote_blocks += 1);
+    let blocks: Vec<u32> = match message.get("block_notify_list") {
+        Some(Value::Array(list)) => list.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
+        _ => Vec::new(),
+    };
+    if blocks.is_empty() {
+        return Err("empty block_notify_list".into());
+    }
+    let (rank, tp_rank) = ranks(core, offset);
+    {
+        let mut state = lock(&core.state);
+        if state.ended.contains(&transfer) {
+            return Ok(());
+        }
+        let decode_rank = message.get("decode_rank").and_then(Value::as_u64).unwrap_or(0) as u32;
+        let sender = message.get("sim_nonce").and_then(Value::as_u64);
+        let allocation = state.allocations.entry(transfer.clone()).or_insert_with(|| Allocation {
+            blocks,
+            decode_rank,
+            rank,
+            heard: Vec::new(),
+            sender,
+        });
+        if !allocation.heard.contains(&tp_rank) {
+            allocation.heard.push(tp_rank);
+        }
+    }
+    transfer::push_if_due(core, &transfer);
+    Ok(())
+}
+
+/// The message by which decode asks for a push.
+pub(crate) fn remote_blocks_message(core: &Core, request: &str, transfer: &str, blocks: &[u32], rank: usize) -> Bytes {
+    let message = json!({
+        "req_id": request, "transfer_id": transfer, "type": "remote_blocks",
+        "block_notify_list": blocks, "decode_rank": rank, "sim_nonce": core.nonce,
+    });
+    encode(&message)
+}
+
+/// The message by which prefill reports a push.
+pub(crate) fn write_done_message(minor: u32, transfer: &str, writers: u32) -> Bytes {
+    match minor {
+        ..=23 => Bytes::copy_from_slice(transfer.as_bytes()),
+        24..=32 => encode(&json!({"type": "write_done", "transfer_id": transfer})),
+        _ => encode(&json!({"type": "write_done", "transfer_id": transfer, "num_writers": writers})),
+    }
+}
+
+/// The message by which prefill reports that no push will come.
+pub(crate) fn write_failed_message(transfer: &str) -> Bytes {
+    encode(&json!({"type": "write_failed", "transfer_id": transfer}))
+}
+
+/// The message by which decode reports that it has read everything.
+pub(crate) fn release_message(core: &Core, request: &str, transfer: &str) -> Bytes {
+    match core.minor {
+        ..=22 => Bytes::copy_from_slice(request.as_bytes()),
+        23..=24 => Bytes::copy_from_slice(transfer.as_bytes()),
+        _ => encode(&json!({"type": "release", "transfer_id": transfer, "consumer_tp_size": core.settings.tp})),
+    }
+}
+
+fn encode(message: &Value) -> Bytes {
+    rmp_serde::to_vec_named(message).unwrap_or_default().into()
+}
+
+fn write_done(core: &Arc<Core>, offset: u32, transfer: &str, writers: Option<u32>) {
+    core.books.count(|counters| counters.write_done += 1);
+    let (rank, tp_rank) = ranks(core, offset);
+    let mut state = lock(&core.state);
+    let Some(waiter) = state.parked.get_mut(transfer).filter(|waiter| waiter.rank == rank) else {
+        return;
+    };
+    let entry = waiter.done.entry(tp_rank).or_insert((0, 1));
+    entry.0 += 1;
+    entry.1 = writers.unwrap_or(1);
+    let complete = (0..core.settings.tp).all(|tp| waiter.done.get(&tp).is_some_and(|(came, needed)| came >= needed));
+    if complete && let Some(waiter) = state.parked.remove(transfer) {
+        drop(state);
+        // The request may be gone already; then nobody needs to know.
+        let _ = waiter.wake.send(Ok(()));
+    }
+}
+
+fn release(core: &Arc<Core>, offset: u32, transfer: &str, release: Release) {
+    core.books.count(|counters| counters.releases += 1);
+    let (_, tp_rank) = ranks(core, offset);
+    let mut state = lock(&core.state);
+    if state.held.contains_key(transfer) {
+        apply(core, state, transfer, &[(tp_rank, release)]);
+    } else if !state.ended.contains(transfer) && state.early_releases.len() < 4096 {
+        // The transfer may only just be computed: releases wait for it.
+        state
+            .early_releases
+            .entry(transfer.to_string())
+            .or_default()
+            .push((tp_rank, release));
+    }
+}
+
+/// Applies the releases that came before the transfer was held.
+pub(crate) fn apply_early(core: &Arc<Core>, transfer: &str) {
+    let mut state = lock(&core.state);
+    if let Some(releases) = state.early_releases.remove(transfer) {
+        apply(core, state, transfer, &releases);
+    }
+}
+
+fn apply(core: &Arc<Core>, mut state: std::sync::MutexGuard<'_, State>, transfer: &str, releases: &[(u32, Release)]) {
+    let Some(held) = state.held.get_mut(transfer) else {
+        return;
+    };
+    let mut wrong = None;
+    for (tp_rank, release) in releases {
+        let consumer = release.consumer_tp.unwrap_or(1);
+        let entry = held.releases.entry(*tp_rank).or_insert((0, 1));
+        entry.0 += 1;
+        entry.1 = (consumer / core.settings.tp).max(1);
+        // Size 1 is also what a proxy says that gives up a transfer in decode's place.
+        if consumer > 1 {
+            wrong = held
+                .claimed_tp
+                .filter(|claimed| *claimed != consumer)
+                .map(|claimed| (claimed, consumer));
+        }
+    }
+    let complete = (0..core.settings.tp).all(|tp| held.releases.get(&tp).is_some_and(|(came, needed)| came >= needed));
+    drop(state);
+    if let Some((claimed, consumer)) = wrong {
+        core.books.violation(format!(
+            "prefill leg says decode's tp size is {claimed}, it is {consumer}"
+        ));
+    }
+    if complete && core.free_held(transfer) {
+        core.books.count(|counters| counters.released += 1);
+    }
+}

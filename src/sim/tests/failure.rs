@@ -1,0 +1,1 @@
+//! Mistakes of a proxy and misbehaviour of engines: each must show.

@@ -1,0 +1,330 @@
+//! Moving KV: prefill's push, decode's pull, and the end of what nobody fetched.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::books::lock;
+use super::core::{Core, Held};
+use super::data::{self, Access, Failure, shard};
+use super::handshake::{self, audit_sizes, meet, missing, session, shares};
+use super::notify::{self, Allocation};
+use super::params::Peer;
+use super::text::{BLOCK_BYTES, Block};
+
+/// Keeps a finished prefill's blocks, and starts its push if decode has asked already.
+pub(crate) fn hold(core: &Arc<Core>, transfer: &str, rank: usize, blocks: Vec<u32>, peer: Option<Peer>) {
+    let held = Held {
+        rank,
+        blocks,
+        deadline: Instant::now() + core.settings.defer_timeout,
+        releases: std::collections::HashMap::new(),
+        claimed_tp: peer.as_ref().map(|peer| peer.tp),
+        target: peer.filter(|_| core.write()),
+    };
+    {
+        let mut state = lock(&core.state);
+        if let Some(older) = state.held.insert(transfer.to_string(), held) {
+            // The audit has spoken already; the older one's blocks are stranded as on a real engine.
+            state.leaked += older.blocks.len() as u64;
+        }
+    }
+    notify::apply_early(core, transfer);
+    push_if_due(core, transfer);
+}
+
+/// Frees what nobody fetched in time. Real engines know no such end before 0.23.
+pub(crate) async fn reap(core: Arc<Core>) {
+    let pause = (core.settings.defer_timeout / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
+    while core.minor >= 23 {
+        sleep(pause).await;
+        let now = Instant::now();
+        let due: Vec<(String, Option<Peer>)> = lock(&core.state)
+            .held
+            .iter()
+            .filter(|(_, held)| held.deadline <= now)
+            .map(|(transfer, held)| (transfer.clone(), held.target.clone()))
+            .collect();
+        for (transfer, peer) in due {
+            if core.free_held(&transfer) {
+                core.books.count(|counters| counters.reaped += 1);
+            }
+            if let Some(peer) = peer.filter(|_| core.write()) {
+                report_failure(&core, &peer, &transfer);
+            }
+        }
+    }
+}
+
+fn report_failure(core: &Core, peer: &Peer, transfer: &str) {
+    if core.minor < 33 {
+        return;
+    }
+    for dp in 0..peer.dp_size {
+        for tp in 0..peer.tp {
+            core.notify(
+                &peer.host,
+                notify_port(peer, dp + tp),
+                notify::write_failed_message(transfer),
+            );
+        }
+    }
+}
+
+fn notify_port(peer: &Peer, offset: u32) -> u16 {
+    (u32::from(peer.notify) + offset).min(65535) as u16
+}
+
+/// Starts the push of a transfer once both its KV and its allocation are there.
+pub(crate) fn push_if_due(core: &Arc<Core>, transfer: &str) {
+    if !core.write() {
+        return;
+    }
+    let mut state = lock(&core.state);
+    let Some(allocation) = state.allocations.get(transfer) else {
+        return;
+    };
+    if allocation.heard.len() < core.settings.tp as usize {
+        return;
+    }
+    let allocation = allocation.clone();
+    let Some(held) = state.held.get_mut(transfer) else {
+        return;
+    };
+    if held.rank != allocation.rank {
+        core.books.violation(format!(
+            "{transfer} asked of rank {}, it is on {}",
+            allocation.rank, held.rank
+        ));
+        return;
+    }
+    let Some(peer) = held.target.take() else { return };
+    let blocks = held.blocks.clone();
+    drop(state);
+    let (core, transfer) = (core.clone(), transfer.to_string());
+    let worker = core.clone();
+    core.spawn(async move { push(worker, transfer, blocks, peer, allocation).await });
+}
+
+async fn push(core: Arc<Core>, transfer: String, blocks: Vec<u32>, peer: Peer, allocation: Allocation) {
+    match write_all(&core, &transfer, &blocks, &peer, &allocation).await {
+        Ok(()) => {
+            core.books.count(|counters| {
+                counters.transfers += 1;
+                counters.blocks_moved += blocks.len() as u64;
+            });
+            report_done(&core, &transfer, &peer, allocation.decode_rank);
+            core.free_held(&transfer);
+        }
+        Err(Failure::Stale(reason)) => {
+            core.die(format!("transfer {transfer} to {}: {reason}", peer.host))
+                .await;
+        }
+        Err(Failure::Refused(_)) => report_failure(&core, &peer, &transfer),
+    }
+}
+
+async fn write_all(
+    core: &Core,
+    transfer: &str,
+    blocks: &[u32],
+    peer: &Peer,
+    allocation: &Allocation,
+) -> Result<(), Failure> {
+    let size = core.settings.tp;
+    for own in 0..size {
+        for tp in shares(own, size, peer.tp) {
+            let metadata = session(core, peer, allocation.decode_rank, tp)
+                .ok_or_else(|| Failure::Refused("no session with that rank".into()))?;
+            audit_sizes(core, peer, &metadata);
+            if allocation.sender.is_some_and(|nonce| nonce != metadata.nonce) {
+                core.books.count(|counters| counters.kv_mismatch += 1);
+                core.books.violation(format!(
+                    "{transfer} asked for by another engine than its prefill leg named"
+                ));
+            }
+            let bytes = overlap(own, size, tp, peer.tp);
+            let mut content = Vec::with_capacity(blocks.len() * bytes.len());
+            {
+                let state = lock(&core.state);
+                let Some(held) = state.held.get(transfer) else {
+                    return Err(Failure::Refused("released".into()));
+                };
+                for id in held.blocks.iter().take(allocation.blocks.len()) {
+                    content.extend_from_slice(&state.pools[held.rank].read(*id)[bytes.clone()]);
+                }
+            }
+            let access = Access {
+                nonce: metadata.nonce,
+                dp_rank: metadata.dp_rank,
+                tp_rank: metadata.tp_rank,
+                transfer: transfer.to_string(),
+                blocks: allocation.blocks.iter().take(blocks.len()).copied().collect(),
+                start: bytes.start,
+                end: bytes.end,
+                tp_size: size,
+                write: true,
+            };
+            data::access(core, &metadata, &access, &content).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of a block that both ranks own, as far as the asker knows.
+fn overlap(own: u32, mine: u32, other: u32, theirs: u32) -> std::ops::Range<usize> {
+    let (one, two) = (shard(own, mine), shard(other, theirs));
+    let start = one.start.max(two.start);
+    start..one.end.min(two.end).max(start)
+}
+
+fn report_done(core: &Core, transfer: &str, peer: &Peer, decode_rank: u32) {
+    let size = core.settings.tp;
+    let writers = (size / peer.tp).max(1);
+    for own in 0..size {
+        let message = notify::write_done_message(core.minor, transfer, writers);
+        if core.minor < 33 {
+            core.notify(&peer.host, notify_port(peer, decode_rank + own), message);
+            continue;
+        }
+        for tp in shares(own, size, peer.tp) {
+            core.notify(&peer.host, notify_port(peer, decode_rank + tp), message.clone());
+        }
+    }
+}
+
+/// WRITE prefill: makes sure the peer is known before the step ends, or gives up after a while.
+pub(crate) async fn meet_target(core: &Arc<Core>, peer: &Peer) {
+    let ports = missing(core, peer);
+    if ports.is_empty() {
+        return;
+    }
+    let (sender, met) = tokio::sync::oneshot::channel::<()>();
+    let (worker, host) = (core.clone(), peer.host.clone());
+    core.spawn(async move {
+        meet(worker, host, ports).await;
+        drop(sender);
+    });
+    // Whether it was met shows when the push looks for the session.
+    let _ = timeout(core.settings.transfer_timeout, met).await;
+}
+
+/// READ decode: meets the peer. From 0.27 on the whole engine stands still meanwhile.
+pub(crate) async fn meet_source(core: &Arc<Core>, peer: &Peer) {
+    let ports = missing(core, peer);
+    if ports.is_empty() {
+        return;
+    }
+    core.frozen.send_modify(|frozen| *frozen += 1);
+    let (sender, met) = tokio::sync::oneshot::channel::<()>();
+    let (worker, host) = (core.clone(), peer.host.clone());
+    core.spawn(async move {
+        let frozen = worker.frozen.clone();
+        meet(worker, host, ports).await;
+        frozen.send_modify(|frozen| *frozen = frozen.saturating_sub(1));
+        drop(sender);
+    });
+    if (23..=26).contains(&core.minor) {
+        if timeout(core.settings.transfer_timeout, met).await.is_err() {
+            core.frozen.send_modify(|frozen| *frozen = frozen.saturating_sub(1));
+        }
+    } else {
+        let _ = met.await;
+    }
+}
+
+/// READ decode: pulls the peer's blocks into `local`, and releases them there.
+pub(crate) async fn pull(
+    core: &Arc<Core>,
+    request: &str,
+    transfer: &str,
+    peer: &Peer,
+    remote: &[u32],
+    local: (usize, &[u32]),
+) -> Result<(), String> {
+    if local.1.len() > remote.len() {
+        return Err(format!(
+            "prompt needs {} blocks, the peer reported {}",
+            local.1.len(),
+            remote.len()
+        ));
+    }
+    let remote = &remote[..local.1.len()];
+    let mut content = vec![[0u8; BLOCK_BYTES]; remote.len()];
+    let size = core.settings.tp;
+    for own in 0..size {
+        for tp in shares(own, size, peer.tp) {
+            let Some(metadata) = session(core, peer, peer.dp_rank, tp) else {
+                continue;
+            };
+            audit_sizes(core, peer, &metadata);
+            read_shard(
+                core,
+                transfer,
+                &metadata,
+                remote,
+                overlap(own, size, tp, peer.tp),
+                &mut content,
+            )
+            .await?;
+        }
+    }
+    {
+        let mut state = lock(&core.state);
+        for (id, block) in local.1.iter().zip(&content) {
+            if let Some(memory) = state.pools[local.0].block_mut(*id) {
+                *memory = *block;
+            }
+        }
+    }
+    core.books.count(|counters| {
+        counters.transfers += 1;
+        counters.blocks_moved += remote.len() as u64;
+    });
+    for own in 0..size {
+        for tp in shares(own, size, peer.tp) {
+            let offset = if core.minor <= 24 {
+                own
+            } else {
+                peer.dp_rank * peer.tp + tp
+            };
+            core.notify(
+                &peer.host,
+                notify_port(peer, offset),
+                notify::release_message(core, request, transfer),
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn read_shard(
+    core: &Core,
+    transfer: &str,
+    metadata: &handshake::Metadata,
+    remote: &[u32],
+    bytes: std::ops::Range<usize>,
+    content: &mut [Block],
+) -> Result<(), String> {
+    let access = Access {
+        nonce: metadata.nonce,
+        dp_rank: metadata.dp_rank,
+        tp_rank: metadata.tp_rank,
+        transfer: transfer.to_string(),
+        blocks: remote.to_vec(),
+        start: bytes.start,
+        end: bytes.end,
+        tp_size: core.settings.tp,
+        write: false,
+    };
+    match data::access(core, metadata, &access, &[]).await {
+        Ok(data) => {
+            for (block, part) in content.iter_mut().zip(data.chunks(bytes.len().max(1))) {
+                block[bytes.clone()].copy_from_slice(part);
+            }
+            Ok(())
+        }
+        Err(Failure::Stale(reason) | Failure::Refused(reason)) => Err(format!("KV load failed: {reason}")),
+    }
+}
