@@ -37,7 +37,10 @@ pub(crate) fn hold(core: &Arc<Core>, transfer: &str, rank: usize, blocks: Vec<u3
 /// Frees what nobody fetched in time. Real engines know no such end before 0.23.
 pub(crate) async fn reap(core: Arc<Core>) {
     let pause = (core.settings.defer_timeout / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
-    while core.minor >= 23 {
+    if core.minor < 23 {
+        return;
+    }
+    loop {
         sleep(pause).await;
         let now = Instant::now();
         let due: Vec<(String, Option<Peer>)> = lock(&core.state)
