@@ -265,3 +265,63 @@ async fn listeners_die_of_what_they_do_not_understand() {
         assert!(engine.alive());
     }
 }
+
+#[tokio::test]
+async fn a_read_leg_cut_early_or_refused_still_releases() {
+    // Half of the pool is taken, so that the leg to be cut waits for blocks.
+    let pair = Pair::with(Mode::Read, "0.32.0", |settings| settings.blocks = 8).await;
+    let mut legs = pair.legs(60);
+    legs.decode["stream"] = json!(true);
+    let answer = soon(pair.send_prefill(&legs)).await.unwrap();
+    Pair::hand_over(&mut legs, &answer);
+    pair.decode.set_fault(crate::sim::Fault::times(
+        crate::sim::FaultKind::HangAfterTokens { tokens: 1 },
+        1,
+    ));
+    let first = soon(pair.decode_request(&legs).send()).await.unwrap();
+    let mut legs = pair.legs(60);
+    let answer = soon(pair.send_prefill(&legs)).await.unwrap();
+    Pair::hand_over(&mut legs, &answer);
+    let second = tokio::spawn(pair.decode_request(&legs).send());
+    until(&pair.decode, "waiting", |counters| counters.waiting == 1).await;
+    second.abort();
+    until(&pair.prefill, "released", |counters| counters.released == 2).await;
+    drop(first);
+    let mut legs = pair.legs(0);
+    let answer = soon(pair.send_prefill(&legs)).await.unwrap();
+    Pair::hand_over(&mut legs, &answer);
+    assert_eq!(soon(pair.decode_request(&legs).send()).await.unwrap().status(), 400);
+    pair.clean().await;
+}
+
+#[tokio::test]
+async fn several_first_contacts_at_once_are_noted_where_they_harm() {
+    for (release, harmful) in [("0.30.0", true), ("0.32.0", false)] {
+        let pair = Pair::start(Mode::Read, release).await;
+        pair.prefill
+            .set_fault(crate::sim::Fault::always(crate::sim::FaultKind::CloseHandshakePort));
+        let mut sent = Vec::new();
+        for _ in 0..2 {
+            let mut legs = pair.legs(3);
+            let answer = soon(pair.send_prefill(&legs)).await.unwrap();
+            Pair::hand_over(&mut legs, &answer);
+            sent.push(legs);
+        }
+        // Both are inside before the first handshake can end.
+        pair.decode.set_fault(crate::sim::Fault::times(
+            crate::sim::FaultKind::Delay { milliseconds: 1 },
+            2,
+        ));
+        let both = futures::future::join_all(sent.iter().map(|legs| pair.decode_request(legs).send()));
+        let opened = async {
+            until(&pair.decode, "overlapped", |counters| {
+                counters.first_contact_overlaps == 1
+            })
+            .await;
+            pair.prefill.clear_faults();
+        };
+        let (answers, ()) = soon(async { tokio::join!(both, opened) }).await;
+        assert!(answers.iter().all(Result::is_ok));
+        assert_eq!(pair.decode.counters().violations > 0, harmful);
+    }
+}

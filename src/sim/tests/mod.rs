@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::zmtp::Connection;
 use super::{Counters, Engine, Mode, Role, Settings};
 
+mod cli;
 mod failure;
 mod faults;
 mod mistakes;
