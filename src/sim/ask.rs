@@ -87,12 +87,12 @@ impl Ask {
             .and_then(|options| options.get("include_usage"))
             .and_then(Value::as_bool)
             .unwrap_or(false);
-        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let request_id = text("x-request-id")
-            .map(str::to_string)
-            .or_else(|| Some(body.get("request_id")?.as_str()?.to_string()));
+        let request_id = request_id(headers, &body);
         // A rank that is no number is ignored, one that does not exist is not.
-        let rank = text("x-data-parallel-rank").and_then(|rank| rank.trim().parse::<i64>().ok());
+        let rank = headers
+            .get("x-data-parallel-rank")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|rank| rank.trim().parse::<i64>().ok());
         let rank = match rank.map(usize::try_from) {
             None => None,
             Some(Ok(rank)) if rank < dp as usize => Some(rank),
@@ -125,6 +125,30 @@ impl Ask {
         body.and_then(Value::as_object)
     }
 
+    /// The engine's own name for the request, which only old releases let out.
+    pub(crate) fn internal_id(&self) -> String {
+        let id = self.request_id.as_deref().unwrap_or_default();
+        match self.surface {
+            Surface::Chat => format!("chatcmpl-{id}"),
+            _ => format!("cmpl-{id}-0"),
+        }
+    }
+
+    /// What can be told of a request that did not pass validation.
+    pub(crate) fn rejected(surface: Surface, headers: &HeaderMap, body: &[u8]) -> Option<Self> {
+        Some(Self {
+            surface,
+            request_id: request_id(headers, &Map::new()),
+            rank: None,
+            prompt: Prompt { digest: 0, tokens: 1 },
+            limit: 1,
+            stream: false,
+            include_usage: false,
+            headers: headers.clone(),
+            body: serde_json::from_slice(body).ok()?,
+        })
+    }
+
     /// The object that holds the limits.
     pub(crate) fn limits(&self) -> &Map<String, Value> {
         match (self.surface, self.body.get("sampling_params")) {
@@ -137,6 +161,12 @@ impl Ask {
     pub(crate) fn blocks(&self) -> usize {
         (self.prompt.tokens + self.limit).div_ceil(super::text::BLOCK_TOKENS)
     }
+}
+
+/// The header wins over the body.
+fn request_id(headers: &HeaderMap, body: &Map<String, Value>) -> Option<String> {
+    let header = headers.get("x-request-id").and_then(|value| value.to_str().ok());
+    header.or_else(|| body.get("request_id")?.as_str()).map(str::to_string)
 }
 
 fn limit(surface: Surface, limits: &Map<String, Value>) -> Result<usize, String> {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::fault::{Fault, FaultKind, LegFaults, Script};
+use super::text::digest;
 
 const LEGS_KEPT: usize = 1000;
 const VIOLATIONS_KEPT: usize = 10_000;
@@ -132,8 +133,8 @@ struct Pages {
     legs: VecDeque<ReceivedLeg>,
     violations: Vec<String>,
     script: Script,
-    request_ids: HashSet<String>,
-    transfer_ids: HashSet<String>,
+    request_ids: HashSet<u64>,
+    transfer_ids: HashSet<u64>,
 }
 
 /// Locks, whatever happened to earlier holders: every update here is complete in itself.
@@ -203,12 +204,12 @@ impl Books {
 
     /// Whether this request id is new to the engine.
     pub(crate) fn fresh_request(&self, id: &str) -> bool {
-        lock(&self.pages).request_ids.insert(id.to_string())
+        lock(&self.pages).request_ids.insert(digest(id.as_bytes()))
     }
 
     /// Whether this transfer id is new to the engine.
     pub(crate) fn fresh_transfer(&self, id: &str) -> bool {
-        lock(&self.pages).transfer_ids.insert(id.to_string())
+        lock(&self.pages).transfer_ids.insert(digest(id.as_bytes()))
     }
 
     pub(crate) fn strike(&self, matches: impl Fn(&FaultKind) -> bool) -> Option<FaultKind> {

@@ -158,6 +158,8 @@ pub(crate) struct Core {
     pub(crate) sessions: Mutex<HashMap<(String, u16), Arc<Metadata>>>,
     /// An engine makes one handshake at a time.
     pub(crate) handshake_thread: tokio::sync::Mutex<()>,
+    /// Peers that are being met for the first time.
+    pub(crate) meeting: Mutex<HashSet<(String, u16)>>,
     pub(crate) data_streams: Mutex<HashMap<String, Vec<TcpStream>>>,
     dealers: Mutex<HashMap<(String, u16), mpsc::Sender<Message>>>,
     tasks: watch::Sender<usize>,
@@ -188,6 +190,7 @@ impl Core {
             frozen: watch::Sender::new(0),
             sessions: Mutex::default(),
             handshake_thread: tokio::sync::Mutex::default(),
+            meeting: Mutex::default(),
             data_streams: Mutex::default(),
             dealers: Mutex::default(),
             tasks: watch::Sender::new(0),
@@ -249,6 +252,10 @@ impl Core {
 
     /// Waits until no handshake holds the engine up.
     pub(crate) async fn thawed(&self) {
+        if *self.frozen.borrow() == 0 {
+            return;
+        }
+        // The sender lives in `self`, so waiting cannot fail.
         let _ = self.frozen.subscribe().wait_for(|frozen| *frozen == 0).await;
     }
 

@@ -210,7 +210,7 @@ impl Inner {
 }
 
 fn reserve(settings: &Settings) -> io::Result<Ports> {
-    Ports::reserve(settings.host, settings.http_port, settings.dp.max(settings.tp))
+    Ports::reserve(settings.host, settings.http_port, settings.dp.max(settings.tp) as u16)
 }
 
 /// Starts pinging, and opens the ports after the delay.

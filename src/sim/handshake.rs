@@ -8,7 +8,8 @@ use bytes::Bytes;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
 
 use super::books::lock;
 use super::core::Core;
@@ -165,7 +166,7 @@ pub(crate) fn session(core: &Core, peer: &Peer, dp: u32, tp: u32) -> Option<Arc<
 }
 
 /// The ports that must still be dialed before this engine can talk to all ranks of `peer`.
-pub(crate) fn missing(core: &Core, peer: &Peer) -> Vec<u16> {
+fn missing(core: &Core, peer: &Peer) -> Vec<u16> {
     let Some(base) = peer.handshake else { return Vec::new() };
     let sessions = lock(&core.sessions);
     let mut ports: Vec<u16> = (0..peer.dp_size)
@@ -179,19 +180,87 @@ pub(crate) fn missing(core: &Core, peer: &Peer) -> Vec<u16> {
     ports
 }
 
-/// Meets the ranks behind `ports`. There is one handshake thread, and it waits for ever.
-pub(crate) async fn meet(core: Arc<Core>, host: String, ports: Vec<u16>) {
-    if core.handshake_thread.try_lock().is_err() {
-        core.books.count(|counters| counters.first_contact_overlaps += 1);
+/// Makes sure that a peer is known. The step waits for it, and the step is everybody's.
+pub(crate) async fn meet(core: &Arc<Core>, peer: &Peer) {
+    let (ports, Some(base)) = (missing(core, peer), peer.handshake) else {
+        return;
+    };
+    if ports.is_empty() {
+        return;
     }
+    let key = (peer.host.clone(), base);
+    if !lock(&core.meeting).insert(key.clone()) {
+        note_overlap(core, peer);
+    }
+    let (sender, met) = oneshot::channel::<()>();
+    let worker = core.clone();
+    core.spawn(async move {
+        dial_all(&worker, &key.0, ports).await;
+        lock(&worker.meeting).remove(&key);
+        drop(sender);
+    });
+    let for_ever = match core.write() {
+        true => core.minor <= 22,
+        false => !(23..=26).contains(&core.minor),
+    };
+    let limit = if for_ever {
+        Duration::MAX
+    } else {
+        core.settings.transfer_timeout
+    };
+    let (waits, (end, ended)) = (Frozen::new(core), oneshot::channel::<()>());
+    // The step goes on when the request's client has gone.
+    core.spawn(async move {
+        // Whether the peer was met shows when somebody looks for the session.
+        let _ = timeout(limit, met).await;
+        drop((waits, end));
+    });
+    let _ = ended.await;
+}
+
+/// Holds up the whole engine while it lives.
+struct Frozen(watch::Sender<u64>);
+
+impl Frozen {
+    fn new(core: &Core) -> Self {
+        core.frozen.send_modify(|frozen| *frozen += 1);
+        Self(core.frozen.clone())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.0.send_modify(|frozen| *frozen -= 1);
+    }
+}
+
+/// Notes a leg that arrives while its peer is being met for the first time.
+pub(crate) fn audit_first_contact(core: &Core, peer: &Peer) {
+    let Some(base) = peer.handshake else { return };
+    let being_met = lock(&core.meeting).contains(&(peer.host.clone(), base));
+    if being_met {
+        note_overlap(core, peer);
+    }
+}
+
+fn note_overlap(core: &Core, peer: &Peer) {
+    core.books.count(|counters| counters.first_contact_overlaps += 1);
+    if core.minor < 31 {
+        core.books
+            .violation(format!("first contact with {} by several requests at once", peer.host));
+    }
+}
+
+/// There is one handshake thread, and it waits for ever.
+async fn dial_all(core: &Core, host: &str, ports: Vec<u16>) {
     let _thread = core.handshake_thread.lock().await;
     for port in ports {
-        let key = (host.clone(), port);
+        let key = (host.to_string(), port);
         if lock(&core.sessions).contains_key(&key) {
             continue;
         }
         let metadata = loop {
-            match dial(&host, port).await {
+            match dial(host, port).await {
                 Ok(metadata) => break metadata,
                 Err(_) => sleep(REDIAL).await,
             }

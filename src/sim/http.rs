@@ -25,7 +25,7 @@ use super::ask::{Ask, Surface};
 use super::books::{BODY_KEPT, ReceivedLeg};
 use super::core::{Core, Gauge};
 use super::fault::FaultKind;
-use super::leg::Leg;
+use super::leg::{Leg, reject};
 use super::listen::becomes;
 use super::text::Prompt;
 
@@ -191,11 +191,13 @@ async fn generate(
     let ask = match ask {
         Ok(ask) => ask,
         Err(message) => {
-            core.books.count(|counters| counters.rejected += 1);
+            match Ask::rejected(surface, &head.headers, &body) {
+                Some(ask) => reject(&core, &ask),
+                None => core.books.count(|counters| counters.rejected += 1),
+            }
             return error(StatusCode::BAD_REQUEST, &message);
         }
     };
-    core.thawed().await;
     Leg {
         core,
         link,

@@ -15,11 +15,12 @@ use super::audit;
 use super::books::lock;
 use super::core::{Blocks, Core, Gauge, Target, Waiter};
 use super::fault::LegFaults;
+use super::handshake::{audit_first_contact, meet};
 use super::http::Link;
 use super::notify::remote_blocks_message;
 use super::params::{Facts, Peer, Plan, plan};
 use super::text::{Block, Voice};
-use super::transfer;
+use super::transfer::{self, Debt};
 
 /// One leg in the engine's hands.
 pub(crate) struct Leg {
@@ -58,6 +59,10 @@ impl Leg {
             Ok(plan) => plan,
             Err(reason) => match core.die(reason).await {},
         };
+        if let Plan::Prefill { peer: Some(peer), .. } | Plan::Decode { peer, .. } = &plan {
+            audit_first_contact(&core, peer);
+        }
+        core.thawed().await;
         match plan {
             Plan::Plain => self.plain(rank).await,
             Plan::Prefill { transfer, peer } => self.prefill(rank, &transfer, peer).await,
@@ -109,7 +114,7 @@ impl Leg {
         self.fill(&blocks);
         let voice = self.voice(&blocks);
         if let Some(peer) = peer.as_ref().filter(|_| core.write()) {
-            transfer::meet_target(&core, peer).await;
+            meet(&core, peer).await;
         }
         let mut ids = blocks.into_ids();
         let spare = ids.split_off(self.ask.prompt.blocks());
@@ -162,15 +167,24 @@ impl Leg {
     async fn read_decode(self, rank: usize, transfer: &str, peer: &Peer, remote: &[u32]) -> Response<Body> {
         let core = self.core.clone();
         core.books.count(|counters| counters.decode_legs += 1);
+        let (request, peer) = (self.internal_id(), peer.clone());
+        let mut debt = Debt {
+            core: core.clone(),
+            request,
+            transfer: transfer.into(),
+            peer,
+            owed: true,
+        };
         let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
-        transfer::meet_source(&core, peer).await;
+        meet(&core, &debt.peer).await;
         core.thawed().await;
         let local = (rank, &blocks.ids[..self.ask.prompt.blocks()]);
-        let request = self.internal_id();
-        if let Err(reason) = transfer::pull(&core, &request, transfer, peer, remote, local).await {
+        if let Err(reason) = transfer::pull(&core, transfer, &debt.peer, remote, local).await {
+            debt.owed = false;
             core.books.count(|counters| counters.failed += 1);
             return error(StatusCode::INTERNAL_SERVER_ERROR, &reason);
         }
+        drop(debt);
         self.generate(blocks).await
     }
 
@@ -198,7 +212,7 @@ impl Leg {
 
     fn ask_for_push(&self, rank: usize, transfer: &str, peer: &Peer, blocks: &[u32]) {
         let core = &self.core;
-        let message = remote_blocks_message(core, &self.internal_id(), transfer, blocks, rank);
+        let message = remote_blocks_message(core, &self.internal_id(), transfer, blocks, rank, peer);
         // These releases took their own address out of the request id instead of prefill's.
         let own = (20..=22).contains(&core.minor);
         let base = if own { core.ports.notify_base() } else { peer.notify };
@@ -261,7 +275,31 @@ impl Leg {
             voice,
             transfer_params,
             holds,
+            prefix: String::new(),
         }
+    }
+}
+
+fn facts(core: &Core, rank: usize) -> Facts {
+    let (minor, tp, mode) = (core.minor, core.settings.tp, core.settings.mode);
+    Facts {
+        prefill: core.prefill(),
+        mode,
+        minor,
+        tp,
+        rank,
+    }
+}
+
+/// Counts a 400. Decode then tells prefill that nobody will come for its blocks, if it can make out who that is.
+pub(crate) fn reject(core: &Core, ask: &Ask) {
+    core.books.count(|counters| counters.rejected += 1);
+    let since = if core.write() { 24 } else { 21 };
+    if core.prefill() || core.minor < since {
+        return;
+    }
+    if let Ok(Plan::Decode { transfer, peer, .. }) = plan(facts(core, 0), ask) {
+        transfer::release(core, &ask.internal_id(), &transfer, &peer);
     }
 }
 

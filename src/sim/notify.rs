@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use super::books::lock;
 use super::core::{Core, State};
 use super::handshake::go_deaf;
+use super::params::Peer;
 use super::transfer;
 use super::zmtp::Connection;
 
@@ -145,6 +146,17 @@ fn remote_blocks(core: &Arc<Core>, offset: u32, transfer: String, message: &Valu
     if blocks.is_empty() {
         return Err("empty block_notify_list".into());
     }
+    let own = [("sim_peer_tp", core.settings.tp), ("sim_peer_dp", core.settings.dp)];
+    for (key, size) in own {
+        if let Some(claimed) = message
+            .get(key)
+            .and_then(Value::as_u64)
+            .filter(|claimed| *claimed != u64::from(size))
+        {
+            core.books
+                .violation(format!("decode leg says {key} is {claimed}, prefill has {size}"));
+        }
+    }
     let (rank, tp_rank) = ranks(core, offset);
     {
         let mut state = lock(&core.state);
@@ -169,10 +181,20 @@ fn remote_blocks(core: &Arc<Core>, offset: u32, transfer: String, message: &Valu
 }
 
 /// The message by which decode asks for a push.
-pub(crate) fn remote_blocks_message(core: &Core, request: &str, transfer: &str, blocks: &[u32], rank: usize) -> Bytes {
+///
+/// The keys that begin with `sim` are no part of the protocol: they let prefill notice what else would stay unseen.
+pub(crate) fn remote_blocks_message(
+    core: &Core,
+    request: &str,
+    transfer: &str,
+    blocks: &[u32],
+    rank: usize,
+    peer: &Peer,
+) -> Bytes {
     let message = json!({
         "req_id": request, "transfer_id": transfer, "type": "remote_blocks",
         "block_notify_list": blocks, "decode_rank": rank, "sim_nonce": core.nonce,
+        "sim_peer_tp": peer.tp, "sim_peer_dp": peer.dp_size,
     });
     encode(&message)
 }

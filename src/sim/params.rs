@@ -73,7 +73,7 @@ pub(crate) fn plan(facts: Facts, ask: &Ask) -> Result<Plan, String> {
         present(params, "remote_port")?;
     }
     let request_id = ask.request_id.as_deref().unwrap_or_default();
-    let transfer = transfer_id(facts, params, request_id)?;
+    let transfer = transfer_id(facts, params, ask)?;
     if params.get("remote_dp_size_local").is_some_and(Value::is_null) {
         return Err("remote_dp_size_local is null: unsupported operand type".into());
     }
@@ -120,14 +120,15 @@ fn present(params: &Map<String, Value>, key: &str) -> Result<(), String> {
     }
 }
 
-fn transfer_id(facts: Facts, params: &Map<String, Value>, request_id: &str) -> Result<String, String> {
+fn transfer_id(facts: Facts, params: &Map<String, Value>, ask: &Ask) -> Result<String, String> {
     if facts.minor <= 17 {
-        return Ok(format!("cmpl-{request_id}-0"));
+        return Ok(ask.internal_id());
     }
     match params.get("transfer_id") {
         Some(Value::String(id)) => Ok(id.clone()),
         None if facts.minor >= 28 => Ok(format!(
-            "sidecar-{request_id}-{}",
+            "sidecar-{}-{}",
+            ask.internal_id(),
             if facts.prefill { "p" } else { "d" }
         )),
         None => Err("KeyError: transfer_id".into()),

@@ -120,7 +120,8 @@ pub fn expected_tokens(prompt: &Value, tokens: usize) -> Vec<usize> {
     (0..tokens).map(|position| voice.token(position)).collect()
 }
 
-fn digest(bytes: &[u8]) -> u64 {
+/// A number that stands for `bytes`.
+pub(crate) fn digest(bytes: &[u8]) -> u64 {
     let mut seed = mix(bytes.len() as u64);
     for chunk in bytes.chunks(8) {
         let mut lane = [0; 8];

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::books::lock;
 use super::core::{Core, Held};
 use super::data::{self, Access, Failure, shard};
-use super::handshake::{self, audit_sizes, meet, missing, session, shares};
+use super::handshake::{self, audit_sizes, session, shares};
 use super::notify::{self, Allocation};
 use super::params::Peer;
 use super::text::{BLOCK_BYTES, Block};
@@ -37,7 +37,10 @@ pub(crate) fn hold(core: &Arc<Core>, transfer: &str, rank: usize, blocks: Vec<u3
 /// Frees what nobody fetched in time. Real engines know no such end before 0.23.
 pub(crate) async fn reap(core: Arc<Core>) {
     let pause = (core.settings.defer_timeout / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
-    while core.minor >= 23 {
+    if core.minor < 23 {
+        return;
+    }
+    loop {
         sleep(pause).await;
         let now = Instant::now();
         let due: Vec<(String, Option<Peer>)> = lock(&core.state)
@@ -194,50 +197,46 @@ fn report_done(core: &Core, transfer: &str, peer: &Peer, decode_rank: u32) {
     }
 }
 
-/// WRITE prefill: makes sure the peer is known before the step ends, or gives up after a while.
-pub(crate) async fn meet_target(core: &Arc<Core>, peer: &Peer) {
-    let ports = missing(core, peer);
-    if ports.is_empty() {
-        return;
-    }
-    let (sender, met) = tokio::sync::oneshot::channel::<()>();
-    let (worker, host) = (core.clone(), peer.host.clone());
-    core.spawn(async move {
-        meet(worker, host, ports).await;
-        drop(sender);
-    });
-    // Whether it was met shows when the push looks for the session.
-    let _ = timeout(core.settings.transfer_timeout, met).await;
+/// What READ decode owes to prefill: a release, also when the request ends before anything was read.
+pub(crate) struct Debt {
+    pub(crate) core: Arc<Core>,
+    pub(crate) request: String,
+    pub(crate) transfer: String,
+    pub(crate) peer: Peer,
+    /// False once a load has failed: nobody has seen a real engine release after that.
+    pub(crate) owed: bool,
 }
 
-/// READ decode: meets the peer. From 0.27 on the whole engine stands still meanwhile.
-pub(crate) async fn meet_source(core: &Arc<Core>, peer: &Peer) {
-    let ports = missing(core, peer);
-    if ports.is_empty() {
-        return;
-    }
-    core.frozen.send_modify(|frozen| *frozen += 1);
-    let (sender, met) = tokio::sync::oneshot::channel::<()>();
-    let (worker, host) = (core.clone(), peer.host.clone());
-    core.spawn(async move {
-        let frozen = worker.frozen.clone();
-        meet(worker, host, ports).await;
-        frozen.send_modify(|frozen| *frozen = frozen.saturating_sub(1));
-        drop(sender);
-    });
-    if (23..=26).contains(&core.minor) {
-        if timeout(core.settings.transfer_timeout, met).await.is_err() {
-            core.frozen.send_modify(|frozen| *frozen = frozen.saturating_sub(1));
+impl Drop for Debt {
+    fn drop(&mut self) {
+        if self.owed && !self.core.token.is_cancelled() {
+            release(&self.core, &self.request, &self.transfer, &self.peer);
         }
-    } else {
-        let _ = met.await;
     }
 }
 
-/// READ decode: pulls the peer's blocks into `local`, and releases them there.
+/// Tells every rank of the peer that holds data for this engine that nobody will read it any more.
+pub(crate) fn release(core: &Core, request: &str, transfer: &str, peer: &Peer) {
+    let size = core.settings.tp;
+    for own in 0..size {
+        for tp in shares(own, size, peer.tp) {
+            let offset = if core.minor <= 24 {
+                own
+            } else {
+                peer.dp_rank * peer.tp + tp
+            };
+            core.notify(
+                &peer.host,
+                notify_port(peer, offset),
+                notify::release_message(core, request, transfer),
+            );
+        }
+    }
+}
+
+/// READ decode: pulls the peer's blocks into `local`.
 pub(crate) async fn pull(
     core: &Arc<Core>,
-    request: &str,
     transfer: &str,
     peer: &Peer,
     remote: &[u32],
@@ -282,20 +281,6 @@ pub(crate) async fn pull(
         counters.transfers += 1;
         counters.blocks_moved += remote.len() as u64;
     });
-    for own in 0..size {
-        for tp in shares(own, size, peer.tp) {
-            let offset = if core.minor <= 24 {
-                own
-            } else {
-                peer.dp_rank * peer.tp + tp
-            };
-            core.notify(
-                &peer.host,
-                notify_port(peer, offset),
-                notify::release_message(core, request, transfer),
-            );
-        }
-    }
     Ok(())
 }
 

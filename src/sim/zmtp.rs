@@ -31,7 +31,12 @@ pub(crate) struct Connection {
 impl Connection {
     /// Dials and greets as a DEALER.
     pub(crate) async fn dial(host: &str, port: u16) -> io::Result<Self> {
-        Self::greet(TcpStream::connect((host, port)).await?, "DEALER").await
+        let stream = TcpStream::connect((host, port)).await?;
+        // Dialing a free port of one's own host can by chance end at oneself.
+        if stream.local_addr()? == stream.peer_addr()? {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        Self::greet(stream, "DEALER").await
     }
 
     /// Greets on a stream in the name of `socket_type`.

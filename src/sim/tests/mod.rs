@@ -8,7 +8,10 @@ use serde_json::{Map, Value, json};
 use super::zmtp::Connection;
 use super::{Counters, Engine, Mode, Role, Settings};
 
+mod cli;
 mod failure;
+mod faults;
+mod mistakes;
 mod pairs;
 mod registration;
 
@@ -17,7 +20,6 @@ struct Pair {
     prefill: Engine,
     decode: Engine,
     mode: Mode,
-    minor: u32,
     client: reqwest::Client,
 }
 
@@ -47,13 +49,11 @@ impl Pair {
             change(&mut settings);
             Engine::start(settings).await.unwrap()
         };
-        let minor = release.split('.').nth(1).unwrap().parse().unwrap();
         let client = reqwest::Client::new();
         Self {
             prefill: engine(Role::Prefill).await,
             decode: engine(Role::Decode).await,
             mode,
-            minor,
             client,
         }
     }
@@ -203,8 +203,6 @@ async fn tell(port: u16, frames: &[&[u8]]) {
         .map(|frame| bytes::Bytes::copy_from_slice(frame))
         .collect();
     connection.send(&frames).await.unwrap();
-    // Closing only after the listener has had time to read: it reads in order, so an answered handshake would tell, but
-    // a notify port never answers. An orderly close loses nothing that was sent.
 }
 
 fn pack(message: &Value) -> Vec<u8> {
