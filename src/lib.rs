@@ -1,1 +1,5 @@
 //! t
+
+pub mod descriptors;
+pub mod guard;
+pub mod listener;
