@@ -4,18 +4,18 @@
 //! here, each stream passes through a [`gate::Gate`], and what passed goes to the ROUTER over a private Unix socket.
 //!
 //! `gate` decides on bytes, `identity` tells the ROUTER's reader where a message came from, `link` is the private way
-//! inside; this file owns sockets, time limits and caps.
+//! inside, `sources` counts by address; this file owns sockets, time limits and caps.
 
 pub mod gate;
 pub mod identity;
 pub mod link;
+mod sources;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::future::pending;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener};
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,6 +30,7 @@ use tracing::{debug, warn};
 use crate::guard::gate::{GREETING, Gate, Output};
 use crate::guard::identity::Identity;
 use crate::guard::link::Link;
+use crate::guard::sources::Sources;
 
 const BACKLOG: i32 = 1024;
 const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
@@ -135,10 +136,7 @@ pub struct Guard {
 impl Guard {
     /// A guard that passes peers to `link` and tells `report` of each rejection.
     pub fn new(limits: Limits, link: Arc<Link>, report: impl Fn(Reject) + Send + Sync + 'static) -> Self {
-        let sources = Arc::new(Sources {
-            limit: limits.per_source.max(1),
-            counts: Mutex::default(),
-        });
+        let sources = Arc::new(Sources::new(limits.per_source));
         Self {
             limits,
             link: Mutex::new(link),
@@ -348,46 +346,6 @@ async fn reach(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
         None => pending().await,
-    }
-}
-
-/// Connections counted by the address they came from.
-struct Sources {
-    limit: usize,
-    counts: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// One connection's count, given back on drop.
-struct Seat {
-    sources: Arc<Sources>,
-    source: IpAddr,
-}
-
-impl Sources {
-    fn take(self: &Arc<Self>, source: IpAddr) -> Option<Seat> {
-        let source = source.to_canonical();
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(source).or_default();
-        if *count >= self.limit {
-            return None;
-        }
-        *count += 1;
-        Some(Seat {
-            sources: Arc::clone(self),
-            source,
-        })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut counts = self.sources.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.source);
-            }
-        }
     }
 }
 

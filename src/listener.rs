@@ -139,7 +139,7 @@ fn start_with(
 ) -> io::Result<Listener> {
     let socket = bind(settings.address)?;
     let address = socket.local_addr()?;
-    let mut den = Den::new();
+    let mut den = Den::create();
     let (link, inner) = den.open()?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let stop = CancellationToken::new();
@@ -256,12 +256,28 @@ async fn run(
             _ = &mut receiving.task => warn!("discovery socket broke, replacing it"),
             () = hearing.watchdog.unheard() => warn!("discovery socket is deaf, replacing it"),
         }
-        let (link, inner) = den.open()?;
         drop(receiving);
+        let link;
+        (link, receiving) = replace(&mut den, &hearing).await;
         guard.relink(Arc::new(link));
-        receiving = Receiving::start(inner, hearing.clone()).await?;
         (hearing.report)(Incident::Rebuilt);
     }
+}
+
+/// Tries until it has a new ROUTER: want of descriptors passes. If it does not, [`Listener::ended`] notices.
+async fn replace(den: &mut Den, hearing: &Hearing) -> (Link, Receiving) {
+    loop {
+        match open(den, hearing).await {
+            Ok(opened) => return opened,
+            Err(error) => error!(%error, "cannot open a new discovery socket, trying again"),
+        }
+        sleep(ERROR_PAUSE).await;
+    }
+}
+
+async fn open(den: &mut Den, hearing: &Hearing) -> io::Result<(Link, Receiving)> {
+    let (link, inner) = den.open()?;
+    Ok((link, Receiving::start(inner, hearing.clone()).await?))
 }
 
 /// A ROUTER and the task that reads it; ended on drop.

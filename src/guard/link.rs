@@ -37,7 +37,7 @@ pub struct Link {
 
 impl Den {
     /// Makes the directory; without one, links will be abstract addresses.
-    pub fn new() -> Self {
+    pub fn create() -> Self {
         let owner_only = Permissions::from_mode(0o700);
         let directory = tempfile::Builder::new()
             .prefix("moriio-proxy-")
