@@ -38,6 +38,8 @@ const READ_BYTES: usize = 8 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A reply is a few dozen bytes; a peer that takes none of them for this long is not reading.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
+/// Time for the ROUTER to read what a peer that is gone had sent.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the guard ended a connection, or could not take one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -224,7 +226,7 @@ impl Guard {
             ended = self.copy(peer, &mut router, gate) => {
                 // Closing with the ROUTER's READY unread would reset the link, and with it lose the peer's last words.
                 let _ = router.shutdown().await;
-                let _ = timeout(self.limits.handshake, drain(&router)).await;
+                let _ = timeout(FAREWELL_LIMIT, drain(&router)).await;
                 ended
             }
         }

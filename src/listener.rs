@@ -34,6 +34,8 @@ use crate::listener::watchdog::Watchdog;
 const MESSAGES_A_TURN: u32 = 16;
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// Below this a watchdog is a load, not a check.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 /// Looks at a thread that shows no sign of life before it is called dead.
 const LOOKS: u32 = 6;
 
@@ -145,10 +147,10 @@ fn start_with(
     let stop = CancellationToken::new();
     let ended = CancellationToken::new();
     let pulse = Arc::new(AtomicU64::new(0));
-    let interval = settings.watchdog;
+    let interval = settings.watchdog.max(SHORTEST_INTERVAL);
 
     let report: Report = Arc::new(report);
-    let watchdog = Watchdog::new(address, settings.watchdog, Arc::clone(&pulse));
+    let watchdog = Watchdog::new(address, interval, Arc::clone(&pulse));
     let hearing = Hearing {
         sink,
         report,
@@ -208,7 +210,7 @@ impl Listener {
         let mut last = self.pulse.load(Ordering::Relaxed);
         let mut looks = 0;
         while looks < LOOKS {
-            sleep(self.interval.max(Duration::from_secs(1))).await;
+            sleep(self.interval).await;
             let pulse = self.pulse.load(Ordering::Relaxed);
             looks = if pulse == last { looks + 1 } else { 0 };
             last = pulse;

@@ -90,6 +90,8 @@ impl Link {
 
     /// Connects; waits while the ROUTER's queue of new connections is full, so the caller sets the time limit.
     pub async fn connect(&self) -> io::Result<UnixStream> {
+        // The ROUTER's accept loop spins when it finds no descriptor for its end of a connection, so make sure of both.
+        drop(UnixStream::pair()?);
         loop {
             match UnixStream::connect(&self.path).await {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(FULL_BACKLOG_PAUSE).await,
