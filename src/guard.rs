@@ -29,7 +29,7 @@ use tracing::{debug, warn};
 
 use crate::guard::gate::{GREETING, Gate, Output};
 use crate::guard::identity::Identity;
-use crate::guard::link::Link;
+use crate::guard::link::{Link, Reserve};
 use crate::guard::sources::Sources;
 
 const BACKLOG: i32 = 1024;
@@ -172,13 +172,21 @@ impl Guard {
                     continue;
                 }
             };
+            // Reserved here, so that inside nobody ever has to accept a link without a descriptor for it.
+            let Ok(reserve) = Reserve::take() else {
+                warn!("no descriptors left for a discovery peer");
+                self.reject(Reject::Accept, address);
+                drop(stream);
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
             let Some(seat) = self.sources.take(address.ip()) else {
                 self.reject(Reject::Source, address);
                 continue;
             };
             let guard = Arc::clone(&self);
             tokio::spawn(async move {
-                if let Err(reason) = guard.serve(stream, address).await {
+                if let Err(reason) = guard.serve(stream, address, reserve).await {
                     guard.reject(reason, address);
                 }
                 drop((seat, place));
@@ -196,7 +204,7 @@ impl Guard {
     }
 
     /// Serves one peer to its end: `Ok` when either side closed, the reason when the guard did.
-    async fn serve(&self, mut peer: TcpStream, address: SocketAddr) -> Result<(), Reject> {
+    async fn serve(&self, mut peer: TcpStream, address: SocketAddr, reserve: Reserve) -> Result<(), Reject> {
         // Heartbeat answers must not wait for more bytes to send with.
         let _ = peer.set_nodelay(true);
         let mut gate = Gate::new(Identity::new(self.serial.fetch_add(1, Ordering::Relaxed), address));
@@ -209,7 +217,7 @@ impl Guard {
         };
 
         let link = self.current_link();
-        let admitted = timeout(self.limits.handshake, admit(&link, &first));
+        let admitted = timeout(self.limits.handshake, admit(&link, reserve, &first));
         let mut router = tokio::select! {
             () = link.closed() => return Ok(()),
             admitted = admitted => match admitted {
@@ -315,11 +323,13 @@ async fn shake_hands(peer: &mut TcpStream, gate: &mut Gate) -> Result<Option<(Ve
 }
 
 /// Connects to the ROUTER, sends it the peer's first bytes and waits for its greeting.
-async fn admit(link: &Link, first: &[u8]) -> io::Result<UnixStream> {
-    let mut router = link.connect().await?;
-    router.write_all(first).await?;
-    let mut greeting = [0; GREETING.len()];
-    router.read_exact(&mut greeting).await?;
+async fn admit(link: &Link, reserve: Reserve, first: &[u8]) -> io::Result<UnixStream> {
+    let mut router = link.connect(reserve).await?;
+    // The ROUTER keeps its first read for good, as part of the identity; it is smaller without the greeting.
+    let (greeting, rest) = first.split_at(GREETING.len().min(first.len()));
+    router.write_all(greeting).await?;
+    router.read_exact(&mut [0; GREETING.len()]).await?;
+    router.write_all(rest).await?;
     Ok(router)
 }
 

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 use zeromq::{RouterSocket, Socket, SocketRecv, ZmqMessage};
 
 use crate::guard::identity::Identity;
@@ -52,6 +52,8 @@ pub struct ListenerSettings {
     pub handshake: Duration,
     /// Time a peer has for a message that it has begun.
     pub message: Duration,
+    /// Connections after which the ROUTER is replaced: the crate keeps a few hundred bytes of each for good.
+    pub renew_after: u64,
     /// Time between two messages of the listener to itself; after three of them unheard the ROUTER is rebuilt.
     pub watchdog: Duration,
 }
@@ -65,6 +67,7 @@ impl ListenerSettings {
             per_source: 256,
             handshake: Duration::from_secs(5),
             message: Duration::from_secs(10),
+            renew_after: 100_000,
             watchdog: Duration::from_secs(10),
         }
     }
@@ -98,7 +101,7 @@ pub enum Incident {
     Malformed,
     /// A payload was lost because the channel was full.
     Dropped,
-    /// The ROUTER was deaf or broken and has been replaced; engines reconnect by themselves.
+    /// The ROUTER was deaf, broken or worn and has been replaced; engines reconnect by themselves.
     Rebuilt,
 }
 
@@ -141,7 +144,7 @@ fn start_with(
 ) -> io::Result<Listener> {
     let socket = bind(settings.address)?;
     let address = socket.local_addr()?;
-    let mut den = Den::create();
+    let mut den = Den::create(settings.renew_after);
     let (link, inner) = den.open()?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let stop = CancellationToken::new();
@@ -245,8 +248,9 @@ async fn run(
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
     let (link, inner) = first;
+    let mut link = Arc::new(link);
     let report = Arc::clone(&hearing.report);
-    let guard = Arc::new(Guard::new(limits, Arc::new(link), move |reason| {
+    let guard = Arc::new(Guard::new(limits, Arc::clone(&link), move |reason| {
         report(Incident::Rejected(reason))
     }));
     let mut accepting = tokio::spawn(Arc::clone(&guard).run(listener));
@@ -256,18 +260,18 @@ async fn run(
             // Only a panic ends it; without it there is nothing to go on with.
             _ = &mut accepting => return Err(io::Error::other("accept loop ended")),
             _ = &mut receiving.task => warn!("discovery socket broke, replacing it"),
+            () = link.worn() => info!("discovery socket has had many connections, replacing it"),
             () = hearing.watchdog.unheard() => warn!("discovery socket is deaf, replacing it"),
         }
         drop(receiving);
-        let link;
         (link, receiving) = replace(&mut den, &hearing).await;
-        guard.relink(Arc::new(link));
+        guard.relink(Arc::clone(&link));
         (hearing.report)(Incident::Rebuilt);
     }
 }
 
 /// Tries until it has a new ROUTER: want of descriptors passes. If it does not, [`Listener::ended`] notices.
-async fn replace(den: &mut Den, hearing: &Hearing) -> (Link, Receiving) {
+async fn replace(den: &mut Den, hearing: &Hearing) -> (Arc<Link>, Receiving) {
     loop {
         match open(den, hearing).await {
             Ok(opened) => return opened,
@@ -277,9 +281,9 @@ async fn replace(den: &mut Den, hearing: &Hearing) -> (Link, Receiving) {
     }
 }
 
-async fn open(den: &mut Den, hearing: &Hearing) -> io::Result<(Link, Receiving)> {
+async fn open(den: &mut Den, hearing: &Hearing) -> io::Result<(Arc<Link>, Receiving)> {
     let (link, inner) = den.open()?;
-    Ok((link, Receiving::start(inner, hearing.clone()).await?))
+    Ok((Arc::new(link), Receiving::start(inner, hearing.clone()).await?))
 }
 
 /// A ROUTER and the task that reads it; ended on drop.

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::guard::gate::{GREETING, ROUTER_READY};
 use crate::guard::identity::Identity;
-use crate::guard::link::Den;
+use crate::guard::link::{Den, Reserve};
 use crate::guard::{Guard, Limits, Reject, bind};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,7 +38,7 @@ fn limits() -> Limits {
 }
 
 fn bed(limits: Limits) -> Bed {
-    let mut den = Den::create();
+    let mut den = Den::create(u64::MAX);
     let (link, inner) = den.open().unwrap();
     inner.set_nonblocking(true).unwrap();
     let (report, rejects) = mpsc::unbounded_channel();
@@ -243,12 +243,12 @@ async fn relinking_ends_connections_to_the_router_before() {
 
 #[tokio::test]
 async fn links_are_private_and_leave_nothing_behind() {
-    let mut den = Den::create();
+    let mut den = Den::create(u64::MAX);
     let (link, listener) = den.open().unwrap();
     let path = listener.local_addr().unwrap().as_pathname().unwrap().to_owned();
     let directory = path.parent().unwrap().to_owned();
     assert_eq!(directory.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    link.connect().await.unwrap();
+    link.connect(Reserve::take().unwrap()).await.unwrap();
     drop(den);
     assert!(!directory.exists());
 }
