@@ -157,29 +157,32 @@ impl Guard {
     /// Accepts peers until dropped. A peer takes its place before it is accepted: beyond the cap, peers wait in the
     /// kernel until a place is free, and silent ones lose theirs after the handshake limit.
     pub async fn run(self: Arc<Self>, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(self.limits.max_peers));
+        // More than it can count is no limit.
+        let places = Arc::new(Semaphore::new(self.limits.max_peers.min(Semaphore::MAX_PERMITS)));
+        let mut starved = false;
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;
             };
-            let (stream, address) = match listener.accept().await {
+            // A reserve beside each peer, so that inside nobody ever has to accept a link without a descriptor for it.
+            let accepted = listener
+                .accept()
+                .await
+                .and_then(|accepted| Ok((accepted, Reserve::take()?)));
+            let ((stream, address), reserve) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    warn!(%error, "cannot accept a discovery peer");
+                    if !starved {
+                        warn!(%error, "cannot accept discovery peers");
+                    }
+                    starved = true;
                     (self.report)(Reject::Accept);
                     // Without a pause, want of descriptors turns this loop into a spin.
                     sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            // Reserved here, so that inside nobody ever has to accept a link without a descriptor for it.
-            let Ok(reserve) = Reserve::take() else {
-                warn!("no descriptors left for a discovery peer");
-                self.reject(Reject::Accept, address);
-                drop(stream);
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            };
+            starved = false;
             let Some(seat) = self.sources.take(address.ip()) else {
                 self.reject(Reject::Source, address);
                 continue;
@@ -226,18 +229,17 @@ impl Guard {
             },
         };
         drop(first);
-        if let Some(reason) = rejected {
-            return Err(reason);
-        }
-        tokio::select! {
-            () = link.closed() => Ok(()),
-            ended = self.copy(peer, &mut router, gate) => {
-                // Closing with the ROUTER's READY unread would reset the link, and with it lose the peer's last words.
-                let _ = router.shutdown().await;
-                let _ = timeout(FAREWELL_LIMIT, drain(&router)).await;
-                ended
-            }
-        }
+        let ended = match rejected {
+            Some(reason) => Err(reason),
+            None => tokio::select! {
+                () = link.closed() => return Ok(()),
+                ended = self.copy(peer, &mut router, gate) => ended,
+            },
+        };
+        // Closing with the ROUTER's READY unread would reset the link, and with it lose the peer's last words.
+        let _ = router.shutdown().await;
+        let _ = timeout(FAREWELL_LIMIT, drain(&router)).await;
+        ended
     }
 
     /// Passes messages until one side closes. The ROUTER never sends, so its side is read only to see it close.

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,6 +45,17 @@ fn bed(capacity: usize, change: impl FnOnce(&mut ListenerSettings)) -> Bed {
         heard,
         incidents,
         deaf,
+    }
+}
+
+impl Drop for Bed {
+    /// Waits for the thread, or the end of the test process could leave its private directory behind.
+    fn drop(&mut self) {
+        self.listener.stop.cancel();
+        let deadline = Instant::now() + PATIENCE;
+        while !self.listener.ended.is_cancelled() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -266,9 +278,12 @@ async fn stop_closes_the_port_and_ends_everyone() {
 
 #[tokio::test]
 async fn dropping_the_listener_stops_it() {
-    let mut bed = bed(1, |_| {});
-    drop(bed.listener);
-    assert!(timeout(PATIENCE, bed.heard.recv()).await.unwrap().is_none());
+    let (sink, mut heard) = mpsc::channel(1);
+    let listener = start(ListenerSettings::new("127.0.0.1:0".parse().unwrap()), sink, |_| {}).unwrap();
+    let ended = listener.ended.clone();
+    drop(listener);
+    assert!(timeout(PATIENCE, heard.recv()).await.unwrap().is_none());
+    timeout(PATIENCE, ended.cancelled()).await.unwrap();
 }
 
 #[tokio::test]
@@ -289,4 +304,5 @@ async fn any_address_takes_both_families() {
         let heard = timeout(PATIENCE, heard.recv()).await.unwrap().unwrap();
         assert_eq!(heard.peer, Some(peer.local_addr().unwrap()));
     }
+    listener.stop().await;
 }
