@@ -23,7 +23,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
@@ -130,6 +130,7 @@ pub struct Limits {
 pub struct Guard {
     limits: Limits,
     link: Mutex<Arc<Link>>,
+    linking: RwLock<()>,
     sources: Arc<Sources>,
     serial: AtomicU64,
     report: Box<dyn Fn(Reject) + Send + Sync>,
@@ -142,6 +143,7 @@ impl Guard {
         Self {
             limits,
             link: Mutex::new(link),
+            linking: RwLock::new(()),
             sources,
             serial: AtomicU64::new(0),
             report: Box::new(report),
@@ -164,11 +166,16 @@ impl Guard {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;
             };
-            // A reserve beside each peer, so that inside nobody ever has to accept a link without a descriptor for it.
-            let accepted = listener
-                .accept()
-                .await
-                .and_then(|accepted| Ok((accepted, Reserve::take()?)));
+            // A reserve before each peer, so that inside nobody ever has to accept a link without a descriptor for it.
+            // Not while a link is being made: its descriptors are free then, but promised.
+            let reserve = {
+                let _quiet = self.linking.write().await;
+                Reserve::take()
+            };
+            let accepted = match reserve {
+                Ok(reserve) => listener.accept().await.map(|accepted| (accepted, reserve)),
+                Err(error) => Err(error),
+            };
             let ((stream, address), reserve) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -220,7 +227,10 @@ impl Guard {
         };
 
         let link = self.current_link();
-        let admitted = timeout(self.limits.handshake, admit(&link, reserve, &first));
+        let admitted = timeout(self.limits.handshake, async {
+            let _promised = self.linking.read().await;
+            admit(&link, reserve, &first).await
+        });
         let mut router = tokio::select! {
             () = link.closed() => return Ok(()),
             admitted = admitted => match admitted {

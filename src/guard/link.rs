@@ -41,17 +41,20 @@ pub struct Link {
 }
 
 /// Two descriptors kept free for the two ends of one link. The ROUTER's accept loop spins when it finds none.
+///
+/// The kernel wants a free descriptor even to say that nobody is waiting, which is what that loop asks after each link;
+/// so a reserve is taken only if one is left over for that, and one for the peer's own socket.
 #[derive(Debug)]
 pub struct Reserve {
     _ends: (StdUnixStream, StdUnixStream),
 }
 
 impl Reserve {
-    /// Takes the descriptors, if there are two.
+    /// Takes the descriptors, if that leaves two more.
     pub fn take() -> io::Result<Self> {
-        Ok(Self {
-            _ends: StdUnixStream::pair()?,
-        })
+        let ends = StdUnixStream::pair()?;
+        drop((ends.0.try_clone()?, ends.1.try_clone()?));
+        Ok(Self { _ends: ends })
     }
 }
 
