@@ -4,18 +4,18 @@
 //! here, each stream passes through a [`gate::Gate`], and what passed goes to the ROUTER over a private Unix socket.
 //!
 //! `gate` decides on bytes, `identity` tells the ROUTER's reader where a message came from, `link` is the private way
-//! inside; this file owns sockets, time limits and caps.
+//! inside, `sources` counts by address; this file owns sockets, time limits and caps.
 
 pub mod gate;
 pub mod identity;
 pub mod link;
+mod sources;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::future::pending;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener};
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,13 +23,14 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use crate::guard::gate::{GREETING, Gate, Output};
 use crate::guard::identity::Identity;
-use crate::guard::link::Link;
+use crate::guard::link::{Link, Reserve};
+use crate::guard::sources::Sources;
 
 const BACKLOG: i32 = 1024;
 const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
@@ -37,6 +38,8 @@ const READ_BYTES: usize = 8 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A reply is a few dozen bytes; a peer that takes none of them for this long is not reading.
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
+/// Time for the ROUTER to read what a peer that is gone had sent.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the guard ended a connection, or could not take one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
@@ -127,6 +130,7 @@ pub struct Limits {
 pub struct Guard {
     limits: Limits,
     link: Mutex<Arc<Link>>,
+    linking: RwLock<()>,
     sources: Arc<Sources>,
     serial: AtomicU64,
     report: Box<dyn Fn(Reject) + Send + Sync>,
@@ -135,13 +139,11 @@ pub struct Guard {
 impl Guard {
     /// A guard that passes peers to `link` and tells `report` of each rejection.
     pub fn new(limits: Limits, link: Arc<Link>, report: impl Fn(Reject) + Send + Sync + 'static) -> Self {
-        let sources = Arc::new(Sources {
-            limit: limits.per_source.max(1),
-            counts: Mutex::default(),
-        });
+        let sources = Arc::new(Sources::new(limits.per_source));
         Self {
             limits,
             link: Mutex::new(link),
+            linking: RwLock::new(()),
             sources,
             serial: AtomicU64::new(0),
             report: Box::new(report),
@@ -157,28 +159,44 @@ impl Guard {
     /// Accepts peers until dropped. A peer takes its place before it is accepted: beyond the cap, peers wait in the
     /// kernel until a place is free, and silent ones lose theirs after the handshake limit.
     pub async fn run(self: Arc<Self>, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(self.limits.max_peers));
+        // More than it can count is no limit.
+        let places = Arc::new(Semaphore::new(self.limits.max_peers.min(Semaphore::MAX_PERMITS)));
+        let mut starved = false;
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;
             };
-            let (stream, address) = match listener.accept().await {
+            // A reserve before each peer, so that inside nobody ever has to accept a link without a descriptor for it.
+            // Not while a link is being made: its descriptors are free then, but promised.
+            let reserve = {
+                let _quiet = self.linking.write().await;
+                Reserve::take()
+            };
+            let accepted = match reserve {
+                Ok(reserve) => listener.accept().await.map(|accepted| (accepted, reserve)),
+                Err(error) => Err(error),
+            };
+            let ((stream, address), reserve) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    warn!(%error, "cannot accept a discovery peer");
+                    if !starved {
+                        warn!(%error, "cannot accept discovery peers");
+                    }
+                    starved = true;
                     (self.report)(Reject::Accept);
                     // Without a pause, want of descriptors turns this loop into a spin.
                     sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
+            starved = false;
             let Some(seat) = self.sources.take(address.ip()) else {
                 self.reject(Reject::Source, address);
                 continue;
             };
             let guard = Arc::clone(&self);
             tokio::spawn(async move {
-                if let Err(reason) = guard.serve(stream, address).await {
+                if let Err(reason) = guard.serve(stream, address, reserve).await {
                     guard.reject(reason, address);
                 }
                 drop((seat, place));
@@ -196,7 +214,7 @@ impl Guard {
     }
 
     /// Serves one peer to its end: `Ok` when either side closed, the reason when the guard did.
-    async fn serve(&self, mut peer: TcpStream, address: SocketAddr) -> Result<(), Reject> {
+    async fn serve(&self, mut peer: TcpStream, address: SocketAddr, reserve: Reserve) -> Result<(), Reject> {
         // Heartbeat answers must not wait for more bytes to send with.
         let _ = peer.set_nodelay(true);
         let mut gate = Gate::new(Identity::new(self.serial.fetch_add(1, Ordering::Relaxed), address));
@@ -209,7 +227,10 @@ impl Guard {
         };
 
         let link = self.current_link();
-        let admitted = timeout(self.limits.handshake, admit(&link, &first));
+        let admitted = timeout(self.limits.handshake, async {
+            let _promised = self.linking.read().await;
+            admit(&link, reserve, &first).await
+        });
         let mut router = tokio::select! {
             () = link.closed() => return Ok(()),
             admitted = admitted => match admitted {
@@ -218,18 +239,17 @@ impl Guard {
             },
         };
         drop(first);
-        if let Some(reason) = rejected {
-            return Err(reason);
-        }
-        tokio::select! {
-            () = link.closed() => Ok(()),
-            ended = self.copy(peer, &mut router, gate) => {
-                // Closing with the ROUTER's READY unread would reset the link, and with it lose the peer's last words.
-                let _ = router.shutdown().await;
-                let _ = timeout(self.limits.handshake, drain(&router)).await;
-                ended
-            }
-        }
+        let ended = match rejected {
+            Some(reason) => Err(reason),
+            None => tokio::select! {
+                () = link.closed() => return Ok(()),
+                ended = self.copy(peer, &mut router, gate) => ended,
+            },
+        };
+        // Closing with the ROUTER's READY unread would reset the link, and with it lose the peer's last words.
+        let _ = router.shutdown().await;
+        let _ = timeout(FAREWELL_LIMIT, drain(&router)).await;
+        ended
     }
 
     /// Passes messages until one side closes. The ROUTER never sends, so its side is read only to see it close.
@@ -315,11 +335,13 @@ async fn shake_hands(peer: &mut TcpStream, gate: &mut Gate) -> Result<Option<(Ve
 }
 
 /// Connects to the ROUTER, sends it the peer's first bytes and waits for its greeting.
-async fn admit(link: &Link, first: &[u8]) -> io::Result<UnixStream> {
-    let mut router = link.connect().await?;
-    router.write_all(first).await?;
-    let mut greeting = [0; GREETING.len()];
-    router.read_exact(&mut greeting).await?;
+async fn admit(link: &Link, reserve: Reserve, first: &[u8]) -> io::Result<UnixStream> {
+    let mut router = link.connect(reserve).await?;
+    // The ROUTER keeps its first read for good, as part of the identity; it is smaller without the greeting.
+    let (greeting, rest) = first.split_at(GREETING.len().min(first.len()));
+    router.write_all(greeting).await?;
+    router.read_exact(&mut [0; GREETING.len()]).await?;
+    router.write_all(rest).await?;
     Ok(router)
 }
 
@@ -348,46 +370,6 @@ async fn reach(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due).await,
         None => pending().await,
-    }
-}
-
-/// Connections counted by the address they came from.
-struct Sources {
-    limit: usize,
-    counts: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// One connection's count, given back on drop.
-struct Seat {
-    sources: Arc<Sources>,
-    source: IpAddr,
-}
-
-impl Sources {
-    fn take(self: &Arc<Self>, source: IpAddr) -> Option<Seat> {
-        let source = source.to_canonical();
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(source).or_default();
-        if *count >= self.limit {
-            return None;
-        }
-        *count += 1;
-        Some(Seat {
-            sources: Arc::clone(self),
-            source,
-        })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut counts = self.sources.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.source);
-            }
-        }
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 use zeromq::{RouterSocket, Socket, SocketRecv, ZmqMessage};
 
 use crate::guard::identity::Identity;
@@ -34,6 +34,8 @@ use crate::listener::watchdog::Watchdog;
 const MESSAGES_A_TURN: u32 = 16;
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// Below this a watchdog is a load, not a check.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 /// Looks at a thread that shows no sign of life before it is called dead.
 const LOOKS: u32 = 6;
 
@@ -50,6 +52,8 @@ pub struct ListenerSettings {
     pub handshake: Duration,
     /// Time a peer has for a message that it has begun.
     pub message: Duration,
+    /// Connections after which the ROUTER is replaced: the crate keeps a few hundred bytes of each for good.
+    pub renew_after: u64,
     /// Time between two messages of the listener to itself; after three of them unheard the ROUTER is rebuilt.
     pub watchdog: Duration,
 }
@@ -63,6 +67,7 @@ impl ListenerSettings {
             per_source: 256,
             handshake: Duration::from_secs(5),
             message: Duration::from_secs(10),
+            renew_after: 100_000,
             watchdog: Duration::from_secs(10),
         }
     }
@@ -96,7 +101,7 @@ pub enum Incident {
     Malformed,
     /// A payload was lost because the channel was full.
     Dropped,
-    /// The ROUTER was deaf or broken and has been replaced; engines reconnect by themselves.
+    /// The ROUTER was deaf, broken or worn and has been replaced; engines reconnect by themselves.
     Rebuilt,
 }
 
@@ -139,16 +144,16 @@ fn start_with(
 ) -> io::Result<Listener> {
     let socket = bind(settings.address)?;
     let address = socket.local_addr()?;
-    let mut den = Den::new();
+    let mut den = Den::create(settings.renew_after);
     let (link, inner) = den.open()?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let stop = CancellationToken::new();
     let ended = CancellationToken::new();
     let pulse = Arc::new(AtomicU64::new(0));
-    let interval = settings.watchdog;
+    let interval = settings.watchdog.max(SHORTEST_INTERVAL);
 
     let report: Report = Arc::new(report);
-    let watchdog = Watchdog::new(address, settings.watchdog, Arc::clone(&pulse));
+    let watchdog = Watchdog::new(address, interval, Arc::clone(&pulse));
     let hearing = Hearing {
         sink,
         report,
@@ -208,7 +213,7 @@ impl Listener {
         let mut last = self.pulse.load(Ordering::Relaxed);
         let mut looks = 0;
         while looks < LOOKS {
-            sleep(self.interval.max(Duration::from_secs(1))).await;
+            sleep(self.interval).await;
             let pulse = self.pulse.load(Ordering::Relaxed);
             looks = if pulse == last { looks + 1 } else { 0 };
             last = pulse;
@@ -243,8 +248,9 @@ async fn run(
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
     let (link, inner) = first;
+    let mut link = Arc::new(link);
     let report = Arc::clone(&hearing.report);
-    let guard = Arc::new(Guard::new(limits, Arc::new(link), move |reason| {
+    let guard = Arc::new(Guard::new(limits, Arc::clone(&link), move |reason| {
         report(Incident::Rejected(reason))
     }));
     let mut accepting = tokio::spawn(Arc::clone(&guard).run(listener));
@@ -254,14 +260,30 @@ async fn run(
             // Only a panic ends it; without it there is nothing to go on with.
             _ = &mut accepting => return Err(io::Error::other("accept loop ended")),
             _ = &mut receiving.task => warn!("discovery socket broke, replacing it"),
+            () = link.worn() => info!("discovery socket has had many connections, replacing it"),
             () = hearing.watchdog.unheard() => warn!("discovery socket is deaf, replacing it"),
         }
-        let (link, inner) = den.open()?;
         drop(receiving);
-        guard.relink(Arc::new(link));
-        receiving = Receiving::start(inner, hearing.clone()).await?;
+        (link, receiving) = replace(&mut den, &hearing).await;
+        guard.relink(Arc::clone(&link));
         (hearing.report)(Incident::Rebuilt);
     }
+}
+
+/// Tries until it has a new ROUTER: want of descriptors passes. If it does not, [`Listener::ended`] notices.
+async fn replace(den: &mut Den, hearing: &Hearing) -> (Arc<Link>, Receiving) {
+    loop {
+        match open(den, hearing).await {
+            Ok(opened) => return opened,
+            Err(error) => error!(%error, "cannot open a new discovery socket, trying again"),
+        }
+        sleep(ERROR_PAUSE).await;
+    }
+}
+
+async fn open(den: &mut Den, hearing: &Hearing) -> io::Result<(Arc<Link>, Receiving)> {
+    let (link, inner) = den.open()?;
+    Ok((Arc::new(link), Receiving::start(inner, hearing.clone()).await?))
 }
 
 /// A ROUTER and the task that reads it; ended on drop.

@@ -5,8 +5,9 @@ use std::fs::Permissions;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener as StdUnixListener;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -25,6 +26,7 @@ const FULL_BACKLOG_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Den {
     directory: Option<TempDir>,
+    life: u64,
     opened: u64,
 }
 
@@ -33,11 +35,32 @@ pub struct Den {
 pub struct Link {
     path: PathBuf,
     closed: CancellationToken,
+    life: u64,
+    used: AtomicU64,
+    worn: CancellationToken,
+}
+
+/// Two descriptors kept free for the two ends of one link. The ROUTER's accept loop spins when it finds none.
+///
+/// The kernel wants a free descriptor even to say that nobody is waiting, which is what that loop asks after each link;
+/// so a reserve is taken only if one is left over for that, and one for the peer's own socket.
+#[derive(Debug)]
+pub struct Reserve {
+    _ends: (StdUnixStream, StdUnixStream),
+}
+
+impl Reserve {
+    /// Takes the descriptors, if that leaves two more.
+    pub fn take() -> io::Result<Self> {
+        let ends = StdUnixStream::pair()?;
+        drop((ends.0.try_clone()?, ends.1.try_clone()?));
+        Ok(Self { _ends: ends })
+    }
 }
 
 impl Den {
-    /// Makes the directory; without one, links will be abstract addresses.
-    pub fn new() -> Self {
+    /// Makes the directory; without one, links will be abstract addresses. A link is worn after `life` connections.
+    pub fn create(life: u64) -> Self {
         let owner_only = Permissions::from_mode(0o700);
         let directory = tempfile::Builder::new()
             .prefix("moriio-proxy-")
@@ -48,6 +71,7 @@ impl Den {
         }
         Self {
             directory: directory.ok(),
+            life,
             opened: 0,
         }
     }
@@ -58,7 +82,7 @@ impl Den {
         if let Some(directory) = &self.directory {
             let path = directory.path().join(format!("router-{}", self.opened));
             match bind(&path) {
-                Ok(listener) => return Ok((Link::new(path), listener)),
+                Ok(listener) => return Ok((Link::new(path, self.life), listener)),
                 // A long TMPDIR does not fit into a socket address, a full disk takes no new name.
                 Err(error) => warn!(%error, path = %path.display(), "cannot bind, using an abstract socket address"),
             }
@@ -66,16 +90,25 @@ impl Den {
         let name = format!("\0moriio-proxy-{}", Uuid::new_v4().simple());
         let path = PathBuf::from(OsString::from_vec(name.into_bytes()));
         let listener = bind(&path)?;
-        Ok((Link::new(path), listener))
+        Ok((Link::new(path, self.life), listener))
     }
 }
 
 impl Link {
-    fn new(path: PathBuf) -> Self {
+    fn new(path: PathBuf, life: u64) -> Self {
+        let (closed, worn) = (CancellationToken::new(), CancellationToken::new());
         Self {
             path,
-            closed: CancellationToken::new(),
+            closed,
+            life,
+            used: AtomicU64::new(0),
+            worn,
         }
+    }
+
+    /// Resolves when the ROUTER has had as many connections as it should: it keeps some memory of each.
+    pub async fn worn(&self) {
+        self.worn.cancelled().await;
     }
 
     /// Resolves when the ROUTER behind this link has been given up.
@@ -89,7 +122,11 @@ impl Link {
     }
 
     /// Connects; waits while the ROUTER's queue of new connections is full, so the caller sets the time limit.
-    pub async fn connect(&self) -> io::Result<UnixStream> {
+    pub async fn connect(&self, reserve: Reserve) -> io::Result<UnixStream> {
+        drop(reserve);
+        if self.used.fetch_add(1, Ordering::Relaxed) + 1 == self.life {
+            self.worn.cancel();
+        }
         loop {
             match UnixStream::connect(&self.path).await {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(FULL_BACKLOG_PAUSE).await,
