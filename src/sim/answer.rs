@@ -25,6 +25,8 @@ pub(crate) struct Answer {
     pub(crate) voice: Voice,
     pub(crate) transfer_params: Value,
     pub(crate) holds: Holds,
+    /// Where every chunk of the stream begins, made once for all of them.
+    pub(crate) prefix: String,
 }
 
 /// What ends with the answer. Counts the request as aborted unless told that it completed.
@@ -183,10 +185,14 @@ impl Answer {
         })
     }
 
-    fn stream(self) -> Response<Body> {
+    fn stream(mut self) -> Response<Body> {
+        self.prefix = self.chunk_prefix();
         let chunks = stream::unfold((self, 0), |(mut answer, position)| async move {
             let limit = answer.ask.limit;
             if position > limit {
+                if answer.faults.hang_after_done {
+                    std::future::pending::<()>().await;
+                }
                 return None;
             }
             answer.pass(position).await;
@@ -212,31 +218,39 @@ impl Answer {
         )
     }
 
-    /// The events of one token.
+    /// What the chunks of completions and chat have in common.
+    fn chunk_prefix(&self) -> String {
+        let object = if self.ask.surface == Surface::Chat {
+            "chat.completion.chunk"
+        } else {
+            "text_completion"
+        };
+        let head = json!({"id": self.id(), "object": object, "created": now(), "model": self.core.settings.model});
+        let head = head.to_string();
+        format!("data: {},\"choices\":[{{\"index\":0,", head.trim_end_matches('}'))
+    }
+
+    /// The events of one token. The words need no escapes.
     fn chunk(&self, position: usize) -> String {
         let piece = self.voice.piece(position);
         let last = position + 1 == self.ask.limit;
         let reason = if last { json!("length") } else { Value::Null };
-        let (id, model) = (self.id(), &self.core.settings.model);
-        let chat = |delta: Value, reason: &Value| {
-            json!({
-                "id": id, "object": "chat.completion.chunk", "created": now(), "model": model,
-                "choices": [{"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}],
-            })
-        };
+        let (id, prefix) = (self.id(), &self.prefix);
         match self.ask.surface {
-            Surface::Completions => data(&json!({
-                "id": id, "object": "text_completion", "created": now(), "model": model,
-                "choices": [{"index": 0, "text": piece, "logprobs": null, "finish_reason": reason,
-                    "stop_reason": null}],
-            })),
+            Surface::Completions => format!(
+                "{prefix}\"text\":\"{piece}\",\"logprobs\":null,\"finish_reason\":{reason},\"stop_reason\":null}}]}}\n\n"
+            ),
             Surface::Chat => {
+                let chat = |delta: &str, reason: &Value| {
+                    format!("{prefix}\"delta\":{{{delta}}},\"logprobs\":null,\"finish_reason\":{reason}}}]}}\n\n")
+                };
+                let role = "\"role\":\"assistant\",\"content\":\"\"";
                 let role = if position == 0 {
-                    data(&chat(json!({"role": "assistant", "content": ""}), &Value::Null))
+                    chat(role, &Value::Null)
                 } else {
                     String::new()
                 };
-                role + &data(&chat(json!({"content": piece}), &reason))
+                role + &chat(&format!("\"content\":\"{piece}\""), &reason)
             }
             Surface::Responses => {
                 let created = if position == 0 {

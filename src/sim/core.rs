@@ -252,6 +252,10 @@ impl Core {
 
     /// Waits until no handshake holds the engine up.
     pub(crate) async fn thawed(&self) {
+        if *self.frozen.borrow() == 0 {
+            return;
+        }
+        // The sender lives in `self`, so waiting cannot fail.
         let _ = self.frozen.subscribe().wait_for(|frozen| *frozen == 0).await;
     }
 

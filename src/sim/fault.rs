@@ -27,6 +27,8 @@ pub enum FaultKind {
         /// Tokens sent before.
         tokens: usize,
     },
+    /// A stream stays open after its last event.
+    HangAfterDone,
     /// The connection ends before the answer, without any work.
     CutBeforeAnswer {
         /// With a TCP reset instead of a normal close.
@@ -96,6 +98,7 @@ pub(crate) struct LegFaults {
     pub(crate) hang: bool,
     pub(crate) cut: Option<bool>,
     pub(crate) hang_after: Option<usize>,
+    pub(crate) hang_after_done: bool,
     pub(crate) cut_after: Option<(usize, bool)>,
     pub(crate) null_params: bool,
     pub(crate) no_block_ids: bool,
@@ -111,6 +114,7 @@ impl LegFaults {
             FaultKind::Hang => self.hang = true,
             FaultKind::CutBeforeAnswer { reset } => self.cut = Some(*reset),
             FaultKind::HangAfterTokens { tokens } => self.hang_after = Some(*tokens),
+            FaultKind::HangAfterDone => self.hang_after_done = true,
             FaultKind::CutAfterTokens { tokens, reset } => self.cut_after = Some((*tokens, *reset)),
             FaultKind::NullTransferParams => self.null_params = true,
             FaultKind::NoBlockIds => self.no_block_ids = true,

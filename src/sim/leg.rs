@@ -275,6 +275,7 @@ impl Leg {
             voice,
             transfer_params,
             holds,
+            prefix: String::new(),
         }
     }
 }

@@ -325,3 +325,46 @@ async fn several_first_contacts_at_once_are_noted_where_they_harm() {
         assert_eq!(pair.decode.counters().violations > 0, harmful);
     }
 }
+
+#[tokio::test]
+async fn a_dead_decode_stalls_prefill_for_the_transfer_timeout() {
+    let short = |settings: &mut crate::sim::Settings| settings.transfer_timeout = Duration::from_millis(200);
+    let pair = Pair::with(Mode::Write, "0.32.0", short).await;
+    pair.decode.crash().await;
+    let legs = pair.legs(3);
+    assert!(soon(pair.send_prefill(&legs)).await.unwrap()["choices"].is_array());
+    assert_eq!(pair.prefill.counters().held, 1);
+    let message = pack(&json!({"type": "release", "transfer_id": legs.transfer, "consumer_tp_size": 1}));
+    tell(pair.prefill.notify_port(), &[&message]).await;
+    until(&pair.prefill, "free", |counters| counters.used_blocks == 0).await;
+    // The handshake thread is still busy, and serves the peer as soon as it is back.
+    soon(pair.decode.restart(true)).await.unwrap();
+    assert_eq!(soon(pair.exchange(pair.legs(3))).await, (200, text(3)));
+}
+
+#[tokio::test]
+async fn releases_that_never_worked_do_not_work_here() {
+    // Decode's release carries a name that prefill's listener dies of.
+    let pair = Pair::start(Mode::Read, "0.19.1").await;
+    assert_eq!(soon(pair.exchange(pair.legs(3))).await, (200, text(3)));
+    until(&pair.prefill, "deaf", |counters| {
+        counters.deaf == 1 && counters.held == 1
+    })
+    .await;
+    // Decode asks itself for the KV.
+    let pair = Pair::start(Mode::Write, "0.22.0").await;
+    let _parked = park(&pair, &pair.legs(3)).await;
+    until(&pair.decode, "deaf", |counters| counters.deaf == 1).await;
+    // A transfer id without tx ends decode's listener up to 0.23.
+    let pair = Pair::start(Mode::Write, "0.19.1").await;
+    let mut legs = pair.legs(3);
+    for body in [&mut legs.prefill, &mut legs.decode] {
+        body["kv_transfer_params"]["transfer_id"] = json!("5f0c");
+    }
+    let _parked = park(&pair, &legs).await;
+    soon(pair.send_prefill(&legs)).await.unwrap();
+    until(&pair.decode, "deaf", |counters| {
+        counters.deaf == 1 && counters.parked == 1
+    })
+    .await;
+}

@@ -93,6 +93,27 @@ async fn answers_can_be_cut_and_hung() {
     .await;
 }
 
+#[tokio::test]
+async fn a_stream_can_stay_open_after_its_end() {
+    let pair = pair().await;
+    pair.decode.set_fault(Fault::times(FaultKind::HangAfterDone, 1));
+    let mut legs = pair.legs(3);
+    legs.decode["stream"] = json!(true);
+    let answer = soon(pair.send_prefill(&legs)).await.unwrap();
+    Pair::hand_over(&mut legs, &answer);
+    let mut answer = soon(pair.decode_request(&legs).send()).await.unwrap();
+    let mut seen = String::new();
+    while !seen.contains("[DONE]") {
+        seen += std::str::from_utf8(&soon(answer.chunk()).await.unwrap().unwrap()).unwrap();
+    }
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), answer.chunk())
+            .await
+            .is_err()
+    );
+    assert_eq!(pair.decode.counters().used_blocks, 0);
+}
+
 /// Streams nine tokens; gives the end and how many came.
 async fn streamed(pair: &Pair) -> (reqwest::Result<()>, usize) {
     let mut legs = pair.legs(9);

@@ -65,11 +65,11 @@ async fn different_tensor_parallel_sizes() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_at_once() {
     for mode in [Mode::Read, Mode::Write] {
         let pair = Pair::start(mode, "0.32.0").await;
-        let exchanges = (0..64).map(|_| pair.exchange(pair.legs(16)));
+        let exchanges = (0..96).map(|_| pair.exchange(pair.legs(16)));
         for (status, answer) in soon(futures::future::join_all(exchanges)).await {
             assert_eq!((status, answer), (200, text(16)));
         }
@@ -109,6 +109,48 @@ async fn streams_by_token_with_usage() {
     assert_eq!(events[3]["choices"][0]["finish_reason"], "length");
     assert_eq!(events[4]["usage"]["completion_tokens"], 4);
     pair.clean().await;
+}
+
+#[tokio::test]
+async fn streams_of_other_surfaces() {
+    let pair = Pair::start(Mode::Read, "0.33.0").await;
+    let messages = json!([{"role": "user", "content": "hello"}]);
+    let cases = [
+        (
+            "/v1/chat/completions",
+            "messages",
+            "max_tokens",
+            "/choices/0/delta/content",
+            "[DONE]",
+        ),
+        (
+            "/v1/responses",
+            "input",
+            "max_output_tokens",
+            "/delta",
+            "response.completed",
+        ),
+    ];
+    for (path, key, limit, pointer, end) in cases {
+        let body = json!({"model": "sim-model", key: messages, limit: 3, "stream": true});
+        let url = format!("http://{}{path}", pair.prefill.http_address());
+        let body = soon(pair.client.post(url).body(body.to_string()).send())
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        let events = body
+            .split('\n')
+            .filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+        let joined: String = events
+            .filter_map(|event| Some(event.pointer(pointer)?.as_str()?.to_string()))
+            .collect();
+        assert_eq!(joined, crate::sim::expected_text(&messages, 3), "{body}");
+        assert!(body.trim_end().lines().last().unwrap().contains(end), "{body}");
+    }
+    let violations = pair.prefill.violations();
+    assert_eq!(violations, ["unpaired generation request"; 2]);
 }
 
 #[tokio::test]
