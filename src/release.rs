@@ -107,7 +107,10 @@ impl Notifier {
                 self.send("write_failed", decode, rank, payload.clone(), Duration::ZERO);
             }
         } else if decode.traits.unpark && registration.dp_size == 1 {
-            let payload = packed(&Outcome { r#type: "write_done", transfer_id });
+            let payload = packed(&Outcome {
+                r#type: "write_done",
+                transfer_id,
+            });
             self.send("unpark", decode, 0, payload, Duration::ZERO);
         } else {
             // With several ranks, which of them holds the leg is decode's own secret, and a stray write_done is not known
@@ -131,7 +134,9 @@ impl Notifier {
             let message = Message {
                 kind,
                 address: format!("tcp://{host}:{port}"),
-                payload: payload.clone(), after };
+                payload: payload.clone(),
+                after,
+            };
             if queue.try_send(message).is_err() {
                 self.metrics.kv_message(kind, "dropped");
             }
@@ -150,7 +155,9 @@ async fn run(mut messages: mpsc::Receiver<Message>, metrics: Arc<Metrics>) {
     while let Some(message) = messages.recv().await {
         let metrics = metrics.clone();
         if message.after.is_zero() {
-            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            let Ok(permit) = room.clone().acquire_owned().await else {
+                return;
+            };
             tokio::spawn(tell(message, metrics, permit));
             continue;
         }

@@ -25,7 +25,7 @@ pub(crate) struct Answer {
     pub(crate) voice: Voice,
     pub(crate) transfer_params: Value,
     pub(crate) holds: Holds,
-    /// Where every chunk of the stream begins: made once, as it is most of what streaming costs.
+    /// Where every chunk of the stream begins, made once for all of them.
     pub(crate) prefix: String,
 }
 

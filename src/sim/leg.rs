@@ -32,7 +32,7 @@ pub(crate) struct Leg {
 
 impl Leg {
     /// Does what the leg asks for.
-    pub(crate) async fn run(self) -> Response<Body> {
+    pub(crate) async fn run(mut self) -> Response<Body> {
         let core = self.core.clone();
         if self.ask.blocks() > core.settings.blocks as usize {
             core.books.count(|counters| counters.rejected += 1);
@@ -46,6 +46,14 @@ impl Leg {
             state.next_rank += 1;
             (state.next_rank - 1) % core.settings.dp as usize
         });
+        if core.settings.plain {
+            if core.prefill() {
+                (self.ask.limit, self.ask.stream) = (1, false);
+            }
+            let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
+            self.fill(&blocks);
+            return self.generate(blocks).await;
+        }
         let (minor, tp, mode) = (core.minor, core.settings.tp, core.settings.mode);
         let facts = Facts {
             prefill: core.prefill(),

@@ -4,6 +4,17 @@
 //! text from the KV that really reached it, so a wrong pairing shows as wrong text, as a hang, or as a death, whichever
 //! the real engine would have. Whatever a correct proxy never does is recorded as a violation besides.
 //!
+//! ```no_run
+//! # async fn demo() -> std::io::Result<()> {
+//! use moriio_proxy::sim::{Engine, Fault, FaultKind, Mode, Role, Settings};
+//! let prefill = Engine::start(Settings::new(Role::Prefill, Mode::Read, "127.0.0.1:36367")).await?;
+//! prefill.set_fault(Fault::times(FaultKind::Status { status: 503, body: "{}".into() }, 1));
+//! assert_eq!(prefill.counters().leaked_blocks, 0);
+//! prefill.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Read `leg` for the way of a request, `transfer` for the way of its KV, `params` for what differs between releases.
 
 mod answer;

@@ -79,6 +79,8 @@ pub struct Settings {
     pub defer_timeout: Duration,
     /// How long a WRITE prefill stalls on a handshake before it gives the transfer up.
     pub transfer_timeout: Duration,
+    /// Whether unpaired requests are answered without any KV, prefill's in one token: a target for measuring plain relays.
+    pub plain: bool,
     /// The served model's name.
     pub model: String,
 }
@@ -102,6 +104,7 @@ impl Settings {
             boot_delay: Duration::ZERO,
             defer_timeout: Duration::from_secs(60),
             transfer_timeout: Duration::from_secs(30),
+            plain: false,
             model: "sim-model".into(),
         }
     }

@@ -130,97 +130,99 @@ async fn the_peer_is_taken_from_where_the_release_looks() {
     }
 }
 
+/// Which leg, how it is spoilt, and what the engine says of it.
+type Violation = (bool, fn(&mut Legs), &'static str);
+const VIOLATIONS: [Violation; 21] = [
+    (true, |legs| legs.prefill["stream"] = json!(true), "streamed prefill"),
+    (
+        true,
+        |legs| legs.prefill["stream_options"] = Value::Null,
+        "stream_options",
+    ),
+    (
+        true,
+        |legs| legs.prefill["max_tokens"] = json!(2),
+        "max_tokens is not 1",
+    ),
+    (
+        true,
+        |legs| legs.prefill["min_tokens"] = json!(0),
+        "min_tokens is not 1",
+    ),
+    (
+        true,
+        |legs| legs.prefill["max_completion_tokens"] = json!(5),
+        "max_completion_tokens",
+    ),
+    (true, |legs| legs.prefill["n"] = json!(2), "n is 2"),
+    (true, |legs| legs.prefill["best_of"] = json!(2), "best_of is 2"),
+    (true, |legs| legs.prefill["prompt"] = json!(["a", "b"]), "2 prompts"),
+    (
+        true,
+        |legs| legs.prefill["request_id"] = json!("other"),
+        "differs from X-Request-Id",
+    ),
+    (
+        true,
+        |legs| _ = params(legs, true).insert("do_remote_decode".into(), json!(false)),
+        "without do_remote_decode",
+    ),
+    (
+        true,
+        |legs| _ = params(legs, true).insert("remote_port".into(), json!("7301")),
+        "a number is due",
+    ),
+    (
+        true,
+        |legs| _ = params(legs, true).insert("evil".into(), json!(1)),
+        "foreign transfer param evil",
+    ),
+    (
+        true,
+        |legs| _ = params(legs, true).insert("transfer_id".into(), json!("tx-UPPER")),
+        "is not tx-",
+    ),
+    (
+        true,
+        |legs| _ = params(legs, true).insert("tp_size".into(), json!(2)),
+        "differ",
+    ),
+    (
+        true,
+        |legs| legs.rank = Some(0),
+        "rank header on an engine with one rank",
+    ),
+    (
+        true,
+        |legs| _ = legs.prefill.as_object_mut().unwrap().shift_remove("kv_transfer_params"),
+        "unpaired",
+    ),
+    (
+        false,
+        |legs| _ = legs.decode.as_object_mut().unwrap().shift_remove("kv_transfer_params"),
+        "unpaired",
+    ),
+    (
+        false,
+        |legs| _ = params(legs, false).insert("do_remote_prefill".into(), json!(false)),
+        "without do_remote_prefill",
+    ),
+    (false, |legs| legs.rank = Some(0), "rank header on a decode leg"),
+    (
+        false,
+        |legs| _ = params(legs, false).insert("remote_dp_rank_override".into(), json!(true)),
+        "override",
+    ),
+    (
+        false,
+        |legs| _ = params(legs, false).insert("remote_host".into(), json!("10.9.8.7")),
+        "different peers",
+    ),
+];
+
 #[tokio::test]
 async fn violations_are_named() {
-    type Case = (bool, fn(&mut Legs), &'static str);
-    let cases: [Case; 21] = [
-        (true, |legs| legs.prefill["stream"] = json!(true), "streamed prefill"),
-        (
-            true,
-            |legs| legs.prefill["stream_options"] = Value::Null,
-            "stream_options",
-        ),
-        (
-            true,
-            |legs| legs.prefill["max_tokens"] = json!(2),
-            "max_tokens is not 1",
-        ),
-        (
-            true,
-            |legs| legs.prefill["min_tokens"] = json!(0),
-            "min_tokens is not 1",
-        ),
-        (
-            true,
-            |legs| legs.prefill["max_completion_tokens"] = json!(5),
-            "max_completion_tokens",
-        ),
-        (true, |legs| legs.prefill["n"] = json!(2), "n is 2"),
-        (true, |legs| legs.prefill["best_of"] = json!(2), "best_of is 2"),
-        (true, |legs| legs.prefill["prompt"] = json!(["a", "b"]), "2 prompts"),
-        (
-            true,
-            |legs| legs.prefill["request_id"] = json!("other"),
-            "differs from X-Request-Id",
-        ),
-        (
-            true,
-            |legs| _ = params(legs, true).insert("do_remote_decode".into(), json!(false)),
-            "without do_remote_decode",
-        ),
-        (
-            true,
-            |legs| _ = params(legs, true).insert("remote_port".into(), json!("7301")),
-            "a number is due",
-        ),
-        (
-            true,
-            |legs| _ = params(legs, true).insert("evil".into(), json!(1)),
-            "foreign transfer param evil",
-        ),
-        (
-            true,
-            |legs| _ = params(legs, true).insert("transfer_id".into(), json!("tx-UPPER")),
-            "is not tx-",
-        ),
-        (
-            true,
-            |legs| _ = params(legs, true).insert("tp_size".into(), json!(2)),
-            "differ",
-        ),
-        (
-            true,
-            |legs| legs.rank = Some(0),
-            "rank header on an engine with one rank",
-        ),
-        (
-            true,
-            |legs| _ = legs.prefill.as_object_mut().unwrap().shift_remove("kv_transfer_params"),
-            "unpaired",
-        ),
-        (
-            false,
-            |legs| _ = legs.decode.as_object_mut().unwrap().shift_remove("kv_transfer_params"),
-            "unpaired",
-        ),
-        (
-            false,
-            |legs| _ = params(legs, false).insert("do_remote_prefill".into(), json!(false)),
-            "without do_remote_prefill",
-        ),
-        (false, |legs| legs.rank = Some(0), "rank header on a decode leg"),
-        (
-            false,
-            |legs| _ = params(legs, false).insert("remote_dp_rank_override".into(), json!(true)),
-            "override",
-        ),
-        (
-            false,
-            |legs| _ = params(legs, false).insert("remote_host".into(), json!("10.9.8.7")),
-            "different peers",
-        ),
-    ];
-    for (prefill, change, expected) in cases {
+    for (prefill, change, expected) in VIOLATIONS {
         let pair = spoil(Mode::Write, "0.33.0", prefill, change).await;
         let engine = if prefill { &pair.prefill } else { &pair.decode };
         until(engine, expected, |counters| counters.violations > 0).await;

@@ -107,3 +107,30 @@ async fn silence_and_boot_delay() {
     engine.clear_faults();
     until(&engine, "pinging again", |counters| counters.pings > before).await;
 }
+
+/// What the proxy's own library sends to a notify port is understood.
+#[test]
+fn a_real_dealer_is_understood() {
+    use zeromq::{Socket, SocketSend};
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let engine = Engine::start(Settings::new(Role::Prefill, Mode::Read, ""))
+            .await
+            .unwrap();
+        let mut dealer = zeromq::DealerSocket::new();
+        dealer
+            .connect(&format!("tcp://127.0.0.1:{}", engine.notify_port()))
+            .await
+            .unwrap();
+        for length in [1, 300] {
+            let message = serde_json::json!({"type": "release", "transfer_id": "x".repeat(length)});
+            let message = bytes::Bytes::from(rmp_serde::to_vec_named(&message).unwrap());
+            dealer.send(message.into()).await.unwrap();
+        }
+        until(&engine, "told", |counters| counters.releases == 2).await;
+        assert_eq!(engine.counters().deaf, 0);
+    });
+}
