@@ -94,7 +94,8 @@ struct Leg {
 }
 
 impl Attempt<'_> {
-    fn leg(&self, seat: Seat, rank: Option<u32>, body: Segments) -> Leg {
+    fn leg(&self, mut seat: Seat, rank: Option<u32>, body: Segments) -> Leg {
+        seat.dispatch();
         let mut headers = self.headers.clone();
         if let Ok(id) = HeaderValue::from_str(&self.ids.request_id) {
             headers.insert(REQUEST_ID, id);
@@ -130,7 +131,7 @@ impl Attempt<'_> {
 
 impl Leg {
     /// Prefill's leg to the end of its answer.
-    fn prefill(mut self, limit: Duration) -> PrefillFuture {
+    fn prefill(self, limit: Duration) -> PrefillFuture {
         Box::pin(async move {
             let began = Instant::now();
             let exchange = async {
@@ -159,7 +160,7 @@ impl Leg {
     }
 
     /// Decode's leg to the head of its answer.
-    async fn decode(mut self) -> Result<(Response<reqwest::Body>, Seat), LegFailure> {
+    async fn decode(self) -> Result<(Response<reqwest::Body>, Seat), LegFailure> {
         let engine = self.seat.engine.clone();
         match self
             .upstream

@@ -165,7 +165,7 @@ impl Parked {
 
 /// Waits for the first byte of a leg and closes it.
 async fn first_byte(decode: DecodeLeg) -> Woken {
-    let (mut body, mut seat) = match decode {
+    let (mut body, seat) = match decode {
         DecodeLeg::Open(body, seat) => (body, seat),
         DecodeLeg::Sending(head) => match head.await {
             Ok((response, seat)) => (response.into_body(), seat),

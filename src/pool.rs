@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::compat::{self, Release, Traits};
@@ -158,7 +158,8 @@ impl Engine {
         Some(Seat {
             engine: self.clone(),
             admission,
-            end: None,
+            dispatched: false,
+            end: LegEnd::default(),
         })
     }
 }
@@ -176,36 +177,45 @@ pub enum Verdict {
     None,
 }
 
+/// How a leg ended; the first word counts. Others than the seat's holder may have it to say, when a limit passes.
+pub type LegEnd = Arc<OnceLock<(LegStatus, Verdict)>>;
+
 /// One leg's place on an engine: the engine's load goes up with it and down when it is dropped, whatever happens.
 #[derive(Debug)]
 pub struct Seat {
     /// The engine.
     pub engine: Arc<Engine>,
     admission: Admission,
-    end: Option<(LegStatus, Verdict)>,
+    dispatched: bool,
+    end: LegEnd,
 }
 
 impl Seat {
-    /// Says how the leg ended. The first word counts.
-    pub fn end(&mut self, status: LegStatus, verdict: Verdict) {
-        if self.end.is_none() {
-            self.end = Some((status, verdict));
-        }
+    /// The leg is about to be sent: from now on it counts as one.
+    pub fn dispatch(&mut self) {
+        self.dispatched = true;
     }
 
-    /// How the leg ended, as far as it has.
-    pub fn ended(&self) -> Option<LegStatus> {
-        self.end.map(|(status, _)| status)
+    /// Says how the leg ended.
+    pub fn end(&self, status: LegStatus, verdict: Verdict) {
+        let _ = self.end.set((status, verdict));
+    }
+
+    /// For saying it from elsewhere.
+    pub fn leg_end(&self) -> LegEnd {
+        self.end.clone()
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let (status, verdict) = self.end.unwrap_or((LegStatus::Cancelled, Verdict::None));
+        let (status, verdict) = self.end.get().copied().unwrap_or((LegStatus::Cancelled, Verdict::None));
         let vitals = &self.engine.vitals;
+        if self.dispatched {
+            vitals.metrics.leg(status);
+        }
         vitals.in_flight.fetch_sub(1, Ordering::Relaxed);
         vitals.metrics.in_flight.dec();
-        vitals.metrics.leg(status);
         let now = Instant::now();
         let opened = vitals.breaker(|breaker| match verdict {
             Verdict::Healthy => {
@@ -380,7 +390,7 @@ pub(crate) mod tests {
     fn a_seat_lowers_the_load_once_on_every_path() {
         let engine = engine_of(1, Role::Decode, 1, 1);
         let now = Instant::now();
-        let mut ended = engine.take_seat(now).unwrap();
+        let ended = engine.take_seat(now).unwrap();
         let dropped = engine.take_seat(now).unwrap();
         assert_eq!(engine.vitals.in_flight(), 2);
         ended.end(LegStatus::Success, Verdict::Healthy);

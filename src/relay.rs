@@ -136,7 +136,7 @@ impl Relay {
 
     fn fail(&mut self, failure: LegFailure) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         self.exchange.failed(&failure.error);
-        if let Some(mut open) = self.open.take() {
+        if let Some(open) = self.open.take() {
             open.seat.end(failure.status, failure.verdict);
             leave(open);
         }

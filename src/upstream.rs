@@ -176,7 +176,6 @@ impl LegFailure {
 #[derive(Debug, Default)]
 pub struct Sent {
     started: AtomicBool,
-    finished: AtomicBool,
     notify: Notify,
 }
 
@@ -184,14 +183,14 @@ impl Sent {
     /// Resolves when the request is being written to an open connection.
     pub async fn started(&self) {
         let notified = self.notify.notified();
-        if !self.started.load(Ordering::Acquire) {
+        if !self.is_started() {
             notified.await;
         }
     }
 
-    /// Whether the whole request was handed to the connection.
-    pub fn is_finished(&self) -> bool {
-        self.finished.load(Ordering::Acquire)
+    /// Whether anything of the request may have reached the engine.
+    pub fn is_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
     }
 }
 
@@ -215,9 +214,6 @@ impl Body for LegBody {
             return Poll::Ready(None);
         };
         self.left -= part.len() as u64;
-        if self.left == 0 {
-            self.sent.finished.store(true, Ordering::Release);
-        }
         Poll::Ready(Some(Ok(Frame::data(part))))
     }
 

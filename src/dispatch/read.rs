@@ -129,7 +129,7 @@ impl Attempt<'_> {
         limits: &RelayLimits,
     ) -> Result<(Response<reqwest::Body>, Seat), LegFailure> {
         let leg = self.leg(seat, None, body);
-        let sent = leg.sent.clone();
+        let (sent, end) = (leg.sent.clone(), leg.seat.leg_end());
         let mut decode = Box::pin(leg.decode());
         let connect = async {
             tokio::select! {
@@ -142,6 +142,7 @@ impl Attempt<'_> {
             let error = ProxyError::HandOverTooLate {
                 limit: self.dispatcher.limits.hand_over,
             };
+            let _ = end.set((LegStatus::Timeout, Verdict::Ailing));
             LegFailure {
                 error,
                 status: LegStatus::Timeout,
@@ -156,9 +157,11 @@ impl Attempt<'_> {
                 let (limit, what, option) = limits.first_byte;
                 let due = limits.from + limit;
                 let left = due.saturating_duration_since(std::time::Instant::now());
-                timeout(left, decode)
-                    .await
-                    .unwrap_or_else(|_| Err(LegFailure::timeout(Role::Decode, what, limit, option)))
+                timeout(left, &mut decode).await.unwrap_or_else(|_| {
+                    let failure = LegFailure::timeout(Role::Decode, what, limit, option);
+                    let _ = end.set((failure.status, failure.verdict));
+                    Err(failure)
+                })
             }
         };
         if let Err(LegFailure {

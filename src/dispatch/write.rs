@@ -18,10 +18,10 @@ use crate::error::ProxyError;
 use crate::metrics::LegStatus;
 use crate::parked::{DecodeFuture, DecodeLeg, Parked, PrefillFuture, PrefillLeg};
 use crate::policy::{Contact, Picked};
-use crate::pool::{Engine, Seat};
+use crate::pool::{Engine, LegEnd, Seat};
 use crate::relay::{Open, Relay, RelayLimits};
 use crate::release::Held;
-use crate::upstream::LegFailure;
+use crate::upstream::{LegFailure, Sent};
 
 /// Both legs from the moment that decode's was sent. Dropping this, for whatever reason, lets a parked leg outlive it.
 struct Legs<'a> {
@@ -43,6 +43,9 @@ struct Rest {
     contact: Contact,
     engine: Arc<Engine>,
     transfer_id: String,
+    /// Whether anything of decode's request may have reached the engine.
+    sent: Arc<Sent>,
+    end: LegEnd,
 }
 
 /// What happened first.
@@ -107,6 +110,7 @@ impl Attempt<'_> {
             }
         };
         let leg = self.leg(decode_seat, None, decode_body);
+        let (sent, end) = (leg.sent.clone(), leg.seat.leg_end());
         let sending: DecodeFuture = Box::pin(leg.decode());
         // From here on decode may accept: what happens to prefill's blocks depends on its answer.
         held.let_go();
@@ -115,6 +119,8 @@ impl Attempt<'_> {
             contact,
             engine: decode,
             transfer_id: self.ids.transfer_id.clone(),
+            sent,
+            end,
         };
         let legs = Legs {
             dispatcher,
@@ -149,8 +155,9 @@ impl Attempt<'_> {
                     Ok(event) => event,
                     Err(_) => {
                         let (limit, what, option) = limits.first_byte;
-                        legs.prefill_is_over(true);
-                        return Err(LegFailure::timeout(Role::Decode, what, limit, option).into());
+                        let failure = LegFailure::timeout(Role::Decode, what, limit, option);
+                        legs.overdue(&failure);
+                        return Err(failure.into());
                     }
                 },
             };
@@ -209,6 +216,14 @@ impl Legs<'_> {
         }
     }
 
+    /// Decode has let its time pass. Prefill is told to stop, then decode is woken in the background.
+    fn overdue(&mut self, failure: &LegFailure) {
+        if let Some(rest) = &self.rest {
+            let _ = rest.end.set((failure.status, failure.verdict));
+        }
+        self.prefill_is_over(true);
+    }
+
     /// Decode ended without a success. Prefill's blocks have no writer to come when decode refused the work: prefill is closed
     /// and told. When decode's connection broke, prefill may be writing: it runs on to its own end.
     fn decode_failed(&mut self, mut failure: LegFailure) -> LegFailure {
@@ -251,6 +266,7 @@ impl Legs<'_> {
             contact,
             engine,
             transfer_id,
+            ..
         } = rest;
         let parked = match (&first, prefill) {
             (None, prefill) => {
@@ -287,14 +303,22 @@ impl Legs<'_> {
 
 impl Drop for Legs<'_> {
     fn drop(&mut self) {
-        let (Some(rest), Some(decode)) = (self.rest.take(), self.decode.take()) else {
+        let (Some(mut rest), Some(decode)) = (self.rest.take(), self.decode.take()) else {
             return;
         };
+        if !rest.sent.is_started() {
+            // Decode was never asked, so nobody will write: what prefill holds is nobody's, unless it has failed.
+            if !matches!(self.prefill, Some(PrefillLeg::Failed)) {
+                rest.held.arm();
+            }
+            return;
+        }
         let Rest {
             held,
             contact,
             engine,
             transfer_id,
+            ..
         } = rest;
         let keeper = self.dispatcher.keeper.clone();
         let prefill = self.prefill.take().unwrap_or(PrefillLeg::Failed);

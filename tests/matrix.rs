@@ -1,0 +1,210 @@
+//! Every fault of an engine, on either leg, in either mode: what the client sees, how the two legs are counted, and what the
+//! breaker makes of it. After each, no block is held or lost and nothing is in flight.
+//!
+//! The table that this makes stands in README; `cargo test --test all matrix -- --nocapture` prints it.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use moriio_proxy::options::Key;
+use moriio_proxy::sim::{Fault, FaultKind, Mode, Role};
+use serde_json::json;
+
+use crate::support::{Answer, Plan, World, completion, generate, post, until};
+
+const PROMPT: &str =
+    "a prompt with blocks enough to be moved from one engine to the other, one two three four five six";
+
+fn status(status: u16) -> FaultKind {
+    FaultKind::Status {
+        status,
+        body: json!({"error": {"message": "scripted"}}).to_string(),
+    }
+}
+
+/// The faults that strike a leg, with their names in the table.
+fn faults(mode: Mode, role: Role) -> Vec<(&'static str, FaultKind)> {
+    let mut faults = vec![
+        ("refuses connections", FaultKind::RefuseConnections),
+        ("answers 400", status(400)),
+        ("answers 429", status(429)),
+        ("answers 500", status(500)),
+        ("answers 503", status(503)),
+        ("never answers", FaultKind::Hang),
+        ("cuts before answering", FaultKind::CutBeforeAnswer { reset: true }),
+    ];
+    match (role, mode) {
+        (Role::Prefill, Mode::Read) => faults.extend([
+            ("answers without params", FaultKind::NullTransferParams),
+            ("answers without block ids", FaultKind::NoBlockIds),
+            ("answers 200 and no JSON", FaultKind::UnparsableBody),
+        ]),
+        (Role::Prefill, Mode::Write) => {}
+        (Role::Decode, _) => faults.extend([
+            ("hangs after 3 tokens", FaultKind::HangAfterTokens { tokens: 3 }),
+            (
+                "cuts after 3 tokens",
+                FaultKind::CutAfterTokens {
+                    tokens: 3,
+                    reset: false,
+                },
+            ),
+        ]),
+    }
+    faults
+}
+
+fn seen(answer: &Answer) -> String {
+    if answer.status != 200 {
+        let code = match answer.json()["error"]["code"].as_str() {
+            Some(code) => code.to_owned(),
+            None => "its own body".to_owned(),
+        };
+        return format!("{} {}: {code}", answer.status, answer.source());
+    }
+    let error = answer
+        .events()
+        .iter()
+        .find_map(|event| event["error"]["code"].as_str().map(str::to_owned));
+    match (error, answer.body.contains("[DONE]")) {
+        (None, true) => "200, complete".into(),
+        (Some(code), false) => format!("200, then event {code}"),
+        other => panic!("{other:?}: {}", answer.body),
+    }
+}
+
+/// The statuses under which the legs of a role were counted, beyond the one good leg of the warm-up.
+async fn counted(world: &World, role: &str) -> String {
+    let text = reqwest::get(world.proxy.url("/metrics"))
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    let begin = format!("moriio_legs_total{{role=\"{role}\"");
+    let mut found = Vec::new();
+    for line in text.lines().filter(|line| line.starts_with(&begin)) {
+        let status = line.split("status=\"").nth(1).unwrap().split('"').next().unwrap();
+        let count: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+        found.extend(vec![status.to_owned(); (count - u64::from(status == "2xx")) as usize]);
+    }
+    if found.is_empty() {
+        "not sent".into()
+    } else {
+        found.join(", ")
+    }
+}
+
+async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> String {
+    let options = [
+        (Key::Retries, "0"),
+        (Key::ConnectTimeout, "500ms"),
+        (Key::PrefillTimeout, "1500ms"),
+        (Key::FirstByteTimeout, "1500ms"),
+        (Key::StreamIdleTimeout, "1s"),
+        (Key::UnparkTimeout, "2s"),
+        (Key::BreakerOpen, "30s"),
+    ];
+    let mut plan = options
+        .into_iter()
+        .fold(Plan::new(mode), |plan, (key, value)| plan.with(key, value));
+    // What no message may free is freed by prefill's own timer, 60 s on real engines.
+    // Prefill is slow enough to be at work when decode fails in WRITE.
+    plan.adjust = |settings| {
+        settings.defer_timeout = Duration::from_secs(3);
+        settings.prefill_delay = Duration::from_millis(300);
+    };
+    let world = plan.start().await;
+    generate(&world.proxy, PROMPT, 6, true).await;
+    world.settle().await;
+    let engine = if role == Role::Prefill {
+        &world.prefill[0]
+    } else {
+        &world.decode[0]
+    };
+    if (mode, role) == (Mode::Write, Role::Prefill) {
+        // The failure comes late enough for decode to be parked by then.
+        engine.set_fault(Fault::always(FaultKind::Delay { milliseconds: 400 }));
+    }
+    engine.set_fault(Fault::always(fault));
+    let answer = post(&world.proxy, "/v1/completions", &completion(PROMPT, 6, true)).await;
+    let client = seen(&answer);
+    let (prefill, decode) = until("both legs to be counted", || async {
+        // The gauge falls after a leg was counted, so it is read first.
+        let busy = world.proxy.metric("moriio_legs_in_flight").await;
+        let legs = (counted(&world, "prefill").await, counted(&world, "decode").await);
+        (busy == 0.0 && legs.0 != "not sent")
+            .then_some(legs)
+            .ok_or(format!("{busy} in flight"))
+    })
+    .await;
+    engine.clear_faults();
+    world.settle().await;
+    let address = engine.http_address().to_string();
+    let (_, ready) = world.proxy.ready().await;
+    let engines = ready["engines"].as_array().unwrap();
+    let circuit = engines
+        .iter()
+        .find(|e| e["address"] == address)
+        .map_or("closed", |e| e["circuit"].as_str().unwrap())
+        .to_owned();
+    let (mode, role) = match (mode, role) {
+        (Mode::Read, Role::Prefill) => ("READ", "prefill"),
+        (Mode::Read, Role::Decode) => ("READ", "decode"),
+        (Mode::Write, Role::Prefill) => ("WRITE", "prefill"),
+        (Mode::Write, Role::Decode) => ("WRITE", "decode"),
+    };
+    let freed = freed_by(&world).await;
+    format!("| {mode} | {role} {name} | {client} | {prefill} | {decode} | {circuit} | {freed} |")
+}
+
+/// What freed the blocks that the fault had left behind.
+async fn freed_by(world: &World) -> String {
+    let mut by = Vec::new();
+    for (kind, word) in [("release", "release"), ("unpark", "un-park")] {
+        if world
+            .proxy
+            .metric(&format!("moriio_kv_messages_total{{kind=\"{kind}\",outcome=\"sent\""))
+            .await
+            > 0.0
+        {
+            by.push(word);
+        }
+    }
+    if world.total(|c| c.reaped) > 0 {
+        by.push("prefill's timer");
+    }
+    if by.is_empty() {
+        "nothing was left".into()
+    } else {
+        by.join(", ")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_fault_on_either_leg() {
+    let mut rows = Vec::new();
+    for mode in [Mode::Read, Mode::Write] {
+        for role in [Role::Prefill, Role::Decode] {
+            rows.extend(
+                faults(mode, role)
+                    .into_iter()
+                    .map(|(name, fault)| row(mode, role, name, fault)),
+            );
+        }
+    }
+    let rows: Vec<String> = futures::stream::iter(rows).buffered(6).collect().await;
+    let head = "| Mode | Fault | Client sees | Prefill leg | Decode leg | Circuit | Blocks freed by |\n|---|---|---|---|---|---|---|\n";
+    let table = format!("{head}{}\n", rows.join("\n"));
+    println!("{table}");
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap_or_default();
+    let stands = readme
+        .split("<!-- faults -->\n")
+        .nth(1)
+        .and_then(|rest| rest.split("<!-- /faults -->").next());
+    assert_eq!(
+        stands,
+        Some(table.as_str()),
+        "README's table of faults, between its markers, should read\n\n{table}"
+    );
+}
