@@ -23,7 +23,7 @@ use crate::policy::{Picked, Selector};
 use crate::pool::{Pool, Seat, Verdict};
 use crate::relay::{Open, Relay, RelayLimits};
 use crate::request::Request;
-use crate::upstream::{LegFailure, RANK, REQUEST_ID, Sent, Upstream, relayed, whole};
+use crate::upstream::{LegFailure, Retry, RANK, REQUEST_ID, Sent, Upstream, relayed, whole};
 
 /// Limits on the phases of an attempt.
 #[derive(Clone, Copy, Debug)]
@@ -62,15 +62,15 @@ pub struct Dispatcher {
 pub struct Failure {
     /// What the client is told, if this was the last attempt.
     pub error: ProxyError,
-    /// Whether another attempt is safe: no engine took the work.
-    pub retry: bool,
+    /// Whether another attempt is safe.
+    pub retry: Retry,
 }
 
 impl From<LegFailure> for Failure {
     fn from(failure: LegFailure) -> Self {
         Failure {
             error: failure.error,
-            retry: failure.untouched,
+            retry: failure.retry,
         }
     }
 }
@@ -222,7 +222,7 @@ impl Dispatcher {
         let Some(mut exchange) = exchange.take() else {
             return Err(Failure {
                 error: ProxyError::Internal,
-                retry: false,
+                retry: Retry::Never,
             });
         };
         exchange.committed(head.status.as_u16());

@@ -17,7 +17,7 @@ use crate::metrics::LegStatus;
 use crate::parked::Parked;
 use crate::policy::Contact;
 use crate::pool::{Seat, Verdict};
-use crate::upstream::LegFailure;
+use crate::upstream::{LegFailure, Retry};
 
 /// The last event of an OpenAI stream.
 const DONE: &[u8] = b"data: [DONE]";
@@ -205,7 +205,7 @@ impl Body for Relay {
                         error,
                         status,
                         verdict,
-                        untouched: false,
+                        retry: Retry::Never,
                     });
                 }
                 if !std::mem::replace(&mut relay.waiting, true) {

@@ -13,6 +13,7 @@ use zeromq::{Socket, SocketSend};
 use crate::compat::{ReleaseForm, notify_ports};
 use crate::metrics::Metrics;
 use crate::pool::Engine;
+use crate::upstream::Sent;
 
 /// Messages that wait to be sent; more are dropped and counted.
 const QUEUE: usize = 4096;
@@ -211,6 +212,7 @@ pub struct Held {
     armed: bool,
     told: bool,
     finished: bool,
+    reader: Option<Arc<Sent>>,
 }
 
 impl Held {
@@ -225,6 +227,7 @@ impl Held {
             armed: true,
             told: false,
             finished: false,
+            reader: None,
         }
     }
 
@@ -243,8 +246,14 @@ impl Held {
         self.armed = false;
     }
 
-    /// The reader refused: the blocks are nobody's again.
-    pub fn arm(&mut self) {
+    /// Decode's request is on its way: once it is written the blocks are the reader's.
+    pub fn lend(&mut self, request: Arc<Sent>) {
+        self.reader = Some(request);
+    }
+
+    /// The reader or writer refused: the blocks are nobody's again.
+    pub fn reclaim(&mut self) {
+        self.reader = None;
         self.armed = true;
     }
 
@@ -260,7 +269,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if self.armed {
+        if self.armed && self.reader.as_ref().is_none_or(|request| request.revoke()) {
             self.release();
         }
     }

@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::policy::{NoPick, Picked, Selector};
 use crate::pool::{FIRST_PROBE_WAIT, Pool};
 use crate::request::{self, Api, TokenBudget};
-use crate::upstream::{self, REQUEST_ID};
+use crate::upstream::{self, REQUEST_ID, Retry};
 
 /// Bodies above this are parsed off the threads that serve connections.
 const PARSE_APART: usize = 1024 * 1024;
@@ -163,7 +163,7 @@ impl Server {
             attempts += 1;
             match self.dispatcher.attempt(&request, &headers, picked, exchange).await {
                 Ok(response) => return Ok(response.map(Body::new)),
-                Err(Failure { error, retry }) if retry => {
+                Err(Failure { error, retry }) if retry == Retry::Safe || (retry == Retry::Once && attempts == 1) => {
                     if attempts > self.settings.retries || !self.may_retry() {
                         return Err(self.exhausted(attempts, error));
                     }

@@ -1,8 +1,9 @@
 //! One leg over HTTP: which headers go along, how the body is sent, what a failure means for the engine and for a retry.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::sync::Notify;
+use tower::util::MapRequestLayer;
 
 use crate::body::Segments;
 use crate::engine::Role;
@@ -106,6 +108,23 @@ pub fn relayed(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
+/// Whether another attempt is safe after a leg has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// The engine may have taken the work.
+    Never,
+    /// A reused connection broke at once: in all likelihood it had died of its idle time, unread. Believed once in an
+    /// exchange, since a request that ends engines would look the same.
+    Once,
+    /// The engine certainly did not take the work.
+    Safe,
+}
+
+tokio::task_local! {
+    /// Whether a connection was opened for the leg that this task is sending.
+    static FRESH: Cell<bool>;
+}
+
 /// Why a leg gave no usable answer.
 #[derive(Clone, Debug)]
 pub struct LegFailure {
@@ -115,8 +134,8 @@ pub struct LegFailure {
     pub status: LegStatus,
     /// What it says of the engine.
     pub verdict: Verdict,
-    /// Whether the engine certainly did not take the work, so that another attempt is safe.
-    pub untouched: bool,
+    /// Whether another attempt, with new ids, is safe.
+    pub retry: Retry,
 }
 
 impl LegFailure {
@@ -132,7 +151,7 @@ impl LegFailure {
             error,
             status: LegStatus::Timeout,
             verdict: Verdict::Ailing,
-            untouched: false,
+            retry: Retry::Never,
         }
     }
 
@@ -143,7 +162,7 @@ impl LegFailure {
             error,
             status: LegStatus::Broken,
             verdict: Verdict::Ailing,
-            untouched: false,
+            retry: Retry::Never,
         }
     }
 
@@ -159,7 +178,7 @@ impl LegFailure {
             status if status.is_server_error() => (LegStatus::Failed, Verdict::Ailing),
             _ => (LegStatus::Refused, Verdict::Healthy),
         };
-        let untouched = answer.status == StatusCode::SERVICE_UNAVAILABLE;
+        let retry = if answer.status == StatusCode::SERVICE_UNAVAILABLE { Retry::Safe } else { Retry::Never };
         LegFailure {
             error: ProxyError::Engine {
                 role,
@@ -167,17 +186,26 @@ impl LegFailure {
             },
             status,
             verdict,
-            untouched,
+            retry,
         }
     }
 }
 
-/// Tells when a leg's request got a connection: its body is asked for only then.
+/// How far a leg's request is on its way: its body is asked for only once it has a connection. Shared with the connection's
+/// task, which may be writing while the leg is given up, so giving up is a matter of who comes first.
 #[derive(Debug, Default)]
 pub struct Sent {
-    started: AtomicBool,
+    began: OnceLock<Instant>,
     notify: Notify,
+    fate: AtomicU8,
 }
+
+/// The request is not yet written to its end.
+const OPEN: u8 = 0;
+/// The whole request was handed to the connection: the engine may have it.
+const WRITTEN: u8 = 1;
+/// The request was given up before: the engine never has the whole of it.
+const REVOKED: u8 = 2;
 
 impl Sent {
     /// Resolves when the request is being written to an open connection.
@@ -188,32 +216,46 @@ impl Sent {
         }
     }
 
-    /// Whether anything of the request may have reached the engine.
-    pub fn is_started(&self) -> bool {
-        self.started.load(Ordering::Acquire)
+    fn is_started(&self) -> bool {
+        self.began.get().is_some()
+    }
+
+    /// Gives the request up, if it is not yet written. Says whether the engine certainly never gets the whole of it.
+    pub fn revoke(&self) -> bool {
+        self.fate.compare_exchange(OPEN, REVOKED, Ordering::AcqRel, Ordering::Acquire) != Err(WRITTEN)
+    }
+
+    fn written(&self) -> bool {
+        self.fate.compare_exchange(OPEN, WRITTEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
+
+/// The leg was given up while its request was being written.
+#[derive(Debug, thiserror::Error)]
+#[error("the leg was given up")]
+struct Revoked;
 
 struct LegBody {
     parts: std::vec::IntoIter<Bytes>,
     left: u64,
     sent: Arc<Sent>,
-    began: Arc<std::sync::OnceLock<Instant>>,
 }
 
 impl Body for LegBody {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = Revoked;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if !self.sent.started.swap(true, Ordering::AcqRel) {
+        if self.sent.began.set(Instant::now()).is_ok() {
             self.sent.notify.notify_waiters();
         }
-        self.began.get_or_init(Instant::now);
         let Some(part) = self.parts.next() else {
             return Poll::Ready(None);
         };
         self.left -= part.len() as u64;
+        if self.left == 0 && !self.sent.written() {
+            return Poll::Ready(Some(Err(Revoked)));
+        }
         Poll::Ready(Some(Ok(Frame::data(part))))
     }
 
@@ -247,6 +289,7 @@ impl Upstream {
             .http1_only()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
+            .connector_layer(MapRequestLayer::new(note_fresh))
             .no_proxy()
             .build()?;
         Ok(Upstream { client })
@@ -258,8 +301,6 @@ impl Upstream {
     }
 
     /// Sends one leg and waits for the head of a success.
-    ///
-    /// A reused connection that dies before the engine read the request is replaced once, with the same ids.
     ///
     /// # Errors
     /// No connection, a broken one, or any answer but a success.
@@ -274,33 +315,29 @@ impl Upstream {
         let role = engine.role();
         let mut url = engine.base.clone();
         url.set_path(path);
-        let mut again = true;
-        loop {
-            let began = Arc::new(std::sync::OnceLock::new());
-            let parts: Vec<Bytes> = segments.parts().to_vec();
-            let body = LegBody {
-                parts: parts.into_iter(),
-                left: segments.len(),
-                sent: sent.clone(),
-                began: began.clone(),
-            };
-            let mut request = reqwest::Request::new(http::Method::POST, url.clone());
-            *request.headers_mut() = headers.clone();
-            *request.body_mut() = Some(reqwest::Body::wrap(body));
-            match self.client.execute(request).await {
-                Ok(response) if response.status().is_success() => return Ok(response.into()),
-                Ok(response) => return Err(refusal(role, response.into()).await),
-                Err(error) if error.is_connect() => return Err(no_connection(role, &error)),
-                Err(error) => {
-                    let unread = began.get().is_some_and(|began| began.elapsed() < UNREAD);
-                    if !(again && unread && !error.is_timeout()) {
-                        return Err(LegFailure::broken(role));
-                    }
-                    again = false;
-                }
+        let body = LegBody { left: segments.len(), parts: segments.into_iter(), sent: sent.clone() };
+        let mut request = reqwest::Request::new(http::Method::POST, url);
+        *request.headers_mut() = headers;
+        *request.body_mut() = Some(reqwest::Body::wrap(body));
+        let exchange = async { (self.client.execute(request).await, FRESH.with(Cell::get)) };
+        match FRESH.scope(Cell::new(false), exchange).await {
+            (Ok(response), _) if response.status().is_success() => Ok(response.into()),
+            (Ok(response), _) => Err(refusal(role, response.into()).await),
+            (Err(error), _) if error.is_connect() => Err(no_connection(role, &error)),
+            (Err(_), fresh) => {
+                let unread = !fresh && sent.began.get().is_some_and(|began| began.elapsed() < UNREAD);
+                let retry = if unread { Retry::Once } else { Retry::Never };
+                Err(LegFailure { retry, ..LegFailure::broken(role) })
             }
         }
     }
+}
+
+/// Called for every connection that is opened, in the task of the leg that asked for it.
+fn note_fresh<T>(target: T) -> T {
+    // Requests that are no legs have nothing to note.
+    let _ = FRESH.try_with(|fresh| fresh.set(true));
+    target
 }
 
 /// Whether nobody listens at the engine's address.
@@ -325,7 +362,7 @@ fn no_connection(role: Role, error: &reqwest::Error) -> LegFailure {
         error: ProxyError::Connect { role },
         status: LegStatus::Connect,
         verdict,
-        untouched: true,
+        retry: Retry::Safe,
     }
 }
 

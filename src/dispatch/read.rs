@@ -15,7 +15,7 @@ use crate::policy::Picked;
 use crate::pool::{Seat, Verdict};
 use crate::relay::{Open, Relay, RelayLimits};
 use crate::release::Held;
-use crate::upstream::LegFailure;
+use crate::upstream::{LegFailure, Retry};
 
 impl Attempt<'_> {
     /// One READ attempt. Until decode has taken the hand-over, prefill's blocks are this function's to release; `held` does
@@ -46,8 +46,8 @@ impl Attempt<'_> {
         let answer = match leg.prefill(dispatcher.limits.prefill).await {
             Ok(answer) => answer,
             Err(failure) => {
-                // At a time-out the engine may just have finished; any other failure means that it holds nothing.
-                if failure.status != LegStatus::Timeout {
+                // After a time-out or a broken connection the engine may hold blocks; any answer means that it does not.
+                if !failure.may_run_on() {
                     held.let_go();
                 }
                 return Err(failure.into());
@@ -114,7 +114,7 @@ impl Attempt<'_> {
                 ParamsError::Unreadable => ProxyError::PrefillUnreadable,
                 ParamsError::Missing => ProxyError::PrefillWithoutBlocks,
             };
-            Failure { error, retry: false }
+            Failure { error, retry: Retry::Never }
         })
     }
 
@@ -130,6 +130,7 @@ impl Attempt<'_> {
     ) -> Result<(Response<reqwest::Body>, Seat), LegFailure> {
         let leg = self.leg(seat, None, body);
         let (sent, end) = (leg.sent.clone(), leg.seat.leg_end());
+        held.lend(sent.clone());
         let mut decode = Box::pin(leg.decode());
         let connect = async {
             tokio::select! {
@@ -147,13 +148,12 @@ impl Attempt<'_> {
                 error,
                 status: LegStatus::Timeout,
                 verdict: Verdict::Ailing,
-                untouched: false,
+                retry: Retry::Never,
             }
         };
         let result = match timeout_at(deadline, connect).await.map_err(|_| late())? {
             Some(result) => result,
             None => {
-                held.let_go();
                 let (limit, what, option) = limits.first_byte;
                 let due = limits.from + limit;
                 let left = due.saturating_duration_since(std::time::Instant::now());
@@ -164,12 +164,11 @@ impl Attempt<'_> {
                 })
             }
         };
-        if let Err(LegFailure {
-            error: ProxyError::Engine { .. },
-            ..
-        }) = &result
-        {
-            held.arm();
+        match &result {
+            Ok(_) => held.let_go(),
+            Err(LegFailure { error: ProxyError::Engine { .. }, .. }) => held.reclaim(),
+            // Not written: still ours, or the next engine's. Written and broken: decode may be reading.
+            Err(_) => {}
         }
         result
     }

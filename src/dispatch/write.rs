@@ -21,7 +21,7 @@ use crate::policy::{Contact, Picked};
 use crate::pool::{Engine, LegEnd, Seat};
 use crate::relay::{Open, Relay, RelayLimits};
 use crate::release::Held;
-use crate::upstream::{LegFailure, Sent};
+use crate::upstream::{LegFailure, Retry, Sent};
 
 /// Both legs from the moment that decode's was sent. Dropping this, for whatever reason, lets a parked leg outlive it.
 struct Legs<'a> {
@@ -43,7 +43,7 @@ struct Rest {
     contact: Contact,
     engine: Arc<Engine>,
     transfer_id: String,
-    /// Whether anything of decode's request may have reached the engine.
+    /// How far decode's request is on its way.
     sent: Arc<Sent>,
     end: LegEnd,
 }
@@ -103,7 +103,7 @@ impl Attempt<'_> {
                 PrefillLeg::Answered
             }
             Some(Err(failure)) => {
-                if failure.status != LegStatus::Timeout {
+                if !failure.may_run_on() {
                     held.let_go();
                 }
                 return Err(failure.into());
@@ -237,11 +237,13 @@ impl Legs<'_> {
             }
         } else {
             drop(prefill);
-            rest.held.arm();
+            rest.held.reclaim();
         }
         // WRITE repeats both legs or none, and prefill has taken its leg: only a refused connection is worth that price, and
         // only because prefill's blocks are released.
-        failure.untouched &= failure.status == LegStatus::Connect;
+        if failure.status == LegStatus::Failed {
+            failure.retry = Retry::Never;
+        }
         failure
     }
 
@@ -257,7 +259,7 @@ impl Legs<'_> {
         else {
             return Err(Failure {
                 error: ProxyError::Internal,
-                retry: false,
+                retry: Retry::Never,
             });
         };
         let (head, body) = response.into_parts();
@@ -306,10 +308,10 @@ impl Drop for Legs<'_> {
         let (Some(mut rest), Some(decode)) = (self.rest.take(), self.decode.take()) else {
             return;
         };
-        if !rest.sent.is_started() {
+        if rest.sent.revoke() {
             // Decode was never asked, so nobody will write: what prefill holds is nobody's, unless it has failed.
             if !matches!(self.prefill, Some(PrefillLeg::Failed)) {
-                rest.held.arm();
+                rest.held.reclaim();
             }
             return;
         }

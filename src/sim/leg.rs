@@ -186,13 +186,24 @@ impl Leg {
         let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
         meet(&core, &debt.peer).await;
         core.thawed().await;
-        let local = (rank, &blocks.ids[..self.ask.prompt.blocks()]);
-        if let Err(reason) = transfer::pull(&core, transfer, &debt.peer, remote, local).await {
-            debt.owed = false;
-            core.books.count(|counters| counters.failed += 1);
-            return error(StatusCode::INTERNAL_SERVER_ERROR, &reason);
-        }
-        drop(debt);
+        // A load is one with the forward step: a client that leaves does not stop it, and the release follows it.
+        let (loading, transfer, remote) = (core.clone(), transfer.to_owned(), remote.to_vec());
+        let prompt_blocks = self.ask.prompt.blocks();
+        let (loaded, outcome) = oneshot::channel();
+        core.spawn(async move {
+            let local = (rank, &blocks.ids[..prompt_blocks]);
+            let result = transfer::pull(&loading, &transfer, &debt.peer, &remote, local).await;
+            debt.owed = result.is_ok();
+            drop(debt);
+            let _ = loaded.send(result.map(|_| blocks));
+        });
+        let blocks = match outcome.await.unwrap_or_else(|_| Err("load lost".into())) {
+            Ok(blocks) => blocks,
+            Err(reason) => {
+                core.books.count(|counters| counters.failed += 1);
+                return error(StatusCode::INTERNAL_SERVER_ERROR, &reason);
+            }
+        };
         self.generate(blocks).await
     }
 

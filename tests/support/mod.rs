@@ -28,6 +28,9 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy on free loopback ports with these options on top of the defaults.
     pub fn start(options: &[(Key, &str)]) -> Proxy {
+        if std::env::var_os("MORIIO_TEST_LOG").is_some() {
+            let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).try_init();
+        }
         let app = App::bind(config(options)).expect("ports are free");
         let (stop, stopped) = oneshot::channel::<()>();
         Proxy {
