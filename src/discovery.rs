@@ -132,7 +132,7 @@ impl Discovery {
         }
         let address = registration.http.clone();
         let (role, mode) = (registration.role, registration.mode);
-        let outcome = self.registry.hear(registration, Instant::now());
+        let outcome = self.registry.hear(registration, message.peer, Instant::now());
         self.metrics.registration(outcome.as_str());
         match outcome {
             Outcome::Added => tracing::info!(%role, engine = %address, %mode, "engine registered"),

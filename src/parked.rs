@@ -20,6 +20,9 @@ use crate::upstream::LegFailure;
 
 /// How often the waking message is repeated: one that arrives before the leg is parked is lost.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Time for a release to arrive and for writes under way to end, before decode is woken: woken earlier, it would free blocks
+/// that are being written.
+const LAST_WRITES: Duration = Duration::from_secs(2);
 
 /// Prefill's leg to its end; its seat is inside.
 pub type PrefillFuture = Pin<Box<dyn Future<Output = Result<bytes::Bytes, LegFailure>> + Send>>;
@@ -142,6 +145,9 @@ impl Parked {
                 // Before decode is woken it must be certain that prefill writes no more.
                 Err(_) => held.release(),
             }
+        }
+        if held.was_released() && tokio::time::timeout(LAST_WRITES, &mut first).await.is_ok() {
+            return "ended";
         }
         let deadline = tokio::time::Instant::now() + keeper.unpark;
         while keeper.notifier.unpark(&engine, &transfer_id) {

@@ -2,6 +2,7 @@
 //! snapshot. Time is passed in; message formats and sockets are elsewhere.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,9 @@ const PROBE_AGAIN: Duration = Duration::from_millis(500);
 const PROBE_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// How often a ready engine is probed.
 const PROBE_READY: Duration = Duration::from_secs(10);
+
+/// How long a ping of a process that has ended may be on its way.
+const OLD_PINGS: Duration = Duration::from_secs(1);
 
 /// What came of a registration message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +85,20 @@ struct Entry {
     probing: bool,
     next_probe: Instant,
     probe_wait: Duration,
-    /// It was ready once and refused a connection since: when it answers again it is another process.
-    refused: bool,
+    /// Where its pings come from.
+    peer: Option<SocketAddr>,
+    /// It was ready and then refused a connection, then, and pings came from there: when it answers again it is another process.
+    refused: Option<(Instant, Option<SocketAddr>)>,
     was_ready: bool,
     silent: bool,
+}
+
+impl Entry {
+    /// Whether what it says is from its present life. A ping of its former one may still be on its way when it is missed, so
+    /// one counts that comes over another connection or clearly later.
+    fn has_spoken_since_refusal(&self) -> bool {
+        self.refused.is_none_or(|(at, peer)| self.last_ping > at && (self.peer != peer || self.last_ping > at + OLD_PINGS))
+    }
 }
 
 /// Settings of the registry.
@@ -138,17 +152,17 @@ impl Registry {
     }
 
     /// An engine spoke.
-    pub fn hear(&mut self, registration: Registration, now: Instant) -> Outcome {
+    pub fn hear(&mut self, registration: Registration, peer: Option<SocketAddr>, now: Instant) -> Outcome {
         let number = self.number();
         let Some(entry) = self.entries.get_mut(&registration.http) else {
             if self.entries.len() >= self.limits.max_engines {
                 return Outcome::Full;
             }
             self.warn_of_overlaps(&registration);
-            self.add(registration, number, number, now);
+            self.add(registration, peer, number, number, now);
             return Outcome::Added;
         };
-        entry.last_ping = now;
+        (entry.last_ping, entry.peer) = (now, peer);
         if entry.silent {
             entry.silent = false;
             tracing::info!(role = %registration.role, engine = %registration.http, "engine pings again");
@@ -169,11 +183,11 @@ impl Registry {
             number
         };
         self.remove(&registration.http);
-        self.add(registration, order, number, now);
+        self.add(registration, peer, order, number, now);
         Outcome::Restarted
     }
 
-    fn add(&mut self, registration: Registration, order: u64, incarnation: u64, now: Instant) {
+    fn add(&mut self, registration: Registration, peer: Option<SocketAddr>, order: u64, incarnation: u64, now: Instant) {
         let metrics = self.metrics.engine(registration.role, &registration.http.to_string());
         let entry = Entry {
             order,
@@ -185,7 +199,8 @@ impl Registry {
             probing: false,
             next_probe: now,
             probe_wait: PROBE_AGAIN,
-            refused: false,
+            peer,
+            refused: None,
             was_ready: false,
             silent: false,
             registration: registration.clone(),
@@ -231,11 +246,13 @@ impl Registry {
         entry.probing = false;
         let silent = now.duration_since(entry.last_ping) > ttl;
         match probe {
-            Probe::Alive(_) if entry.refused => {
-                let (registration, order) = (entry.registration.clone(), entry.order);
+            // It serves again, but what it said of its ports is from before: its first ping is waited for.
+            Probe::Alive(_) if !entry.has_spoken_since_refusal() => {}
+            Probe::Alive(_) if entry.refused.is_some() => {
+                let (registration, order, peer) = (entry.registration.clone(), entry.order, entry.peer);
                 tracing::warn!(role = %registration.role, engine = %address, "engine is back after it refused connections: a new incarnation");
                 self.remove(address);
-                self.add(registration, order, number, now);
+                self.add(registration, peer, order, number, now);
                 return self.probed(address, number, probe, now);
             }
             Probe::Alive(release) => {
@@ -262,7 +279,9 @@ impl Registry {
             // A busy engine may be late with its answer; its pings and its legs speak for it.
             Probe::Silent if entry.state == State::Ready => {}
             Probe::Refused | Probe::Unhealthy | Probe::Silent => {
-                entry.refused |= probe == Probe::Refused && entry.was_ready;
+                if probe == Probe::Refused && entry.was_ready {
+                    entry.refused.get_or_insert((now, entry.peer));
+                }
                 if entry.state != State::Unhealthy {
                     let waits = entry.state == State::Probing;
                     tracing::info!(role = %entry.registration.role, engine = %address, ?probe, waits, "engine cannot be used yet");

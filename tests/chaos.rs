@@ -59,7 +59,7 @@ async fn trouble(world: Arc<World>, seed: u64, done: Arc<AtomicBool>) {
         turn += 1;
         let engine = engines[dice.roll(engines.len() as u64) as usize];
         match dice.roll(40) {
-            0 if std::env::var_os("NOCRASH").is_none() => crash(&world, engine, dice.roll(2) == 0).await,
+            0 => crash(&world, engine, dice.roll(2) == 0).await,
             1 | 2 => {
                 engine.set_fault(Fault::always(FaultKind::RefuseConnections));
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -59,7 +59,7 @@ fn only_incarnation(registry: &Registry) -> u64 {
 #[test]
 fn an_engine_is_probed_before_it_is_used() {
     let (mut registry, now) = registry();
-    assert_eq!(registry.hear(says(1, Role::Prefill), now), Outcome::Added);
+    assert_eq!(registry.hear(says(1, Role::Prefill), None, now), Outcome::Added);
     registry.publish();
     assert_eq!((pool(&registry).probing, pool(&registry).prefill_slots.len()), (1, 0));
     assert_eq!(probe(&mut registry, now, Probe::Refused), 1);
@@ -74,7 +74,7 @@ fn an_engine_is_probed_before_it_is_used() {
 #[test]
 fn cases_4_7_8_refresh_restart_and_move() {
     let (mut registry, now) = registry();
-    registry.hear(says(1, Role::Prefill), now);
+    registry.hear(says(1, Role::Prefill), None, now);
     probe(&mut registry, now, Probe::Alive(None));
     let before = pool(&registry);
     assert_eq!(
@@ -83,6 +83,7 @@ fn cases_4_7_8_refresh_restart_and_move() {
                 index: Some(2),
                 ..says(1, Role::Prefill)
             },
+            None,
             now
         ),
         Outcome::Refreshed
@@ -91,7 +92,7 @@ fn cases_4_7_8_refresh_restart_and_move() {
     assert!(Arc::ptr_eq(&before, &pool(&registry)), "a ping publishes nothing");
 
     assert_eq!(
-        registry.hear(says(1, Role::Prefill), now),
+        registry.hear(says(1, Role::Prefill), None, now),
         Outcome::Restarted,
         "the index fell back"
     );
@@ -100,7 +101,7 @@ fn cases_4_7_8_refresh_restart_and_move() {
         ..says(1, Role::Prefill)
     };
     moved.kv.handshake = 6401;
-    assert_eq!(registry.hear(moved, now), Outcome::Restarted);
+    assert_eq!(registry.hear(moved, None, now), Outcome::Restarted);
     assert_eq!(registry.publish().len(), 2, "two lives have ended");
     assert_eq!(
         (
@@ -110,7 +111,7 @@ fn cases_4_7_8_refresh_restart_and_move() {
         (1, 6401)
     );
 
-    assert_eq!(registry.hear(says(1, Role::Decode), now), Outcome::Restarted);
+    assert_eq!(registry.hear(says(1, Role::Decode), None, now), Outcome::Restarted);
     registry.publish();
     assert_eq!((pool(&registry).prefill.len(), pool(&registry).decode.len()), (0, 1));
 }
@@ -118,18 +119,18 @@ fn cases_4_7_8_refresh_restart_and_move() {
 #[test]
 fn silence_alone_is_no_death() {
     let (mut registry, start) = registry();
-    registry.hear(says(1, Role::Prefill), start);
+    registry.hear(says(1, Role::Prefill), None, start);
     probe(&mut registry, start, Probe::Alive(None));
     let later = start + LIMITS.ttl + Duration::from_secs(1);
     assert_eq!(probe(&mut registry, later, Probe::Alive(None)), 1);
     assert_eq!(pool(&registry).prefill_slots.len(), 1);
     let life = only_incarnation(&registry);
-    registry.hear(says(1, Role::Prefill), later);
+    registry.hear(says(1, Role::Prefill), None, later);
     assert_eq!(only_incarnation(&registry), life);
     let end = later + LIMITS.ttl + Duration::from_secs(11);
     assert_eq!(probe(&mut registry, end, Probe::Silent), 1);
     assert_eq!(pool(&registry).prefill.len(), 0);
-    registry.hear(says(1, Role::Prefill), end);
+    registry.hear(says(1, Role::Prefill), None, end);
     registry.publish();
     assert_ne!(only_incarnation(&registry), life);
 }
@@ -137,13 +138,18 @@ fn silence_alone_is_no_death() {
 #[test]
 fn refused_and_back_is_another_incarnation() {
     let (mut registry, start) = registry();
-    registry.hear(says(1, Role::Prefill), start);
+    registry.hear(says(1, Role::Prefill), None, start);
     probe(&mut registry, start, Probe::Alive(None));
     let life = only_incarnation(&registry);
     let later = start + PROBE_READY;
     assert_eq!(probe(&mut registry, later, Probe::Refused), 1);
     assert_eq!(pool(&registry).prefill_slots.len(), 0);
-    assert_eq!(probe(&mut registry, later + PROBE_AGAIN, Probe::Alive(None)), 1);
+    let back = later + PROBE_AGAIN;
+    assert_eq!(probe(&mut registry, back, Probe::Alive(None)), 1);
+    assert_eq!(pool(&registry).prefill_slots.len(), 0, "its ports may be others now");
+    let here = Some(([127, 0, 0, 1], 4000).into());
+    assert_eq!(registry.hear(says(1, Role::Prefill), here, back), Outcome::Refreshed);
+    assert_eq!(probe(&mut registry, back + PROBE_AGAIN_MAX, Probe::Alive(None)), 1);
     assert_eq!(pool(&registry).prefill_slots.len(), 1);
     assert_ne!(only_incarnation(&registry), life);
 }
@@ -151,7 +157,7 @@ fn refused_and_back_is_another_incarnation() {
 #[test]
 fn a_late_health_answer_does_not_stop_a_ready_engine() {
     let (mut registry, start) = registry();
-    registry.hear(says(1, Role::Prefill), start);
+    registry.hear(says(1, Role::Prefill), None, start);
     probe(&mut registry, start, Probe::Alive(None));
     assert_eq!(probe(&mut registry, start + PROBE_READY, Probe::Silent), 1);
     assert_eq!(pool(&registry).prefill_slots.len(), 1);
@@ -162,12 +168,13 @@ fn a_late_health_answer_does_not_stop_a_ready_engine() {
 #[test]
 fn cases_9_22_one_mode_until_its_last_engine_leaves() {
     let (mut registry, start) = registry();
-    registry.hear(says(1, Role::Prefill), start);
+    registry.hear(says(1, Role::Prefill), None, start);
     registry.hear(
         Registration {
             mode: Mode::Write,
             ..says(2, Role::Decode)
         },
+        None,
         start,
     );
     probe(&mut registry, start, Probe::Alive(None));
@@ -181,6 +188,7 @@ fn cases_9_22_one_mode_until_its_last_engine_leaves() {
             mode: Mode::Write,
             ..says(2, Role::Decode)
         },
+        None,
         later,
     );
     let orders = registry.due(later);
@@ -200,16 +208,16 @@ fn cases_9_22_one_mode_until_its_last_engine_leaves() {
 fn the_number_of_engines_is_bounded() {
     let (mut registry, now) = registry();
     for port in 1..=3 {
-        assert_eq!(registry.hear(says(port, Role::Prefill), now), Outcome::Added);
+        assert_eq!(registry.hear(says(port, Role::Prefill), None, now), Outcome::Added);
     }
-    assert_eq!(registry.hear(says(4, Role::Prefill), now), Outcome::Full);
-    assert_eq!(registry.hear(says(3, Role::Prefill), now), Outcome::Refreshed);
+    assert_eq!(registry.hear(says(4, Role::Prefill), None, now), Outcome::Full);
+    assert_eq!(registry.hear(says(3, Role::Prefill), None, now), Outcome::Refreshed);
 }
 
 #[test]
 fn a_refused_leg_asks_for_a_probe() {
     let (mut registry, now) = registry();
-    registry.hear(says(1, Role::Prefill), now);
+    registry.hear(says(1, Role::Prefill), None, now);
     probe(&mut registry, now, Probe::Alive(None));
     assert!(registry.due(now).is_empty());
     let seat = pool(&registry).prefill[0].take_seat(now).unwrap();
