@@ -5,3 +5,4 @@ mod support;
 mod exchange;
 mod kv_safety;
 mod matrix;
+mod peers;

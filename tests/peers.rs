@@ -1,0 +1,10 @@
+//! The proxy against peers that nobody here wrote: libzmq and `msgpack` as engines use them, the official OpenAI SDK, and the
+//! probes of job scripts.
+
+mod agent;
+mod environment;
+mod strangers;
+mod wording;
+
+mod registration;
+mod restart;
