@@ -3,8 +3,11 @@
 
 mod agent;
 mod environment;
-mod strangers;
 mod wording;
 
+mod barrier;
+mod pool;
 mod registration;
 mod restart;
+mod sdk;
+mod strangers;
