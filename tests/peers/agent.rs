@@ -117,6 +117,15 @@ impl Sockets {
             .await;
     }
 
+    /// Waits until a dead proxy's connections have ended, and gives how many there ever were.
+    pub async fn until_down(&mut self, name: &str) -> u32 {
+        let ended = self.0.ask(json!({"do": "until_down", "name": name})).await;
+        ended
+            .as_u64()
+            .and_then(|count| count.try_into().ok())
+            .expect("a number")
+    }
+
     /// Whether anything was sent back.
     pub async fn heard_anything(&mut self, name: &str) -> bool {
         self.0.ask(json!({"do": "received", "name": name})).await == true

@@ -16,27 +16,26 @@ fn proxy(host: &'static str, port: u16) -> Proxy {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_ping_after_a_restart_brings_an_engine_back() {
     let mut sockets = Sockets::start();
-    let mut before = proxy("127.0.1.21", 0);
-    let at = before.registration;
+    let mut current = proxy("127.0.1.21", 0);
+    let at = current.registration;
     let prefill = Said::absent("P", "127.0.1.1", 20005).map(Dialect::A);
     let decode = Said::absent("D", "127.0.1.2", 20006).map(Dialect::B);
     for name in ["prefill", "decode"] {
         sockets.open(name, "DEALER", at).await;
     }
-    for round in 1..=3 {
-        for name in ["prefill", "decode"] {
-            sockets.until(name, "handshake", round).await;
+    let mut connections = [0; 2];
+    for _ in 0..3 {
+        for (name, earlier) in ["prefill", "decode"].into_iter().zip(connections) {
+            sockets.until(name, "handshake", earlier + 1).await;
         }
         sockets.ping("prefill", &prefill).await;
         sockets.ping("decode", &decode).await;
-        until_engines(&before, &["prefill 127.0.1.1:20005", "decode 127.0.1.2:20006"]).await;
-        assert_eq!(before.metric("moriio_registrations_total").await, 2.0);
-        before.finish().await;
-        for name in ["prefill", "decode"] {
-            sockets.until(name, "disconnected", round).await;
-        }
+        until_engines(&current, &["prefill 127.0.1.1:20005", "decode 127.0.1.2:20006"]).await;
+        assert_eq!(current.metric("moriio_registrations_total").await, 2.0);
+        current.finish().await;
+        connections = [sockets.until_down("prefill").await, sockets.until_down("decode").await];
         // The port is free at once, whatever its old connections are in.
-        before = proxy("127.0.1.21", at.port());
+        current = proxy("127.0.1.21", at.port());
     }
     for name in ["prefill", "decode"] {
         assert!(!sockets.heard_anything(name).await);
@@ -52,7 +51,7 @@ async fn a_thousand_queued_pings_are_one_engine() {
         sockets.open("engine", "DEALER", at).await;
         sockets.until("engine", "handshake", 1).await;
         first.finish().await;
-        sockets.until("engine", "disconnected", 1).await;
+        sockets.until_down("engine").await;
         // As many as libzmq keeps by default.
         let map = Said::absent("P", "127.0.1.1", 20005).map(dialect);
         sockets

@@ -95,10 +95,18 @@ def until(command):
     while True:
         peer.look()
         if peer.seen[EVENTS[command["event"]]] >= command["count"]:
-            return dict(peer.seen)
+            return peer.seen[EVENTS[command["event"]]]
         if time.monotonic() > deadline:
             raise TimeoutError(f"{command['event']} not {command['count']} times: {dict(peer.seen)}")
         time.sleep(0.01)
+
+
+def until_down(command):
+    """Waits until every connection that came about has ended; gives their number."""
+    peer = peers[command["name"]]
+    peer.look()
+    until({**command, "event": "disconnected", "count": max(1, peer.seen[EVENTS["handshake"]])})
+    return peer.seen[EVENTS["handshake"]]
 
 
 def received(command):
@@ -155,6 +163,7 @@ commands.serve(
         "repeat": repeat,
         "quiet": quiet,
         "until": until,
+        "until_down": until_down,
         "received": received,
         "close": close,
         "raw": raw,
