@@ -6,6 +6,7 @@ use moriio_proxy::sim::{Engine, Mode, Role, Settings};
 use serde_json::Value;
 
 use super::agent::Agent;
+use super::environment::python;
 use crate::support::binary::Served;
 use crate::support::{client, until};
 
@@ -39,6 +40,7 @@ async fn engine(role: Role, proxy: &Served) -> Engine {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn barriers_see_no_step_back_until_the_port_closes() {
+    python();
     let mut proxy = Served::start(&["--engine-ttl", "1s"]);
     let (host, port) = (proxy.http.ip().to_string(), proxy.http.port().to_string());
     let mut scripts: Vec<Agent> = (0..3)

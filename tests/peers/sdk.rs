@@ -15,12 +15,17 @@ struct Client {
 }
 
 impl Client {
-    fn of(proxy: &Proxy) -> Client {
+    /// Comes before the proxy, since the environment may have to be made for it.
+    fn start() -> Client {
         Client {
             agent: Agent::start("sdk.py", &[]),
-            url: proxy.url(""),
+            url: String::new(),
             key: "none",
         }
+    }
+
+    fn talks_to(&mut self, proxy: &Proxy) {
+        self.url = proxy.url("");
     }
 
     async fn ask(&mut self, operation: &str, mut command: Value) -> Value {
@@ -63,8 +68,9 @@ async fn world(mode: Mode) -> World {
 #[tokio::test(flavor = "multi_thread")]
 async fn completions_and_chat_come_back_whole() {
     for mode in [Mode::Read, Mode::Write] {
+        let mut client = Client::start();
         let world = world(mode).await;
-        let mut client = Client::of(&world.proxy);
+        client.talks_to(&world.proxy);
         let tokens = 9;
         let text = prompt(3);
         let messages = json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]);
@@ -109,8 +115,9 @@ async fn completions_and_chat_come_back_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_streams_at_once() {
     for mode in [Mode::Read, Mode::Write] {
+        let mut client = Client::start();
         let world = world(mode).await;
-        let mut client = Client::of(&world.proxy);
+        client.talks_to(&world.proxy);
         let body = |n: usize| json!({"prompt": prompt(n), "max_tokens": 8 + n % 5, "stream": true});
         let bodies: Vec<Value> = (0..64).map(body).collect();
         let answers = client.ask("many", json!({"bodies": bodies})).await;
@@ -130,8 +137,9 @@ async fn sixty_four_streams_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_are_the_sdk_s_own_classes() {
+    let mut client = Client::start();
     let world = Plan::new(Mode::Read).with(Key::Retries, "0").start().await;
-    let mut client = Client::of(&world.proxy);
+    client.talks_to(&world.proxy);
     let good = json!({"prompt": "p", "max_tokens": 3});
     for stream in [false, true] {
         let mut two = json!({"prompt": "p", "max_tokens": 3, "n": 2});
@@ -182,8 +190,9 @@ async fn errors_are_the_sdk_s_own_classes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_engines_a_slow_engine_and_a_wrong_key_have_their_classes() {
     let good = json!({"prompt": "p", "max_tokens": 3});
+    let mut client = Client::start();
     let proxy = Proxy::start(&[(Key::ApiKey, "correct")]);
-    let mut client = Client::of(&proxy);
+    client.talks_to(&proxy);
     client
         .raises(good.clone(), "AuthenticationError", 401, json!("invalid_api_key"))
         .await;
@@ -194,10 +203,7 @@ async fn no_engines_a_slow_engine_and_a_wrong_key_have_their_classes() {
 
     let plan = Plan::new(Mode::Read).with(Key::PrefillTimeout, "6s");
     let world = plan.with(Key::Retries, "0").start().await;
-    let mut client = Client {
-        url: world.proxy.url(""),
-        ..client
-    };
+    client.talks_to(&world.proxy);
     world.prefill[0].set_fault(Fault::times(FaultKind::Hang, 1));
     client
         .raises(good.clone(), "InternalServerError", 504, json!("engine_timeout"))
@@ -209,8 +215,9 @@ async fn no_engines_a_slow_engine_and_a_wrong_key_have_their_classes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_stream_is_an_error_and_no_silent_end() {
     for mode in [Mode::Read, Mode::Write] {
+        let mut client = Client::start();
         let world = Plan::new(mode).start().await;
-        let mut client = Client::of(&world.proxy);
+        client.talks_to(&world.proxy);
         for reset in [false, true] {
             for body in [
                 json!({"prompt": "break", "max_tokens": 20, "stream": true}),
