@@ -98,9 +98,9 @@ async fn engines_register_refresh_change_and_move() {
         until_engines(&bench.proxy, &["decode 127.0.1.2:20006", "decode 127.0.1.1:20005"]).await;
         bench.says(&prefill.map(dialect), "restarted").await;
         until_engines(&bench.proxy, &both).await;
-        // Case 21: the other wording of the same engine is no other engine.
+        // Case 21: the other wording of the same engine is no other engine, but another release of it.
         let other = if dialect == Dialect::A { Dialect::B } else { Dialect::A };
-        bench.sockets.ping("engine", &decode.map(other)).await;
+        bench.says(&decode.map(other), "restarted").await;
         bench
             .says(&Said::absent("D", "127.0.1.3", 20007).map(other), "added")
             .await;
