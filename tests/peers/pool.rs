@@ -74,7 +74,7 @@ async fn announced_pools_generate_what_one_engine_would() {
         }
         world.settle().await;
         for one in world.engines() {
-            assert!(!one.legs().is_empty(), "{mode:?} {release}: everyone had work");
+            assert!(!one.legs().is_empty(), "{:?} {release}: everyone had work", world.mode);
             let name = one.http_address().to_string();
             assert!(!sockets.heard_anything(&name).await, "{mode:?} {release}");
             sockets.0.ask(json!({"do": "close", "name": name})).await;
