@@ -86,7 +86,11 @@ impl Discovery {
                         return;
                     }
                     // A new engine is probed at once.
-                    batch.drain(..).fold(false, |added, message| self.hear(&message) || added)
+                    let mut added = false;
+                    for message in batch.drain(..) {
+                        added |= self.hear(&message);
+                    }
+                    added
                 }
                 Some((address, incarnation, probe)) = results.recv() => {
                     self.registry.probed(&address, incarnation, probe, Instant::now());

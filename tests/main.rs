@@ -6,3 +6,4 @@ mod exchange;
 mod kv_safety;
 mod matrix;
 mod chaos;
+mod peers;
