@@ -6,8 +6,9 @@ use clap::{Parser, Subcommand};
 use moriio_proxy::app::{App, Finish};
 use moriio_proxy::config::{Config, LogFormat};
 use moriio_proxy::options::ServeOptions;
-use moriio_proxy::sim;
+use moriio_proxy::{demo, sim};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::Level;
 
 /// Router for vLLM engines that split prefill and decode over AMD's MoRI-IO connector.
 #[derive(Debug, Parser)]
@@ -27,6 +28,8 @@ enum Command {
     Check(ServeOptions),
     /// Run simulated engines that register with a proxy.
     Sim(sim::Options),
+    /// Show a proxy at work on simulated engines, then keep serving.
+    Demo(demo::Options),
 }
 
 /// Exit code of a usage or start-up error.
@@ -44,6 +47,13 @@ fn main() -> ExitCode {
         Some(Command::Check(options)) => check(&options),
         Some(Command::Sim(options)) => block_on(2, async move {
             match sim::run(options, stop_signal()).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fatal(&error),
+            }
+        }),
+        Some(Command::Demo(options)) => block_on(2, async move {
+            let log = || start_logging(Level::INFO, LogFormat::Text);
+            match demo::run(options, stop_signal(), log).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fatal(&error),
             }
@@ -99,7 +109,7 @@ fn serve(options: &ServeOptions) -> ExitCode {
         Ok(resolved) => resolved,
         Err(code) => return code,
     };
-    start_logging(&config);
+    start_logging(config.log.level, config.log.format);
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -164,12 +174,12 @@ async fn stop_signal() {
 }
 
 /// Lines go to stderr; one that cannot be written is lost and harms nobody.
-fn start_logging(config: &Config) {
+fn start_logging(level: Level, format: LogFormat) {
     let builder = tracing_subscriber::fmt()
-        .with_max_level(config.log.level)
+        .with_max_level(level)
         .with_writer(std::io::stderr)
         .log_internal_errors(false);
-    match config.log.format {
+    match format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
