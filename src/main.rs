@@ -40,7 +40,10 @@ const FAILED: u8 = 1;
 const CUT: u8 = 3;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
     match cli.command {
         None => serve(&cli.serve),
         Some(Command::Serve(options)) => serve(&options),
@@ -59,6 +62,28 @@ fn main() -> ExitCode {
             }
         }),
     }
+}
+
+/// Help and version as they are; a mistake as one line, since job logs are searched by line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"));
+    let facts: Vec<&str> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with("For more"))
+        .collect();
+    let facts = facts.join(", ");
+    complain(&format!(
+        "moriio-proxy: {} (see --help)",
+        facts.strip_prefix("error: ").unwrap_or(&facts)
+    ));
+    ExitCode::from(USAGE)
 }
 
 /// One clear line on stderr. A closed stderr is no reason to fail in another way.
