@@ -4,3 +4,4 @@ mod support;
 
 mod exchange;
 mod process;
+mod tidy;

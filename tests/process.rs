@@ -3,16 +3,14 @@
 mod output;
 mod stop;
 
-use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Output, Stdio};
-use std::time::Duration;
+use std::net::TcpListener;
+use std::process::Output;
 
 use moriio_proxy::sim::{Engine, Mode, Role, Settings, expected_text};
 use serde_json::{Value, json};
 
-use crate::support::binary::{BINARY, Running, Served, command};
-use crate::support::{Answer, Plan, Proxy, client, completion, generate, until};
+use crate::support::binary::{Served, command};
+use crate::support::{Answer, Plan, client, completion, until};
 
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = command(arguments);
