@@ -6,25 +6,26 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use moriio_proxy::engine::Role;
 use moriio_proxy::error::ProxyError;
 use moriio_proxy::metrics::Metrics;
 use moriio_proxy::{compat, options};
 
 const LONGEST_FILE: usize = 400;
 
-/// Calls that end a task or the process; the last three do so when stdout is closed.
-const PANICS: [&str; 10] = [
+/// Calls that end a task or the process.
+const PANICS: [&str; 7] = [
     ".unwrap()",
-    ".expect(",
     ".unwrap_err()",
+    ".expect(",
     "panic!(",
     "todo!(",
     "unimplemented!(",
     "dbg!(",
-    "print!(",
-    "println!(",
-    "eprintln!(",
 ];
+
+/// Calls that do so when stdout or stderr is closed. The simulator is not held to that: it has no service to lose.
+const PRINTS: [&str; 4] = ["print!(", "println!(", "eprint!(", "eprintln!("];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -164,8 +165,9 @@ fn imports_point_upward() {
 fn the_code_does_not_panic() {
     let mut wrong = Vec::new();
     for name in sources("src").into_iter().filter(|name| !is_test(name)) {
+        let prints = if name.starts_with("src/sim/") { &[][..] } else { &PRINTS };
         for (number, line) in code(&read(&name)) {
-            if PANICS.iter().any(|panic| calls(line, panic)) {
+            if PANICS.iter().chain(prints).any(|call| calls(line, call)) {
                 wrong.push(format!("{name}:{number}: {}", line.trim()));
             }
         }
@@ -215,9 +217,33 @@ fn readme_has_the_errors() {
     compare("errors", &table);
 }
 
+/// All metrics as they are rendered; a family without a sample would not be.
+fn every_family() -> String {
+    let metrics = Metrics::new();
+    let _ = metrics.engine(Role::Prefill, "engine");
+    metrics.engines(Role::Prefill, "ready", 1);
+    metrics.request("chat", 200);
+    metrics.error("no_pair", "proxy");
+    metrics.registration("added");
+    metrics.guard_reject("size");
+    metrics.kv_message("release", "sent");
+    metrics.parked("written");
+    metrics.attempt("connect");
+    metrics.decision("round_robin");
+    let text = metrics.render();
+    let registered = read("src/metrics.rs").matches("r.register(").count();
+    assert!(registered > 10);
+    assert_eq!(
+        text.matches("# HELP ").count(),
+        registered,
+        "a family has no sample here"
+    );
+    text
+}
+
 #[test]
 fn readme_has_the_metrics() {
-    let text = Metrics::new().render();
+    let text = every_family();
     let mut types = BTreeMap::new();
     let mut table = String::from("| Metric | Type | Meaning |\n|---|---|---|\n");
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
