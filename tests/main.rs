@@ -2,6 +2,7 @@
 
 mod support;
 
+mod deploy;
 mod exchange;
 mod process;
 mod tidy;
