@@ -241,7 +241,7 @@ scene_pool() {
     start_proxy 0 2
     small=$(proxy_alone)
     stop_all
-    start_proxy 0 16 --dp-size 8
+    start_proxy 0 16 --dp 8
     large=$(proxy_alone)
     row "CPU per exchange, 16P16D dp 8 against 2P2D" "$large us" - "$small us" \
         "$(calculate "printf \"%.2f\", $large / $small")" 1.1
