@@ -3,15 +3,16 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use http::HeaderValue;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -33,12 +34,14 @@ use crate::request::TokenBudget;
 use crate::server::{Server, ServerSettings};
 use crate::upstream::Upstream;
 
+mod port;
+
+use port::bind;
+
 /// Registration messages between the listener's thread and the membership task.
 const HEARD: usize = 4096;
 /// How long connections may take to notice that they were cut.
 const AFTER_CUT: Duration = Duration::from_secs(1);
-/// A peer that takes no data for so long is gone.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 /// Why the proxy could not start.
 #[derive(Debug, thiserror::Error)]
@@ -268,24 +271,6 @@ fn count(metrics: &Metrics, incident: Incident) {
     }
 }
 
-/// A listening socket whose connections notice a vanished peer. Restarts find the port free (`SO_REUSEADDR`).
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(15))
-        .with_interval(Duration::from_secs(5));
-    socket.set_tcp_keepalive(&keepalive.with_retries(3))?;
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(1024)?;
-    TcpListener::from_std(socket.into())
-}
-
 /// Serves connections until `stop`; then the port is closed and what is left is handed back.
 async fn accept(
     config: &Config,
@@ -305,6 +290,7 @@ async fn accept(
     let first_byte = config.http.header_timeout;
     let mut connections = JoinSet::new();
     let graceful = GracefulShutdown::new();
+    let stopping = CancellationToken::new();
     let mut stop = std::pin::pin!(stop);
     loop {
         while connections.try_join_next().is_some() {}
@@ -328,20 +314,40 @@ async fn accept(
         };
         // Tokens must not wait for an acknowledgement.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
+        let heard = Arc::new(AtomicBool::new(false));
+        let (inner, hears) = (TowerToHyperService::new(router.clone()), heard.clone());
+        let service = service_fn(move |request| {
+            hears.store(true, Ordering::Relaxed);
+            inner.call(request)
+        });
+        let stopping = stopping.clone();
         let (builder, watcher, metrics) = (builder.clone(), graceful.watcher(), metrics.clone());
         connections.spawn(async move {
             metrics.connections.inc();
             if matches!(tokio::time::timeout(first_byte, stream.readable()).await, Ok(Ok(()))) {
                 let connection = builder.serve_connection(TokioIo::new(stream), service);
                 // A connection that ends in an error has told its exchange already.
-                let _ = watcher.watch(connection.into_owned()).await;
+                tokio::select! {
+                    _ = watcher.watch(connection.into_owned()) => {}
+                    () = hesitated(&stopping, &heard) => {}
+                }
             }
             metrics.connections.dec();
             drop(permit);
         });
     }
+    stopping.cancel();
     (connections, graceful)
+}
+
+/// Resolves for a connection that has not sent a whole head some time after the stop: no exchange can be cut with it, and
+/// the drain must not wait for it.
+async fn hesitated(stopping: &CancellationToken, heard: &AtomicBool) {
+    stopping.cancelled().await;
+    tokio::time::sleep(AFTER_CUT).await;
+    if heard.load(Ordering::Relaxed) {
+        std::future::pending().await
+    }
 }
 
 /// Lets exchanges come to their end up to the drain's limit and cuts the rest. Says how many were cut.

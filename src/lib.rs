@@ -36,3 +36,4 @@ pub mod options;
 pub mod config;
 pub mod server;
 pub mod app;
+pub mod demo;

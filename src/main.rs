@@ -6,8 +6,9 @@ use clap::{Parser, Subcommand};
 use moriio_proxy::app::{App, Finish};
 use moriio_proxy::config::{Config, LogFormat};
 use moriio_proxy::options::ServeOptions;
-use moriio_proxy::sim;
+use moriio_proxy::{demo, sim};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::Level;
 
 /// Router for vLLM engines that split prefill and decode over AMD's MoRI-IO connector.
 #[derive(Debug, Parser)]
@@ -27,6 +28,8 @@ enum Command {
     Check(ServeOptions),
     /// Run simulated engines that register with a proxy.
     Sim(sim::Options),
+    /// Show a proxy at work on simulated engines, then keep serving.
+    Demo(demo::Options),
 }
 
 /// Exit code of a usage or start-up error.
@@ -37,7 +40,10 @@ const FAILED: u8 = 1;
 const CUT: u8 = 3;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
     match cli.command {
         None => serve(&cli.serve),
         Some(Command::Serve(options)) => serve(&options),
@@ -48,7 +54,36 @@ fn main() -> ExitCode {
                 Err(error) => fatal(&error),
             }
         }),
+        Some(Command::Demo(options)) => block_on(2, async move {
+            let log = || start_logging(Level::INFO, LogFormat::Text);
+            match demo::run(options, stop_signal(), log).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fatal(&error),
+            }
+        }),
     }
+}
+
+/// Help and version as they are; a mistake as one line, since job logs are searched by line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"));
+    let facts: Vec<&str> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with("For more"))
+        .collect();
+    let facts = facts.join(", ");
+    complain(&format!(
+        "moriio-proxy: {} (see --help)",
+        facts.strip_prefix("error: ").unwrap_or(&facts)
+    ));
+    ExitCode::from(USAGE)
 }
 
 /// One clear line on stderr. A closed stderr is no reason to fail in another way.
@@ -99,7 +134,7 @@ fn serve(options: &ServeOptions) -> ExitCode {
         Ok(resolved) => resolved,
         Err(code) => return code,
     };
-    start_logging(&config);
+    start_logging(config.log.level, config.log.format);
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -164,12 +199,12 @@ async fn stop_signal() {
 }
 
 /// Lines go to stderr; one that cannot be written is lost and harms nobody.
-fn start_logging(config: &Config) {
+fn start_logging(level: Level, format: LogFormat) {
     let builder = tracing_subscriber::fmt()
-        .with_max_level(config.log.level)
+        .with_max_level(level)
         .with_writer(std::io::stderr)
         .log_internal_errors(false);
-    match config.log.format {
+    match format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

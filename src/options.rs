@@ -133,7 +133,7 @@ table! {
         MaxConnections "max-connections" "PROXY_MAX_CONNECTIONS" Value("COUNT") = "16384":
             "Client connections open at once";
         MaxInFlight "max-in-flight" "PROXY_MAX_IN_FLIGHT" Value("COUNT") = "8192":
-            "Generation requests in flight at once; more are answered with 503";
+            "Generation requests in flight at once; more are answered with 429";
     }
     "Retries and breakers" {
         Retries "retries" "PROXY_RETRIES" Value("COUNT") = "2":

@@ -2,8 +2,11 @@
 
 mod support;
 
+mod deploy;
 mod exchange;
 mod kv_safety;
 mod matrix;
 mod chaos;
 mod peers;
+mod process;
+mod tidy;

@@ -1,8 +1,9 @@
 //! The built binary as a child process.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
@@ -19,6 +20,21 @@ pub fn command(arguments: &[&str]) -> Command {
     }
     command.args(arguments).stdin(Stdio::null());
     command
+}
+
+/// Ports for what must be told its ports before it starts. They lie below the range from which the system takes ports for
+/// connections and for port 0, so that nothing else comes by one between the look and the use; no two calls give the same.
+pub fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + (std::process::id() % 100) as u16 * 120;
+    std::array::from_fn(|_| {
+        loop {
+            let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 120;
+            if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+                return port;
+            }
+        }
+    })
 }
 
 /// A running child that is killed when the test ends.
@@ -79,11 +95,12 @@ impl Served {
             "json",
         ];
         let arguments: Vec<&str> = base.iter().chain(arguments).copied().collect();
-        let mut child = command(&arguments)
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        Served::launch(command(&arguments))
+    }
+
+    /// A proxy from a command that makes it log JSON.
+    pub fn launch(mut command: Command) -> Served {
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut text = String::new();
         let (http, registration) = loop {

@@ -1,0 +1,170 @@
+//! The Slurm scripts on one machine: rank 0 with proxy, prefill engine and benchmark, and two peers with decode engines that
+//! stop because the proxy's port closed.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::PATIENCE;
+use crate::support::binary::{BINARY, command, free_ports};
+
+/// A script that runs. Ended by SIGTERM only: it stops its own engine then, which a killed script would leave behind.
+struct Script {
+    name: String,
+    child: Child,
+    log: std::path::PathBuf,
+}
+
+impl Script {
+    fn start(name: &str, script: &str, folder: &Path, variables: &[(&str, &str)]) -> Script {
+        let log = folder.join(format!("{name}.log"));
+        let output = File::create(&log).unwrap();
+        // What `command` takes from the surroundings must not reach the scripts either.
+        let clean = command(&[]);
+        let mut bash = Command::new("bash");
+        for (variable, _) in clean.get_envs().filter(|(_, value)| value.is_none()) {
+            bash.env_remove(variable);
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(script);
+        let child = bash
+            .arg(path)
+            .env("MORIIO_PROXY_BINARY", BINARY)
+            .env("LOG_DIR", folder)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap();
+        let name = name.to_owned();
+        Script { name, child, log }
+    }
+
+    /// The exit code; a failure shows every log of the folder.
+    fn finish(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + 3 * PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "{} does not end: {}", self.name, self.logs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn logs(&self) -> String {
+        let folder = fs::read_dir(self.log.parent().unwrap()).unwrap();
+        let files = folder.map(|entry| entry.unwrap().path());
+        let shown = files.map(|path| {
+            format!(
+                "\n--- {}\n{}",
+                path.display(),
+                fs::read_to_string(&path).unwrap_or_default()
+            )
+        });
+        shown.collect()
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn settings<'a>(http: &'a str, ping: &'a str) -> Vec<(&'static str, &'a str)> {
+    let mut settings = vec![
+        ("PROXY_HTTP_PORT", http),
+        ("PROXY_PING_PORT", ping),
+        ("PROXY_HOST", "127.0.0.1"),
+    ];
+    settings.extend([("WATCH_INTERVAL", "0.3"), ("BARRIER_INTERVAL", "0.2")]);
+    for limit in ["START_LIMIT", "BARRIER_LIMIT", "READY_LIMIT", "PORT_OPEN_LIMIT"] {
+        settings.push((limit, "60"));
+    }
+    settings
+}
+
+#[test]
+fn a_job_of_three_nodes_runs_and_ends_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let [http, ping, prefill, first, second] = free_ports().map(|port: u16| port.to_string());
+    let settings = settings(&http, &ping);
+    let engine = |roles: &str, port: &str| {
+        format!(
+            "'{BINARY}' sim {roles} --mode read --registration 127.0.0.1:{ping} --http-port {port} --token-delay 0 \
+             --ping-interval 1s"
+        )
+    };
+    let mut peers = Vec::new();
+    for (rank, port) in [("1", &first), ("2", &second)] {
+        let command = engine("--prefill 0 --decode 1", port);
+        let mut variables = settings.clone();
+        variables.extend([
+            ("SLURM_PROCID", rank),
+            ("RANK0_HOST", "127.0.0.1"),
+            ("ENGINE_COMMAND", &command),
+        ]);
+        peers.push(Script::start(
+            &format!("peer{rank}"),
+            "slurm-peer.sh",
+            folder.path(),
+            &variables,
+        ));
+    }
+    let command = engine("--prefill 1 --decode 0", &prefill);
+    let urls = [&prefill, &first, &second]
+        .map(|port| format!("http://127.0.0.1:{port}"))
+        .join(" ");
+    let answer = folder.path().join("answer.json");
+    let benchmark = format!(
+        "for round in 1 2 3 4; do curl --silent --show-error --fail --noproxy '*' --max-time 60 \
+         --output '{}' --header 'Content-Type: application/json' --data '{{\"model\": \"sim-model\", \"prompt\": \"a job\", \"max_tokens\": 9}}' \
+         http://127.0.0.1:{http}/v1/completions || exit; done",
+        answer.display()
+    );
+    let mut variables = settings.clone();
+    variables.extend([
+        ("SLURM_PROCID", "0"),
+        ("ENGINE_COMMAND", &command),
+        ("ENGINE_URLS", &urls),
+    ]);
+    variables.push(("BENCHMARK_COMMAND", &benchmark));
+    let mut rank0 = Script::start("rank0", "slurm-rank0.sh", folder.path(), &variables);
+    assert_eq!(rank0.finish(), Some(0), "{}", rank0.logs());
+    let answer: serde_json::Value = serde_json::from_str(&fs::read_to_string(answer).unwrap()).unwrap();
+    let expected = moriio_proxy::sim::expected_text(&"a job".into(), 8);
+    assert_eq!(answer["choices"][0]["text"], expected);
+    for mut peer in peers {
+        assert_eq!(peer.finish(), Some(0), "{}", peer.logs());
+        let log = fs::read_to_string(&peer.log).unwrap();
+        assert!(log.contains("is closed, the job is over"), "{log}");
+    }
+}
+
+#[test]
+fn the_benchmarks_exit_code_is_passed_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let [http, ping] = free_ports().map(|port: u16| port.to_string());
+    let mut variables = settings(&http, &ping);
+    variables.extend([("WAIT_FOR_READY", "0"), ("BENCHMARK_COMMAND", "exit 7")]);
+    let mut rank0 = Script::start("rank0", "slurm-rank0.sh", folder.path(), &variables);
+    assert_eq!(rank0.finish(), Some(7), "{}", rank0.logs());
+}
+
+#[test]
+fn a_proxy_that_cannot_start_ends_the_job() {
+    let folder = tempfile::tempdir().unwrap();
+    let [http, ping] = free_ports().map(|port: u16| port.to_string());
+    let taken = std::net::TcpListener::bind(format!("127.0.0.1:{http}")).unwrap();
+    let mut variables = settings(&http, &ping);
+    variables.extend([("WAIT_FOR_READY", "0"), ("BENCHMARK_COMMAND", "exit 0")]);
+    let mut rank0 = Script::start("rank0", "slurm-rank0.sh", folder.path(), &variables);
+    assert_ne!(rank0.finish(), Some(0), "{}", rank0.logs());
+    assert!(rank0.logs().contains(&http), "{}", rank0.logs());
+    drop(taken);
+}

@@ -1,0 +1,302 @@
+//! What the house promises of itself: file lengths, the direction of imports, no panics in the code, and a README that says
+//! what the code says.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use moriio_proxy::engine::Role;
+use moriio_proxy::error::ProxyError;
+use moriio_proxy::metrics::Metrics;
+use moriio_proxy::{compat, options};
+
+const LONGEST_FILE: usize = 400;
+
+/// Calls that end a task or the process.
+const PANICS: [&str; 7] = [
+    ".unwrap()",
+    ".unwrap_err()",
+    ".expect(",
+    "panic!(",
+    "todo!(",
+    "unimplemented!(",
+    "dbg!(",
+];
+
+/// Calls that do so when stdout or stderr is closed. The simulator is not held to that: it has no service to lose.
+const PRINTS: [&str; 4] = ["print!(", "println!(", "eprint!(", "eprintln!("];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every Rust file below a folder, by its path from the root. Finding none is a failure.
+fn sources(folder: &str) -> Vec<String> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root().join(folder), &mut found);
+    let mut names: Vec<String> = found
+        .iter()
+        .map(|path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned())
+        .collect();
+    names.sort();
+    assert!(names.len() > 3, "only {names:?} below {folder}");
+    names
+}
+
+fn is_test(name: &str) -> bool {
+    name.ends_with("/tests.rs") || name.contains("/tests/")
+}
+
+/// The lines of a source that are neither comments nor items for tests, with their numbers.
+fn code(text: &str) -> Vec<(usize, &str)> {
+    let mut lines = text.lines().zip(1..);
+    let mut code = Vec::new();
+    while let Some((line, number)) = lines.next() {
+        if line.trim() == "#[cfg(test)]" {
+            // Formatted code closes an item at the depth at which it began.
+            let depth = line.len() - line.trim_start().len();
+            let ends = |line: &str| line.len() > depth && line[depth..].starts_with('}');
+            let one_line = |line: &str| line.trim_end().ends_with(';') && !line[depth..].starts_with(' ');
+            let _ = lines.find(|(line, _)| ends(line) || one_line(line));
+        } else if !line.trim_start().starts_with("//") {
+            code.push((number, line));
+        }
+    }
+    code
+}
+
+#[test]
+fn items_for_tests_are_left_out() {
+    let text =
+        "one();\n#[cfg(test)]\nmod tests {\n    x.unwrap();\n}\ntwo();\n#[cfg(test)]\nmod tests;\n// no\nthree();";
+    let kept: Vec<&str> = code(text).into_iter().map(|(_, line)| line).collect();
+    assert_eq!(kept, ["one();", "two();", "three();"]);
+}
+
+#[test]
+fn files_are_short() {
+    let mut long = Vec::new();
+    for name in sources("src").into_iter().chain(sources("tests")) {
+        let lines = read(&name).lines().count();
+        if lines > LONGEST_FILE {
+            long.push(format!("{name}: {lines} lines"));
+        }
+    }
+    assert!(long.is_empty(), "more than {LONGEST_FILE} lines: {long:#?}");
+}
+
+/// The modules in the order of `lib.rs`.
+fn modules() -> Vec<String> {
+    let text = read("src/lib.rs");
+    let modules: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';').map(str::to_owned))
+        .collect();
+    assert!(modules.len() > 10, "{modules:?}");
+    modules
+}
+
+/// The modules that a line names after `crate::`, also in a group.
+fn imported(line: &str) -> Vec<String> {
+    let word = |text: &str| {
+        text.chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect::<String>()
+    };
+    line.split("crate::")
+        .skip(1)
+        .flat_map(|after| match after.strip_prefix('{') {
+            Some(group) => group.split(',').map(|item| word(item.trim())).collect(),
+            None => vec![word(after)],
+        })
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+#[test]
+fn imports_point_upward() {
+    assert_eq!(imported("use crate::{pool, engine::Role};"), ["pool", "engine"]);
+    let modules = modules();
+    let place = |name: &str| modules.iter().position(|module| module == name);
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for name in sources("src").into_iter().filter(|name| !is_test(name)) {
+        let own = name
+            .trim_start_matches("src/")
+            .split(['/', '.'])
+            .next()
+            .unwrap()
+            .to_owned();
+        if own == "main" || own == "lib" {
+            continue;
+        }
+        let here = place(&own).unwrap_or_else(|| panic!("{name} is not in lib.rs"));
+        for (number, line) in code(&read(&name)) {
+            for module in imported(line) {
+                seen += 1;
+                let upward = module == own || place(&module).is_some_and(|there| there < here);
+                if own == "sim" || !upward {
+                    wrong.push(format!("{name}:{number}: {}", line.trim()));
+                }
+            }
+        }
+    }
+    assert!(seen > 50, "only {seen} imports found");
+    assert!(wrong.is_empty(), "against the order of lib.rs: {wrong:#?}");
+}
+
+#[test]
+fn the_code_does_not_panic() {
+    let mut wrong = Vec::new();
+    for name in sources("src").into_iter().filter(|name| !is_test(name)) {
+        let prints = if name.starts_with("src/sim/") { &[][..] } else { &PRINTS };
+        for (number, line) in code(&read(&name)) {
+            if PANICS.iter().chain(prints).any(|call| calls(line, call)) {
+                wrong.push(format!("{name}:{number}: {}", line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Whether a line has this call, and not one whose name only ends so.
+fn calls(line: &str, call: &str) -> bool {
+    let begins = |at: usize| call.starts_with('.') || !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+    line.match_indices(call).any(|(at, _)| begins(at))
+}
+
+/// Compares what stands in README between two markers with what should stand there.
+fn compare(marker: &str, wanted: &str) {
+    let readme = read("README.md");
+    let (begin, end) = (format!("<!-- {marker} -->"), format!("<!-- /{marker} -->"));
+    let section = readme.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end));
+    let found = section
+        .unwrap_or_else(|| panic!("README.md has no {begin} ... {end}"))
+        .0
+        .trim();
+    assert!(wanted.lines().count() > 3, "the wanted table is empty: {wanted}");
+    assert!(
+        found == wanted.trim(),
+        "README.md differs from the code; between {begin} and {end} it should say:\n\n{wanted}"
+    );
+}
+
+#[test]
+fn readme_has_the_options() {
+    compare("options", &options::readme_table());
+}
+
+#[test]
+fn readme_has_the_releases() {
+    compare("releases", &compat::readme_table());
+}
+
+#[test]
+fn readme_has_the_errors() {
+    let mut table = String::from("| Status | `code` | Source | Message, as an example |\n|---|---|---|---|\n");
+    for error in ProxyError::catalogue() {
+        let (status, code, source) = (error.status().as_u16(), error.code(), error.source().as_str());
+        writeln!(table, "| {status} | `{code}` | {source} | {error} |").unwrap();
+    }
+    compare("errors", &table);
+}
+
+/// All metrics as they are rendered; a family without a sample would not be.
+fn every_family() -> String {
+    let metrics = Metrics::new();
+    let _ = metrics.engine(Role::Prefill, "engine");
+    metrics.engines(Role::Prefill, "ready", 1);
+    metrics.request("chat", 200);
+    metrics.error("no_pair", "proxy");
+    metrics.registration("added");
+    metrics.guard_reject("size");
+    metrics.kv_message("release", "sent");
+    metrics.parked("written");
+    metrics.attempt("connect");
+    metrics.decision("round_robin");
+    let text = metrics.render();
+    let registered = read("src/metrics.rs").matches("r.register(").count();
+    assert!(registered > 10);
+    assert_eq!(
+        text.matches("# HELP ").count(),
+        registered,
+        "a family has no sample here"
+    );
+    text
+}
+
+#[test]
+fn readme_has_the_metrics() {
+    let text = every_family();
+    let mut types = BTreeMap::new();
+    let mut table = String::from("| Metric | Type | Meaning |\n|---|---|---|\n");
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        types.insert(name, kind);
+    }
+    for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        let (name, help) = line.split_once(' ').unwrap();
+        let kind = types[name];
+        let suffix = if kind == "counter" { "_total" } else { "" };
+        writeln!(table, "| `{name}{suffix}` | {kind} | {} |", help.trim_end_matches('.')).unwrap();
+    }
+    compare("metrics", &table);
+}
+
+#[test]
+fn readme_maps_every_file() {
+    let readme = read("README.md");
+    let section = readme
+        .split_once("<!-- files -->")
+        .and_then(|(_, rest)| rest.split_once("<!-- /files -->"));
+    let map = section.expect("README.md has no <!-- files --> ... <!-- /files -->").0;
+    let named: Vec<&str> = map
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.ends_with(".rs"))
+        .collect();
+    let files: Vec<String> = sources("src").into_iter().filter(|name| !is_test(name)).collect();
+    let missing: Vec<&String> = files
+        .iter()
+        .filter(|file| !named.contains(&file.trim_start_matches("src/")))
+        .collect();
+    let gone: Vec<&&str> = named
+        .iter()
+        .filter(|name| !files.contains(&format!("src/{name}")))
+        .collect();
+    assert!(
+        missing.is_empty() && gone.is_empty(),
+        "missing in README's map: {missing:#?}; gone: {gone:#?}"
+    );
+    let order: Vec<&str> = named
+        .iter()
+        .filter_map(|name| name.strip_suffix(".rs"))
+        .filter(|name| !name.contains('/'))
+        .collect();
+    let listed: Vec<String> = modules()
+        .into_iter()
+        .filter(|module| order.contains(&module.as_str()))
+        .collect();
+    let order: Vec<&str> = order
+        .into_iter()
+        .filter(|name| listed.iter().any(|module| module == name))
+        .collect();
+    assert_eq!(order, listed, "README's map follows the order of lib.rs");
+}
