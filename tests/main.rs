@@ -4,3 +4,6 @@ mod support;
 
 mod exchange;
 mod failure;
+mod load;
+mod pool;
+mod relay;

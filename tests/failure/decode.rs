@@ -113,9 +113,11 @@ async fn case_47_decodes_refusal_passes_as_it_is() {
 async fn a_decode_that_never_answers_is_504() {
     for mode in [Mode::Read, Mode::Write] {
         for (stream, option) in [(true, "--first-byte-timeout"), (false, "--answer-timeout")] {
-            let plan = Plan::new(mode).with(Key::FirstByteTimeout, "1s");
-            let mut plan = plan.with(Key::AnswerTimeout, "1s").with(Key::UnparkTimeout, "1s");
-            plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(2);
+            let plan = Plan::new(mode)
+                .with(Key::FirstByteTimeout, "2s")
+                .with(Key::ConnectTimeout, "1s");
+            let mut plan = plan.with(Key::AnswerTimeout, "2s").with(Key::UnparkTimeout, "2s");
+            plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(1);
             let world = plan.start().await;
             world.decode[0].set_fault(Fault::times(FaultKind::Hang, 1));
             let answer = ask(&world, stream).await;

@@ -20,7 +20,7 @@ fn failing(status: u16) -> FaultKind {
 }
 
 async fn world(options: &[(Key, &'static str)]) -> World {
-    let mut plan = Plan::new(Mode::Write).with(Key::UnparkTimeout, "1s");
+    let mut plan = Plan::new(Mode::Write).with(Key::UnparkTimeout, "5s");
     plan.options.extend(options);
     plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(1);
     plan.start().await
@@ -62,7 +62,8 @@ async fn decodes_broken_connection_is_told_while_prefill_works() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decode_that_is_first_commits() {
     // Prefill has pushed its KV and never answers over HTTP.
-    let world = world(&[(Key::ConnectTimeout, "1s"), (Key::PrefillTimeout, "2s")]).await;
+    let times = [(Key::ConnectTimeout, "1s"), (Key::PrefillTimeout, "2s")];
+    let world = world(&[&times[..], &[(Key::BreakerFailures, "0")]].concat()).await;
     let kinds = [
         FaultKind::HangAfterTokens { tokens: 0 },
         FaultKind::CutAfterTokens {
@@ -74,9 +75,11 @@ async fn a_decode_that_is_first_commits() {
     world.prefill[0].set_fault(Fault::times(kinds[0].clone(), 1));
     generate(&world.proxy, "some words", 5, true).await;
     world.settle().await;
-    // When its connection breaks in that moment, either may be first; nothing is left behind.
+    // When its connection breaks in that moment, either may be first; nothing is left behind. The delay makes sure that
+    // nobody takes it for a kept connection that died before the leg was read.
     for kind in &kinds[1..] {
-        for _ in 0..10 {
+        for _ in 0..5 {
+            world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 200 }, 1));
             world.prefill[0].set_fault(Fault::times(kind.clone(), 1));
             let answer = ask(&world).await;
             if answer.status != 200 {
