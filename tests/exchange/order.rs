@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 
@@ -57,7 +58,7 @@ async fn case_24_write_asks_both_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_48_chunks_pass_as_they_come() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).start().await;
         let hang = FaultKind::HangAfterTokens { tokens: 3 };
         world.decode[0].set_fault(Fault::times(hang, 1));
@@ -70,12 +71,13 @@ async fn case_48_chunks_pass_as_they_come() {
         drop(stream);
         world.settle().await;
         assert_eq!(world.decode[0].counters().aborted, 1);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_52_the_first_exchange_of_a_pair_goes_alone() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let mut plan = Plan::new(mode);
         plan.release = "0.30.0";
         let world = plan.start().await;
@@ -99,5 +101,6 @@ async fn case_52_the_first_exchange_of_a_pair_goes_alone() {
         assert_eq!(most, 1, "no second leg before the first byte");
         assert_eq!(world.total(|c| c.first_contact_overlaps), 0);
         world.settle().await;
-    }
+    }))
+    .await;
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 
@@ -111,28 +112,32 @@ async fn case_47_decodes_refusal_passes_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decode_that_never_answers_is_504() {
-    for mode in [Mode::Read, Mode::Write] {
-        for (stream, option) in [(true, "--first-byte-timeout"), (false, "--answer-timeout")] {
-            let plan = Plan::new(mode)
-                .with(Key::FirstByteTimeout, "2s")
-                .with(Key::ConnectTimeout, "1s");
-            let mut plan = plan.with(Key::AnswerTimeout, "2s").with(Key::UnparkTimeout, "2s");
-            plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(1);
-            let world = plan.start().await;
-            world.decode[0].set_fault(Fault::times(FaultKind::Hang, 1));
-            let answer = ask(&world, stream).await;
-            assert_eq!(told(&answer), expected(504, "engine_timeout", "decode"));
-            let message = message(&answer);
-            assert!(message.contains("decode") && message.contains(option), "{message}");
-            afterwards(&world).await;
-        }
-    }
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
+        join_all(
+            [(true, "--first-byte-timeout"), (false, "--answer-timeout")].map(|(stream, option)| async move {
+                let plan = Plan::new(mode)
+                    .with(Key::FirstByteTimeout, "2s")
+                    .with(Key::ConnectTimeout, "1s");
+                let mut plan = plan.with(Key::AnswerTimeout, "2s").with(Key::UnparkTimeout, "2s");
+                plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(1);
+                let world = plan.start().await;
+                world.decode[0].set_fault(Fault::times(FaultKind::Hang, 1));
+                let answer = ask(&world, stream).await;
+                assert_eq!(told(&answer), expected(504, "engine_timeout", "decode"));
+                let message = message(&answer);
+                assert!(message.contains("decode") && message.contains(option), "{message}");
+                afterwards(&world).await;
+            }),
+        )
+        .await;
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decode_that_hangs_up_is_502() {
-    for mode in [Mode::Read, Mode::Write] {
-        for reset in [false, true] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
+        join_all([false, true].map(|reset| async move {
             let mut plan = Plan::new(mode);
             // Decode may have begun to use the blocks, so they are left to the engine's own limit.
             plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(1);
@@ -142,6 +147,8 @@ async fn a_decode_that_hangs_up_is_502() {
             assert_eq!(told(&answer), expected(502, "engine_connection_broken", "decode"));
             assert!(message(&answer).contains("decode"));
             afterwards(&world).await;
-        }
-    }
+        }))
+        .await;
+    }))
+    .await;
 }

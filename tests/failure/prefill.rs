@@ -1,5 +1,6 @@
 //! Prefill fails.
 
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 
@@ -121,7 +122,7 @@ async fn a_refused_prefill_harms_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prefill_that_never_answers_is_504() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let plan = Plan::new(mode).with(Key::ConnectTimeout, "1s");
         let world = plan.with(Key::PrefillTimeout, "1500ms").start().await;
         world.prefill[0].set_fault(Fault::times(FaultKind::Hang, 1));
@@ -129,19 +130,22 @@ async fn a_prefill_that_never_answers_is_504() {
         assert_eq!(told(&answer), expected(504, "engine_timeout", "prefill"));
         assert!(message(&answer).contains("prefill") && message(&answer).contains("--prefill-timeout"));
         afterwards(&world).await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prefill_that_hangs_up_is_502() {
-    for mode in [Mode::Read, Mode::Write] {
-        for reset in [false, true] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
+        join_all([false, true].map(|reset| async move {
             let world = Plan::new(mode).start().await;
             world.prefill[0].set_fault(Fault::always(FaultKind::CutBeforeAnswer { reset }));
             let answer = ask(&world).await;
             assert_eq!(told(&answer), expected(502, "engine_connection_broken", "prefill"));
             assert!(message(&answer).contains("prefill"));
             afterwards(&world).await;
-        }
-    }
+        }))
+        .await;
+    }))
+    .await;
 }

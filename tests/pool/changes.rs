@@ -1,5 +1,6 @@
 //! Engines that are restarted, move, change their ports, their role or their mode.
 
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Mode, Role};
 use serde_json::json;
@@ -69,7 +70,7 @@ async fn ended(world: &World, engine: &moriio_proxy::sim::Engine) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pair_whose_dialling_side_knew_an_earlier_life_is_barred() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).with(Key::EngineTtl, "1s").start().await;
         generate(&world.proxy, "before", 3, true).await;
         // READ: decode dials prefill. WRITE: prefill dials decode.
@@ -94,12 +95,13 @@ async fn a_pair_whose_dialling_side_knew_an_earlier_life_is_barred() {
         world.until_ready(2).await;
         generate(&world.proxy, "after both are new", 3, true).await;
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pair_whose_dialling_side_is_new_goes_on() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).with(Key::EngineTtl, "1s").start().await;
         generate(&world.proxy, "before", 3, true).await;
         let dialler = match mode {
@@ -111,12 +113,13 @@ async fn a_pair_whose_dialling_side_is_new_goes_on() {
         world.until_ready(2).await;
         generate(&world.proxy, "after", 3, true).await;
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_7_an_engine_that_comes_back_on_new_ports_is_used() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).with(Key::EngineTtl, "1s").start().await;
         generate(&world.proxy, "before", 3, true).await;
         for engine in world.engines() {
@@ -127,7 +130,8 @@ async fn case_7_an_engine_that_comes_back_on_new_ports_is_used() {
             generate(&world.proxy, "after", 3, true).await;
         }
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, Role, expected_text};
 use serde_json::json;
@@ -17,7 +18,7 @@ async fn case_53_an_engine_that_is_unwell_is_not_picked() {
         FaultKind::CloseHandshakePort,
         FaultKind::CloseNotifyPort,
     ];
-    for kind in kinds {
+    join_all(kinds.map(|kind| async move {
         let plan = Plan::new(Mode::Read).engines(2, 1).with(Key::EngineTtl, "1s");
         let world = plan.start().await;
         let address = world.prefill[0].http_address().to_string();
@@ -34,7 +35,8 @@ async fn case_53_an_engine_that_is_unwell_is_not_picked() {
         }
         assert_eq!(world.prefill[0].counters().legs, 2);
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 
@@ -41,7 +42,7 @@ async fn case_49_before_prefill_has_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_49_a_parked_leg_outlives_its_client_and_is_woken_by_prefill() {
-    for stream in [false, true] {
+    join_all([false, true].map(|stream| async move {
         let world = Plan::new(Mode::Write).start().await;
         world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 1000 }, 1));
         let client = sent(&world, stream);
@@ -59,7 +60,8 @@ async fn case_49_a_parked_leg_outlives_its_client_and_is_woken_by_prefill() {
         );
         generate(&world.proxy, "words after that", 3, true).await;
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,7 +86,7 @@ async fn case_49_a_parked_leg_whose_prefill_fails_later_is_woken_by_the_proxy() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_49_after_the_first_chunk() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let mut plan = Plan::new(mode);
         plan.adjust = |settings| settings.token_delay = Duration::from_millis(10);
         let world = plan.start().await;
@@ -98,7 +100,8 @@ async fn case_49_after_the_first_chunk() {
         drop(streams);
         world.settle().await;
         assert_eq!(world.decode[0].counters().aborted, 5);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

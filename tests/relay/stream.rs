@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use axum::body::Body;
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, expected_text};
 use serde_json::json;
@@ -39,7 +40,7 @@ async fn case_48_a_stream_is_passed_byte_for_byte() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_50_a_silent_stream_ends_with_an_error_event() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).with(Key::StreamIdleTimeout, "700ms").start().await;
         world.decode[0].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 3 }, 1));
         let answer = post(&world.proxy, "/v1/completions", &completion("some words", 9, true)).await;
@@ -53,12 +54,13 @@ async fn case_50_a_silent_stream_ends_with_an_error_event() {
         assert!(expected_text(&json!("some words"), 9).starts_with(&text_of(&answer)));
         world.settle().await;
         assert_eq!(world.decode[0].counters().aborted, 1, "the leg was closed");
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_without_a_first_byte_ends_with_an_error_event() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let plan = Plan::new(mode).with(Key::ConnectTimeout, "1s");
         let plan = plan.with(Key::FirstByteTimeout, "2s").with(Key::UnparkTimeout, "2s");
         let world = plan.start().await;
@@ -73,13 +75,14 @@ async fn a_stream_without_a_first_byte_ends_with_an_error_event() {
             "{error}"
         );
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_stream_ends_with_an_error_event() {
-    for mode in [Mode::Read, Mode::Write] {
-        for reset in [false, true] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
+        join_all([false, true].map(|reset| async move {
             let world = Plan::new(mode).start().await;
             let cut = FaultKind::CutAfterTokens { tokens: 3, reset };
             world.decode[0].set_fault(Fault::times(cut, 1));
@@ -90,8 +93,10 @@ async fn a_cut_stream_ends_with_an_error_event() {
             assert!(expected_text(&json!("some words"), 9).starts_with(&text_of(&answer)));
             generate(&world.proxy, "words after that", 3, true).await;
             world.settle().await;
-        }
-    }
+        }))
+        .await;
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
