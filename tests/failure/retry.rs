@@ -128,6 +128,7 @@ async fn a_connection_that_died_unread_is_replaced() {
                     .ok_or_else(|| format!("struck: {struck}, status {}", answer.status))
             })
             .await;
+            world.unharmed();
         }
     }
 }

@@ -40,48 +40,30 @@ async fn case_49_before_prefill_has_answered() {
     world.settle().await;
 }
 
+/// Prefill's push wakes the leg; when prefill fails, the proxy does.
 #[tokio::test(flavor = "multi_thread")]
-async fn case_49_a_parked_leg_outlives_its_client_and_is_woken_by_prefill() {
-    join_all([false, true].map(|stream| async move {
+async fn case_49_a_parked_leg_outlives_its_client() {
+    let stories = [(false, false), (true, false), (false, true), (true, true)];
+    join_all(stories.map(|(stream, fails)| async move {
         let world = Plan::new(Mode::Write).start().await;
-        world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 1000 }, 1));
+        world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 3000 }, 1));
+        if fails {
+            let body = "{}".into();
+            world.prefill[0].set_fault(Fault::times(FaultKind::Status { status: 500, body }, 1));
+        }
         let client = sent(&world, stream);
-        until_true("a parked leg", || world.decode[0].counters().parked == 1).await;
+        until_true("decode's leg", || world.decode[0].counters().decode_legs == 1).await;
         client.abort();
         world.settle().await;
         let counters = world.decode[0].counters();
-        assert_eq!((counters.decode_legs, counters.woken_empty), (1, 0));
-        assert_eq!(
-            world
-                .proxy
-                .metric("moriio_parked_legs_total{outcome=\"written\"}")
-                .await,
-            1.0
-        );
+        assert_eq!((counters.decode_legs, counters.woken_empty), (1, u64::from(fails)));
+        let outcome = if fails { "unparked" } else { "written" };
+        let outcome = format!("moriio_parked_legs_total{{outcome=\"{outcome}\"}}");
+        assert_eq!(world.proxy.metric(&outcome).await, 1.0);
         generate(&world.proxy, "words after that", 3, true).await;
         world.settle().await;
     }))
     .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn case_49_a_parked_leg_whose_prefill_fails_later_is_woken_by_the_proxy() {
-    let world = Plan::new(Mode::Write).start().await;
-    world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 1000 }, 1));
-    let body = "{}".into();
-    world.prefill[0].set_fault(Fault::times(FaultKind::Status { status: 500, body }, 1));
-    let client = sent(&world, true);
-    until_true("a parked leg", || world.decode[0].counters().parked == 1).await;
-    client.abort();
-    world.settle().await;
-    assert_eq!(world.decode[0].counters().woken_empty, 1);
-    assert_eq!(
-        world
-            .proxy
-            .metric("moriio_parked_legs_total{outcome=\"unparked\"}")
-            .await,
-        1.0
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
