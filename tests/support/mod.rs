@@ -92,6 +92,14 @@ pub fn config(options: &[(Key, &str)]) -> Config {
         .0
 }
 
+/// Starts an engine. Ranges of free ports are rare while many closed connections are remembered, so this asks again.
+pub async fn engine(settings: Settings) -> Engine {
+    until("free ports", || async {
+        Engine::start(settings.clone()).await.map_err(|error| error.to_string())
+    })
+    .await
+}
+
 /// A proxy and its engines.
 pub struct World {
     pub proxy: Proxy,
@@ -156,18 +164,10 @@ impl Plan {
         let proxy = Proxy::start(&self.options);
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
         for _ in 0..self.prefill {
-            prefill.push(
-                Engine::start(self.settings(Role::Prefill, proxy.registration))
-                    .await
-                    .unwrap(),
-            );
+            prefill.push(engine(self.settings(Role::Prefill, proxy.registration)).await);
         }
         for _ in 0..self.decode {
-            decode.push(
-                Engine::start(self.settings(Role::Decode, proxy.registration))
-                    .await
-                    .unwrap(),
-            );
+            decode.push(engine(self.settings(Role::Decode, proxy.registration)).await);
         }
         let world = World {
             proxy,
@@ -184,7 +184,7 @@ impl World {
     /// Starts one more engine.
     pub async fn join(&mut self, settings: Settings) {
         let role = settings.role;
-        let engine = Engine::start(settings).await.unwrap();
+        let engine = engine(settings).await;
         match role {
             Role::Prefill => self.prefill.push(engine),
             Role::Decode => self.decode.push(engine),
