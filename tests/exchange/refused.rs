@@ -1,10 +1,10 @@
 //! Requests that never reach an engine's scheduler: the proxy's own errors, its own routes, and those it merely passes on.
 
 use moriio_proxy::options::Key;
-use moriio_proxy::sim::Mode;
+use moriio_proxy::sim::{Fault, FaultKind, Mode};
 use serde_json::json;
 
-use crate::support::{Answer, Plan, client, completion, generate, post};
+use crate::support::{Answer, Plan, Stream, client, completion, generate, post};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_23_no_pair_is_503_and_asks_nobody() {
@@ -211,4 +211,37 @@ async fn the_key_that_clients_must_present() {
     }
     assert_eq!(world.total(|c| c.legs), 2);
     world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_requests_than_allowed_at_once() {
+    let world = Plan::new(Mode::Read).with(Key::MaxInFlight, "1").start().await;
+    world.decode[0].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 1 }, 1));
+    let body = completion("some words", 9, true);
+    let mut first = Stream::open(&world.proxy, "/v1/completions", &body).await;
+    first.read_until("a chunk", |seen| seen.contains("data: ")).await;
+    let answer = post(&world.proxy, "/v1/completions", &body).await;
+    assert_eq!(
+        (answer.status, answer.code().as_str(), answer.source()),
+        (429, "too_many_requests", "proxy")
+    );
+    assert_eq!(answer.header("retry-after"), "1");
+    drop(first);
+    // The stream's end makes room.
+    world.settle().await;
+    generate(&world.proxy, "words after that", 3, true).await;
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_body_is_refused() {
+    let world = Plan::new(Mode::Read).start().await;
+    let sent = client()
+        .post(world.proxy.url("/v1/completions"))
+        .header("content-encoding", "gzip")
+        .body("x");
+    let answer = Answer::of(sent.send().await.unwrap()).await;
+    assert_eq!((answer.status, answer.source()), (400, "client"));
+    assert_eq!(answer.json()["error"]["param"], "content-encoding");
+    assert_eq!(world.total(|c| c.legs), 0);
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use moriio_proxy::options::Key;
-use moriio_proxy::sim::{Fault, FaultKind, Mode};
+use moriio_proxy::sim::{Fault, FaultKind, Mode, expected_text};
+use serde_json::json;
 
 use super::{expected, told};
-use crate::support::{Answer, Plan, World, completion, generate, post, until_true};
+use crate::support::{Answer, Plan, Stream, World, completion, generate, post};
 
 async fn ask(world: &World) -> Answer {
     post(&world.proxy, "/v1/completions", &completion("some words", 5, true)).await
@@ -92,16 +93,24 @@ async fn case_46_both_fail_and_one_of_them_is_told() {
     world.settle().await;
 }
 
-/// Decode's first byte commits; that prefill never answers over HTTP, having pushed its KV, changes nothing.
+/// Decode's first byte commits; that prefill never answers over HTTP, having pushed its KV, and then ends altogether, changes
+/// nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decode_that_is_first_commits_for_good() {
-    let mut plan = Plan::new(Mode::Write).with(Key::PrefillTimeout, "6s");
-    plan.adjust = |settings| settings.token_delay = Duration::from_millis(20);
+    let mut plan = Plan::new(Mode::Write);
+    plan.adjust = |settings| settings.token_delay = Duration::from_millis(10);
     let world = plan.start().await;
     world.prefill[0].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 0 }, 1));
-    // Eight seconds of stream, in which prefill's limit passes.
-    let long = generate(&world.proxy, "some words", 400, true);
-    let failed = until_true("prefill's leg given up", || world.prefill[0].counters().aborted == 1);
-    tokio::join!(long, failed);
+    let body = completion("some words", 100, true);
+    let mut stream = Stream::open(&world.proxy, "/v1/completions", &body).await;
+    stream.read_until("a chunk", |seen| seen.contains("data: ")).await;
+    world.prefill[0].crash().await;
+    let answer = stream.finish().await;
+    assert_eq!(
+        (answer.text(), answer.whole),
+        (expected_text(&json!("some words"), 100), true)
+    );
     world.settle().await;
+    let broken = "moriio_legs_total{role=\"prefill\"";
+    assert_eq!(world.proxy.metric(broken).await, 1.0);
 }

@@ -77,17 +77,17 @@ async fn case_20_a_starved_heartbeat_is_no_death() {
     let world = plan.start().await;
     let address = world.decode[0].http_address().to_string();
     let incarnation = until_engine(&world.proxy, &address, "ready", is_ready).await["incarnation"].clone();
-    let body = completion("some words", 200, true);
+    let body = completion("some words", 150, true);
     let mut stream = Stream::open(&world.proxy, "/v1/completions", &body).await;
     stream.read_until("a chunk", |seen| seen.contains("data: ")).await;
     for engine in world.engines() {
         engine.pause_pings(true);
     }
-    // Four seconds of silence, in which a wrong proxy drops the engines.
+    // Three seconds of silence, in which a wrong proxy drops the engines.
     let answer = stream.finish().await;
     assert_eq!(
         (answer.text(), answer.whole),
-        (expected_text(&json!("some words"), 200), true)
+        (expected_text(&json!("some words"), 150), true)
     );
     generate(&world.proxy, "after silence", 3, true).await;
     let after = until_engine(&world.proxy, &address, "still ready", is_ready).await;
