@@ -20,9 +20,9 @@ use crate::upstream::LegFailure;
 
 /// How often the waking message is repeated: one that arrives before the leg is parked is lost.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Time for a release to arrive and for writes under way to end, before decode is woken: woken earlier, it would free blocks
-/// that are being written.
-const LAST_WRITES: Duration = Duration::from_secs(2);
+/// How long a prefill that was told to stop, but may have been writing, is left to end that before decode is woken: a woken
+/// leg gives its blocks back, and what is written into them later lands in another request's.
+const STILL_WRITING: Duration = Duration::from_secs(3);
 
 /// Prefill's leg to its end; its seat is inside.
 pub type PrefillFuture = Pin<Box<dyn Future<Output = Result<bytes::Bytes, LegFailure>> + Send>>;
@@ -37,6 +37,8 @@ pub enum PrefillLeg {
     Answered,
     /// It failed or was never dispatched: nothing will be written.
     Failed,
+    /// Nobody heard how it ended. It was told to stop, and may be writing at this moment.
+    Stopped,
 }
 
 /// How far decode is.
@@ -108,16 +110,15 @@ impl Parked {
             transfer_id,
         } = self;
         let mut first = Box::pin(first_byte(decode));
-        let mut can_write = true;
-        match prefill {
+        // How long prefill may still write, once it is told to stop if it has not ended by itself.
+        let writes = match prefill {
             PrefillLeg::Running(prefill) => match futures::future::select(prefill, &mut first).await {
-                Either::Left((Ok(_), _)) => held.finished(),
-                Either::Left((Err(failure), _)) => {
-                    can_write = false;
-                    if failure.may_run_on() {
-                        held.release();
-                    }
+                Either::Left((Ok(_), _)) => {
+                    held.finished();
+                    keeper.first_byte
                 }
+                Either::Left((Err(failure), _)) if failure.may_run_on() => Duration::ZERO,
+                Either::Left((Err(_), _)) => return wake(&keeper, &engine, &transfer_id, first).await,
                 Either::Right((Woken::Byte, prefill)) => {
                     contact.prove();
                     let _ = prefill.await;
@@ -129,42 +130,52 @@ impl Parked {
                     return "refused";
                 }
             },
-            PrefillLeg::Answered => {}
-            PrefillLeg::Failed => can_write = false,
+            PrefillLeg::Answered => keeper.first_byte,
+            PrefillLeg::Stopped => Duration::ZERO,
+            PrefillLeg::Failed => return wake(&keeper, &engine, &transfer_id, first).await,
+        };
+        let mut woken = tokio::time::timeout(writes, &mut first).await;
+        if woken.is_err() {
+            // Before decode is woken it must be certain that prefill writes no more.
+            held.release();
+            woken = tokio::time::timeout(STILL_WRITING, &mut first).await;
         }
-        if can_write {
-            match tokio::time::timeout(keeper.first_byte, &mut first).await {
-                Ok(Woken::Byte) => {
-                    contact.prove();
-                    return "written";
-                }
-                Ok(Woken::Over) => {
-                    held.release();
-                    return "refused";
-                }
-                // Before decode is woken it must be certain that prefill writes no more.
-                Err(_) => held.release(),
+        match woken {
+            Ok(Woken::Byte) => {
+                contact.prove();
+                "written"
             }
-        }
-        if held.was_released() && tokio::time::timeout(LAST_WRITES, &mut first).await.is_ok() {
-            return "ended";
-        }
-        let deadline = tokio::time::Instant::now() + keeper.unpark;
-        while keeper.notifier.unpark(&engine, &transfer_id) {
-            let again = (tokio::time::Instant::now() + AGAIN).min(deadline);
-            match tokio::time::timeout_at(again, &mut first).await {
-                Ok(_) => return "unparked",
-                Err(_) if again == deadline => break,
-                Err(_) => {}
+            Ok(Woken::Over) => {
+                held.release();
+                "refused"
             }
+            Err(_) => wake(&keeper, &engine, &transfer_id, first).await,
         }
-        // What is left is patience: closing a parked leg would lose its blocks, another end may still come.
-        match tokio::time::timeout_at(deadline, &mut first).await {
-            Ok(_) => "ended",
-            Err(_) => {
-                tracing::warn!(role = %Role::Decode, engine = %engine.name, "parked leg could not be woken: its KV blocks may be lost");
-                "expired"
-            }
+    }
+}
+
+/// Ends the waiting of a leg into which nobody writes any more.
+async fn wake(
+    keeper: &Keeper,
+    engine: &Engine,
+    transfer_id: &str,
+    mut first: Pin<Box<impl Future<Output = Woken>>>,
+) -> &'static str {
+    let deadline = tokio::time::Instant::now() + keeper.unpark;
+    while keeper.notifier.unpark(engine, transfer_id) {
+        let again = (tokio::time::Instant::now() + AGAIN).min(deadline);
+        match tokio::time::timeout_at(again, &mut first).await {
+            Ok(_) => return "unparked",
+            Err(_) if again == deadline => break,
+            Err(_) => {}
+        }
+    }
+    // What is left is patience: closing a parked leg would lose its blocks, another end may still come.
+    match tokio::time::timeout_at(deadline, &mut first).await {
+        Ok(_) => "ended",
+        Err(_) => {
+            tracing::warn!(role = %Role::Decode, engine = %engine.name, "parked leg could not be woken: its KV blocks may be lost");
+            "expired"
         }
     }
 }

@@ -257,11 +257,6 @@ impl Held {
         self.armed = true;
     }
 
-    /// Whether prefill was told to stop: it may not have heard it yet.
-    pub fn was_released(&self) -> bool {
-        self.told
-    }
-
     /// Releases the blocks now, whoever had them; once.
     pub fn release(&mut self) {
         self.armed = false;

@@ -10,3 +10,7 @@ mod chaos;
 mod peers;
 mod process;
 mod tidy;
+mod failure;
+mod load;
+mod pool;
+mod relay;

@@ -210,7 +210,7 @@ impl Legs<'_> {
 
     /// Nothing more is to be expected of prefill. Unless it said so itself it is told to stop, before decode is woken.
     fn prefill_is_over(&mut self, tell: bool) {
-        self.prefill = Some(PrefillLeg::Failed);
+        self.prefill = Some(if tell { PrefillLeg::Stopped } else { PrefillLeg::Failed });
         if let (true, Some(rest)) = (tell, &mut self.rest) {
             rest.held.release();
         }

@@ -2,6 +2,8 @@
 //! of every story.
 
 pub mod binary;
+pub mod client;
+pub mod fake;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -10,9 +12,11 @@ use moriio_proxy::app::{App, Finish};
 use moriio_proxy::config::Config;
 use moriio_proxy::options::{Key, ServeOptions};
 use moriio_proxy::sim::{Counters, Engine, Mode, Role, Settings};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+
+pub use client::{Answer, Stream, client, completion, generate, post};
 
 /// The longest that anything is waited for. It only ever passes in full when a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -91,6 +95,14 @@ pub fn config(options: &[(Key, &str)]) -> Config {
         .0
 }
 
+/// Starts an engine. Ranges of free ports are rare while many closed connections are remembered, so this asks again.
+pub async fn engine(settings: Settings) -> Engine {
+    until("free ports", || async {
+        Engine::start(settings.clone()).await.map_err(|error| error.to_string())
+    })
+    .await
+}
+
 /// A proxy and its engines.
 pub struct World {
     pub proxy: Proxy,
@@ -155,18 +167,10 @@ impl Plan {
         let proxy = Proxy::start(&self.options);
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
         for _ in 0..self.prefill {
-            prefill.push(
-                Engine::start(self.settings(Role::Prefill, proxy.registration))
-                    .await
-                    .unwrap(),
-            );
+            prefill.push(engine(self.settings(Role::Prefill, proxy.registration)).await);
         }
         for _ in 0..self.decode {
-            decode.push(
-                Engine::start(self.settings(Role::Decode, proxy.registration))
-                    .await
-                    .unwrap(),
-            );
+            decode.push(engine(self.settings(Role::Decode, proxy.registration)).await);
         }
         let world = World {
             proxy,
@@ -180,6 +184,16 @@ impl Plan {
 }
 
 impl World {
+    /// Starts one more engine.
+    pub async fn join(&mut self, settings: Settings) {
+        let role = settings.role;
+        let engine = engine(settings).await;
+        match role {
+            Role::Prefill => self.prefill.push(engine),
+            Role::Decode => self.decode.push(engine),
+        }
+    }
+
     pub fn engines(&self) -> impl Iterator<Item = &Engine> {
         self.prefill.iter().chain(&self.decode)
     }
@@ -287,115 +301,4 @@ pub async fn until_true(what: &str, mut look: impl FnMut() -> bool) {
         std::future::ready(if look() { Ok(()) } else { Err("not yet".into()) })
     })
     .await
-}
-
-/// What came back for one request.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: http::HeaderMap,
-    pub body: String,
-    /// Whether the body came to its end; false when the connection broke.
-    pub whole: bool,
-}
-
-impl Answer {
-    pub async fn of(response: reqwest::Response) -> Answer {
-        let mut answer = Answer {
-            status: response.status().as_u16(),
-            headers: response.headers().clone(),
-            body: String::new(),
-            whole: false,
-        };
-        let mut response = response;
-        loop {
-            match response.chunk().await {
-                Ok(Some(part)) => answer.body.push_str(&String::from_utf8_lossy(&part)),
-                Ok(None) => {
-                    answer.whole = true;
-                    return answer;
-                }
-                Err(_) => return answer,
-            }
-        }
-    }
-
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
-    }
-
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
-    }
-
-    /// The events of a stream, without the end marker.
-    pub fn events(&self) -> Vec<Value> {
-        let data = self.body.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
-        data.filter(|data| *data != "[DONE]")
-            .map(|data| serde_json::from_str(data).unwrap())
-            .collect()
-    }
-
-    /// The generated text, streamed or not, completions or chat.
-    pub fn text(&self) -> String {
-        let piece = |value: &Value| {
-            let choice = &value["choices"][0];
-            let text = [
-                &choice["text"],
-                &choice["delta"]["content"],
-                &choice["message"]["content"],
-            ];
-            text.iter().find_map(|t| t.as_str()).unwrap_or_default().to_owned()
-        };
-        match self.header("content-type").starts_with("text/event-stream") {
-            true => self.events().iter().map(piece).collect(),
-            false => piece(&self.json()),
-        }
-    }
-
-    pub fn code(&self) -> String {
-        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
-    }
-
-    pub fn source(&self) -> &str {
-        self.header("x-moriio-error-source")
-    }
-}
-
-/// A client that keeps its connections.
-pub fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().unwrap()
-}
-
-/// A completions body.
-pub fn completion(prompt: &str, tokens: usize, stream: bool) -> Value {
-    json!({"model": "sim-model", "prompt": prompt, "max_tokens": tokens, "stream": stream, "temperature": 0})
-}
-
-pub async fn post(proxy: &Proxy, path: &str, body: &Value) -> Answer {
-    let sent = client()
-        .post(proxy.url(path))
-        .header("content-type", "application/json")
-        .body(body.to_string())
-        .send();
-    let response = tokio::time::timeout(PATIENCE, sent)
-        .await
-        .expect("an answer in time")
-        .expect("an answer");
-    tokio::time::timeout(PATIENCE, Answer::of(response))
-        .await
-        .expect("an end in time")
-}
-
-/// Sends a completion and compares its text with one engine's.
-pub async fn generate(proxy: &Proxy, prompt: &str, tokens: usize, stream: bool) {
-    let answer = post(proxy, "/v1/completions", &completion(prompt, tokens, stream)).await;
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    assert_eq!(
-        answer.text(),
-        moriio_proxy::sim::expected_text(&json!(prompt), tokens),
-        "{}",
-        answer.body
-    );
-    assert!(answer.whole);
 }

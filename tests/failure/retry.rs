@@ -1,0 +1,134 @@
+//! Further attempts: only where no engine took the work, with new ids, within the budget.
+
+use std::collections::HashSet;
+
+use moriio_proxy::options::Key;
+use moriio_proxy::sim::{Fault, FaultKind, Mode};
+
+use super::message;
+use crate::support::{Plan, completion, generate, post, until};
+
+fn unavailable() -> FaultKind {
+    FaultKind::Status {
+        status: 503,
+        body: r#"{"error":"loading"}"#.into(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_503_of_prefill_is_tried_again_with_new_ids() {
+    for mode in [Mode::Read, Mode::Write] {
+        let world = Plan::new(mode).start().await;
+        world.prefill[0].set_fault(Fault::times(unavailable(), 2));
+        generate(&world.proxy, "some words", 5, true).await;
+        let legs = world.prefill[0].legs();
+        let ids = |name: &str| -> HashSet<String> {
+            legs.iter()
+                .map(|leg| match name {
+                    "transfer" => leg.transfer_params["transfer_id"].to_string(),
+                    name => leg.header(name).unwrap().to_owned(),
+                })
+                .collect()
+        };
+        assert_eq!(
+            (legs.len(), ids("transfer").len(), ids("x-request-id").len()),
+            (3, 3, 3)
+        );
+        assert_eq!(world.proxy.metric("moriio_attempts_total{cause=\"retry\"").await, 2.0);
+        world.settle().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_end_and_the_last_answer_passes() {
+    for (retries, attempts) in [("0", 1), ("1", 2), ("2", 3)] {
+        let world = Plan::new(Mode::Read).with(Key::Retries, retries).start().await;
+        world.prefill[0].set_fault(Fault::always(unavailable()));
+        let answer = post(&world.proxy, "/v1/completions", &completion("a", 3, false)).await;
+        assert_eq!((answer.status, answer.source()), (503, "prefill"));
+        assert_eq!(answer.body, r#"{"error":"loading"}"#);
+        assert_eq!(world.prefill[0].counters().legs, attempts);
+        world.settle().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_have_a_budget() {
+    let world = Plan::new(Mode::Write).with(Key::RetryBudget, "0").start().await;
+    world.prefill[0].set_fault(Fault::always(unavailable()));
+    for _ in 0..20 {
+        let answer = post(&world.proxy, "/v1/completions", &completion("a", 3, false)).await;
+        assert_eq!(answer.status, 503);
+    }
+    // Twenty requests would like forty retries; ten are always allowed, a share of nothing adds none.
+    assert_eq!(world.prefill[0].counters().legs, 30);
+    world.prefill[0].clear_faults();
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_prefill_is_replaced_by_another() {
+    for mode in [Mode::Read, Mode::Write] {
+        let world = Plan::new(mode).engines(2, 1).start().await;
+        world.prefill[0].set_fault(Fault::always(FaultKind::RefuseConnections));
+        for n in 0..6 {
+            generate(&world.proxy, &format!("prompt {n}"), 5, n % 2 == 0).await;
+        }
+        assert_eq!(world.prefill[0].counters().legs, 0);
+        world.settle().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_that_all_failed_are_told_together() {
+    let world = Plan::new(Mode::Write).engines(2, 1).start().await;
+    for engine in &world.prefill {
+        engine.set_fault(Fault::always(FaultKind::RefuseConnections));
+    }
+    let answer = post(&world.proxy, "/v1/completions", &completion("a", 3, false)).await;
+    assert_eq!(answer.status, 503);
+    if answer.code() == "pool_exhausted" {
+        assert_eq!(answer.source(), "prefill");
+        assert!(message(&answer).contains("2 attempts"), "{}", answer.body);
+    } else {
+        // A probe was faster than the first or the second attempt.
+        assert!(
+            ["no_pair", "engine_unreachable"].contains(&answer.code().as_str()),
+            "{}",
+            answer.body
+        );
+    }
+    assert_eq!(world.decode[0].counters().legs, 0);
+    world.settle().await;
+}
+
+/// An engine that closes a kept connection just when the next leg comes has not read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_died_unread_is_replaced() {
+    for mode in [Mode::Read, Mode::Write] {
+        for prefill in [true, false] {
+            let world = Plan::new(mode).with(Key::Retries, "0").start().await;
+            let engine = if prefill { &world.prefill[0] } else { &world.decode[0] };
+            // Whether a kept connection is used, and whether its end is seen in time, depends on the machine's load.
+            until("a connection replaced", || async {
+                generate(&world.proxy, "to have a connection", 2, false).await;
+                let before = engine.counters().faulted;
+                engine.set_fault(Fault::times(FaultKind::DieUnread, 1));
+                let body = completion("some words", 4, true);
+                let answer = post(&world.proxy, "/v1/completions", &body).await;
+                let struck = engine.counters().faulted > before;
+                engine.clear_faults();
+                assert!(
+                    answer.status == 200 || (struck && answer.status == 502),
+                    "{}",
+                    answer.body
+                );
+                (struck && answer.status == 200)
+                    .then_some(())
+                    .ok_or_else(|| format!("struck: {struck}, status {}", answer.status))
+            })
+            .await;
+            world.unharmed();
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Who may be picked: engines that answer, whose ports are open, and that are trusted.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use moriio_proxy::options::Key;
+use moriio_proxy::sim::{Fault, FaultKind, Mode, Role, expected_text};
+use serde_json::json;
+
+use super::{is_ready, until_engine};
+use crate::support::fake::{Fake, answer};
+use crate::support::{Plan, Stream, completion, generate, post, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_53_an_engine_that_is_unwell_is_not_picked() {
+    let kinds = [
+        FaultKind::Unhealthy,
+        FaultKind::CloseHandshakePort,
+        FaultKind::CloseNotifyPort,
+    ];
+    join_all(kinds.map(|kind| async move {
+        let plan = Plan::new(Mode::Read).engines(2, 1).with(Key::EngineTtl, "1s");
+        let world = plan.start().await;
+        let address = world.prefill[0].http_address().to_string();
+        world.prefill[0].set_fault(Fault::always(kind));
+        until_engine(&world.proxy, &address, "found unwell", |e| e["state"] == "unhealthy").await;
+        for n in 0..4 {
+            generate(&world.proxy, &format!("prompt {n}"), 3, true).await;
+        }
+        assert_eq!(world.prefill[0].counters().legs, 0);
+        world.prefill[0].clear_faults();
+        world.until_ready(3).await;
+        for n in 0..4 {
+            generate(&world.proxy, &format!("prompt {n}"), 3, true).await;
+        }
+        assert_eq!(world.prefill[0].counters().legs, 2);
+        world.settle().await;
+    }))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_20_a_dead_engine_leaves_and_comes_back() {
+    let plan = Plan::new(Mode::Read).engines(2, 2).with(Key::EngineTtl, "1s");
+    let world = plan.start().await;
+    for n in 0..4 {
+        generate(&world.proxy, &format!("prompt {n}"), 3, true).await;
+    }
+    // An engine that dies with a release unsent leaves its peer with blocks.
+    world.settle().await;
+    let address = world.decode[0].http_address().to_string();
+    world.decode[0].crash().await;
+    // From the first moment on, requests go to the engine that lives.
+    for n in 0..6 {
+        generate(&world.proxy, &format!("prompt {n}"), 3, n % 2 == 0).await;
+    }
+    until_engine(&world.proxy, &address, "gone", serde_json::Value::is_null).await;
+    generate(&world.proxy, "with one decode", 3, true).await;
+    world.decode[0].restart(true).await.unwrap();
+    world.until_ready(4).await;
+    let legs = world.decode[0].counters().legs;
+    for n in 0..4 {
+        generate(&world.proxy, &format!("prompt {n}"), 3, true).await;
+    }
+    assert_eq!(
+        world.decode[0].counters().legs,
+        legs + 2,
+        "READ: the side that dials is new, so its pairs are"
+    );
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_20_a_starved_heartbeat_is_no_death() {
+    let mut plan = Plan::new(Mode::Write).with(Key::EngineTtl, "1s");
+    plan.adjust = |settings| settings.token_delay = Duration::from_millis(20);
+    let world = plan.start().await;
+    let address = world.decode[0].http_address().to_string();
+    let incarnation = until_engine(&world.proxy, &address, "ready", is_ready).await["incarnation"].clone();
+    let body = completion("some words", 150, true);
+    let mut stream = Stream::open(&world.proxy, "/v1/completions", &body).await;
+    stream.read_until("a chunk", |seen| seen.contains("data: ")).await;
+    for engine in world.engines() {
+        engine.pause_pings(true);
+    }
+    // Three seconds of silence, in which a wrong proxy drops the engines.
+    let answer = stream.finish().await;
+    assert_eq!(
+        (answer.text(), answer.whole),
+        (expected_text(&json!("some words"), 150), true)
+    );
+    generate(&world.proxy, "after silence", 3, true).await;
+    let after = until_engine(&world.proxy, &address, "still ready", is_ready).await;
+    assert_eq!(after["incarnation"], incarnation);
+    for engine in world.engines() {
+        engine.pause_pings(false);
+    }
+    generate(&world.proxy, "after more pings", 3, true).await;
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_heartbeat_is_no_restart() {
+    let world = Plan::new(Mode::Read).with(Key::EngineTtl, "1s").start().await;
+    let address = world.prefill[0].http_address().to_string();
+    let before = until_engine(&world.proxy, &address, "ready", is_ready).await;
+    generate(&world.proxy, "before", 3, true).await;
+    let pings = world.prefill[0].counters().pings;
+    world.prefill[0].set_fault(Fault::times(FaultKind::LateHeartbeat { milliseconds: 2500 }, 1));
+    until("pings after the late one", || async {
+        let now = world.prefill[0].counters();
+        (now.faulted >= 1 && now.pings >= pings + 3)
+            .then_some(())
+            .ok_or_else(|| now.pings.to_string())
+    })
+    .await;
+    let after = until_engine(&world.proxy, &address, "ready", is_ready).await;
+    assert_eq!(after["incarnation"], before["incarnation"]);
+    generate(&world.proxy, "after", 3, true).await;
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_allowed_hosts_are_dialled() {
+    let plan = Plan::new(Mode::Read)
+        .engines(0, 0)
+        .with(Key::EngineAllow, "10.0.0.0/8,127.0.0.2");
+    let mut world = plan.start().await;
+    let plan = Plan::new(Mode::Read);
+    world.join(plan.settings(Role::Prefill, world.proxy.registration)).await;
+    until("registrations refused", || async {
+        let refused = world
+            .proxy
+            .metric("moriio_registrations_total{result=\"not_allowed\"}")
+            .await;
+        (refused >= 2.0).then_some(()).ok_or_else(|| refused.to_string())
+    })
+    .await;
+    assert_eq!(world.proxy.ready().await.1["engines"], json!([]));
+    assert_eq!(world.prefill[0].counters().connections, 0, "not even a probe");
+}
+
+/// A request that finds engines whose first probe is under way waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_waits_for_first_probes() {
+    // The wait has an end, which a stalled machine may reach; then the story begins anew.
+    let mut statuses = Vec::new();
+    while statuses.len() < 10 {
+        let world = Plan::new(Mode::Write).engines(0, 0).start().await;
+        let start = async |role| {
+            let fake = Fake::start((role, Mode::Write, "0.32.0"), world.proxy.registration, |_| {
+                answer(&json!({"choices": [{"text": "at last"}]}))
+            });
+            let fake = fake.await;
+            fake.answer_health(false);
+            fake
+        };
+        let engines = [start(Role::Prefill).await, start(Role::Decode).await];
+        until("two engines that are probed", || async {
+            let (_, body) = world.proxy.ready().await;
+            let states = body["engines"].as_array().unwrap().iter();
+            let count = states.filter(|e| e["state"] == "probing").count();
+            // A fake may have been faster than its closing.
+            (count == 2 || body["engines"].as_array().unwrap().len() == 2)
+                .then_some(())
+                .ok_or_else(|| body.to_string())
+        })
+        .await;
+        let body = completion("words", 3, false);
+        let opening = async {
+            until("the request in the proxy", || async {
+                let open = world.proxy.metric("moriio_requests_in_flight").await;
+                (open == 1.0).then_some(()).ok_or_else(|| open.to_string())
+            })
+            .await;
+            for engine in &engines {
+                engine.answer_health(true);
+            }
+        };
+        let request = post(&world.proxy, "/v1/completions", &body);
+        let (answer, ()) = tokio::join!(request, async {
+            tokio::time::timeout(Duration::from_secs(5), opening)
+                .await
+                .unwrap_or_default();
+        });
+        if answer.status == 200 {
+            assert_eq!(answer.text(), "at last");
+            return;
+        }
+        assert_eq!(answer.code(), "no_pair", "{}", answer.body);
+        statuses.push(answer.status);
+    }
+    panic!("no request waited for the probes: {statuses:?}");
+}

@@ -1,0 +1,231 @@
+//! The client's side: requests, what came back, and streams that are read piece by piece.
+
+use std::time::Instant;
+
+use moriio_proxy::request::Api;
+use moriio_proxy::sim::{expected_text, expected_tokens};
+use serde_json::{Value, json};
+
+use super::{PATIENCE, Proxy};
+
+/// What came back for one request.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: http::HeaderMap,
+    pub body: String,
+    /// Whether the body came to its end; false when the connection broke.
+    pub whole: bool,
+}
+
+impl Answer {
+    pub async fn of(response: reqwest::Response) -> Answer {
+        let mut answer = Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: String::new(),
+            whole: false,
+        };
+        let mut response = response;
+        loop {
+            match response.chunk().await {
+                Ok(Some(part)) => answer.body.push_str(&String::from_utf8_lossy(&part)),
+                Ok(None) => {
+                    answer.whole = true;
+                    return answer;
+                }
+                Err(_) => return answer,
+            }
+        }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The events of a stream, without the end marker.
+    pub fn events(&self) -> Vec<Value> {
+        let data = self.body.lines().filter_map(|line| line.strip_prefix("data: "));
+        data.filter(|data| *data != "[DONE]")
+            .map(|data| serde_json::from_str(data).unwrap_or_else(|error| panic!("{error}: {data}")))
+            .collect()
+    }
+
+    fn is_stream(&self) -> bool {
+        self.header("content-type").starts_with("text/event-stream")
+    }
+
+    /// The generated text, streamed or not, of completions, chat or responses.
+    pub fn text(&self) -> String {
+        let piece = |value: &Value| {
+            let choice = &value["choices"][0];
+            let text = [
+                &choice["text"],
+                &choice["delta"]["content"],
+                &choice["message"]["content"],
+                &value["delta"],
+                &value["output"][0]["content"][0]["text"],
+            ];
+            text.iter().find_map(|t| t.as_str()).unwrap_or_default().to_owned()
+        };
+        match self.is_stream() {
+            true => self.events().iter().map(piece).collect(),
+            false => piece(&self.json()),
+        }
+    }
+
+    /// The generated token numbers, of generate.
+    pub fn tokens(&self) -> Vec<usize> {
+        let events = if self.is_stream() {
+            self.events()
+        } else {
+            vec![self.json()]
+        };
+        let lists = events
+            .iter()
+            .filter_map(|event| event["choices"][0]["token_ids"].as_array());
+        lists
+            .flatten()
+            .map(|token| usize::try_from(token.as_u64().unwrap()).unwrap())
+            .collect()
+    }
+
+    pub fn code(&self) -> String {
+        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn source(&self) -> &str {
+        self.header("x-moriio-error-source")
+    }
+}
+
+/// A client that keeps its connections.
+pub fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+/// A completions body.
+pub fn completion(prompt: &str, tokens: usize, stream: bool) -> Value {
+    json!({"model": "sim-model", "prompt": prompt, "max_tokens": tokens, "stream": stream, "temperature": 0})
+}
+
+/// Sends a request and waits for all of its answer.
+pub async fn post(proxy: &Proxy, path: &str, body: &Value) -> Answer {
+    let sent = client()
+        .post(proxy.url(path))
+        .header("content-type", "application/json")
+        .body(body.to_string())
+        .send();
+    let response = tokio::time::timeout(PATIENCE, sent)
+        .await
+        .expect("an answer in time")
+        .expect("an answer");
+    tokio::time::timeout(PATIENCE, Answer::of(response))
+        .await
+        .expect("an end in time")
+}
+
+/// Sends a completion and compares its text with one engine's.
+pub async fn generate(proxy: &Proxy, prompt: &str, tokens: usize, stream: bool) {
+    let answer = post(proxy, "/v1/completions", &completion(prompt, tokens, stream)).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.text(), expected_text(&json!(prompt), tokens), "{}", answer.body);
+    assert!(answer.whole);
+}
+
+/// A request to any of the four APIs, and the check of its answer.
+pub struct Ask {
+    pub api: Api,
+    pub body: Value,
+    prompt: Value,
+    tokens: usize,
+}
+
+impl Ask {
+    /// Asks for so many tokens. `seed` makes prompts differ.
+    pub fn new(api: Api, seed: usize, tokens: usize, stream: bool) -> Ask {
+        let words =
+            format!("prompt number {seed}: a few words more, so that it fills several blocks of tokens, not one");
+        let (key, prompt) = match api {
+            Api::Completions => ("prompt", json!(words)),
+            Api::Chat => ("messages", json!([{"role": "user", "content": words}])),
+            Api::Responses => ("input", json!(words)),
+            Api::Generate => ("token_ids", json!((seed..seed + 50).collect::<Vec<_>>())),
+        };
+        let mut body = json!({"model": "sim-model", "stream": stream});
+        body[key] = prompt.clone();
+        match api {
+            Api::Completions | Api::Chat => body["max_tokens"] = json!(tokens),
+            Api::Responses => body["max_output_tokens"] = json!(tokens),
+            Api::Generate => body["sampling_params"] = json!({"max_tokens": tokens}),
+        }
+        Ask {
+            api,
+            body,
+            prompt,
+            tokens,
+        }
+    }
+
+    /// Sends it and compares what comes back with one undivided engine's answer.
+    pub async fn check(&self, proxy: &Proxy) {
+        let answer = post(proxy, self.api.path(), &self.body).await;
+        let what = format!("{:?} {}", self.api, answer.body);
+        assert_eq!(answer.status, 200, "{what}");
+        assert!(answer.whole, "{what}");
+        if self.api == Api::Generate {
+            assert_eq!(answer.tokens(), expected_tokens(&self.prompt, self.tokens), "{what}");
+        } else {
+            assert_eq!(answer.text(), expected_text(&self.prompt, self.tokens), "{what}");
+        }
+        if self.body["stream"] == true && self.api != Api::Responses {
+            assert!(answer.body.ends_with("data: [DONE]\n\n"), "{what}");
+        }
+    }
+}
+
+/// A stream whose client reads as it likes; dropping it is leaving.
+pub struct Stream {
+    response: reqwest::Response,
+    pub seen: String,
+}
+
+impl Stream {
+    pub async fn open(proxy: &Proxy, path: &str, body: &Value) -> Stream {
+        let sent = client().post(proxy.url(path)).body(body.to_string()).send();
+        let response = tokio::time::timeout(PATIENCE, sent)
+            .await
+            .expect("a head in time")
+            .expect("a head");
+        assert_eq!(response.status(), 200);
+        Stream {
+            response,
+            seen: String::new(),
+        }
+    }
+
+    /// Reads until `enough` is content with what has come.
+    pub async fn read_until(&mut self, what: &str, enough: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !enough(&self.seen) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let part = tokio::time::timeout(left, self.response.chunk()).await;
+            let part = part.unwrap_or_else(|_| panic!("no {what} in {}", self.seen));
+            let part = part.expect("an unbroken stream").expect("more to come");
+            self.seen.push_str(&String::from_utf8_lossy(&part));
+        }
+    }
+
+    /// Reads to the end.
+    pub async fn finish(self) -> Answer {
+        let mut answer = tokio::time::timeout(PATIENCE, Answer::of(self.response))
+            .await
+            .expect("an end in time");
+        answer.body.insert_str(0, &self.seen);
+        answer
+    }
+}
