@@ -3,3 +3,4 @@
 mod support;
 
 mod exchange;
+mod hostile_http;
