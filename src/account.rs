@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use crate::engine::Mode;
 use crate::error::ProxyError;
 use crate::metrics::Metrics;
@@ -50,6 +52,7 @@ pub struct Exchange {
     prefill_time: Option<Duration>,
     bytes: u64,
     pair: Option<PairLine>,
+    place: Option<OwnedSemaphorePermit>,
     /// Attempts that were made.
     pub attempts: u32,
 }
@@ -80,8 +83,14 @@ impl Exchange {
             prefill_time: None,
             bytes: 0,
             pair: None,
+            place: None,
             attempts: 0,
         }
+    }
+
+    /// Keeps one of the places of `--max-in-flight` until the exchange's end, which for a stream is its last byte.
+    pub fn hold(&mut self, place: OwnedSemaphorePermit) {
+        self.place = Some(place);
     }
 
     /// An attempt with this pair begins.

@@ -144,7 +144,11 @@ impl Server {
         exchange: &mut Option<Exchange>,
     ) -> Result<Response, ProxyError> {
         self.admit(head)?;
-        let _room = self.room.try_acquire().map_err(|_| ProxyError::Overloaded)?;
+        let place = self.room.clone().try_acquire_owned();
+        let place = place.map_err(|_| ProxyError::Overloaded)?;
+        if let Some(exchange) = exchange {
+            exchange.hold(place);
+        }
         let body = self.read(&head.headers, body).await?;
         let request = self.parse(api, body).await?;
         let headers = upstream::forwarded(&head.headers, self.settings.engine_key.as_ref());

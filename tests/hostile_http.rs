@@ -2,9 +2,9 @@
 //! was, and no engine may have seen more than the one leg that an accepted request is.
 
 mod bodies;
-
+mod crowds;
 mod heads;
-
+mod limits;
 mod wire;
 
 use moriio_proxy::sim::Mode;
