@@ -3,4 +3,6 @@
 mod support;
 
 mod exchange;
+mod fuzz;
 mod hostile_http;
+mod model;

@@ -11,9 +11,7 @@ use crate::support::{client, completion, until};
 
 /// A proxy process of its own, so that its memory is its own, and one engine of each role.
 async fn apart() -> (Served, [Engine; 2]) {
-    let served = tokio::task::spawn_blocking(|| Served::start(&[]))
-        .await
-        .unwrap();
+    let served = tokio::task::spawn_blocking(|| Served::start(&[])).await.unwrap();
     let registration = served.registration.to_string();
     let engine = |role| {
         let mut settings = Settings::new(role, Mode::Read, registration.clone());
