@@ -5,4 +5,5 @@ mod support;
 mod exchange;
 mod fuzz;
 mod hostile_http;
+mod hostile_zmq;
 mod model;
