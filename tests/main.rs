@@ -2,15 +2,19 @@
 
 mod support;
 
+mod chaos;
 mod deploy;
 mod exchange;
-mod kv_safety;
-mod matrix;
-mod chaos;
-mod peers;
-mod process;
-mod tidy;
 mod failure;
+mod fuzz;
+mod hostile_http;
+mod hostile_zmq;
+mod kv_safety;
 mod load;
+mod matrix;
+mod model;
+mod peers;
 mod pool;
+mod process;
 mod relay;
+mod tidy;

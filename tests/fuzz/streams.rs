@@ -1,0 +1,183 @@
+//! Streams that the network may cut anywhere: what the gate lets through and where the relay sees the end do not depend on it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http_body_util::BodyExt;
+use moriio_proxy::account::Exchange;
+use moriio_proxy::dialect::{self, Message};
+use moriio_proxy::engine::Mode;
+use moriio_proxy::guard::gate::{GREETING, Gate, Output};
+use moriio_proxy::guard::identity::Identity;
+use moriio_proxy::health::BreakerLimits;
+use moriio_proxy::metrics::Metrics;
+use moriio_proxy::policy::{PickRules, Selector};
+use moriio_proxy::pool::{Engine, Pool, State, Vitals};
+use moriio_proxy::relay::{Open, Relay, RelayLimits};
+use tokio_util::sync::CancellationToken;
+
+use super::mutate::Random;
+use super::readers::registrations;
+use super::{fuzz, once, variable};
+
+fn frame(flags: u8, body: &[u8]) -> Vec<u8> {
+    [&[flags, body.len() as u8][..], body].concat()
+}
+
+/// A DEALER's whole life: greeting, READY, messages of one and two frames, a heartbeat.
+fn stream(random: &mut Random) -> Vec<u8> {
+    let mut ready = b"\x05READY".to_vec();
+    for (name, value) in [("Socket-Type", "DEALER"), ("Identity", "")] {
+        ready.push(name.len() as u8);
+        ready.extend_from_slice(name.as_bytes());
+        ready.extend_from_slice(&(value.len() as u32).to_be_bytes());
+        ready.extend_from_slice(value.as_bytes());
+    }
+    let mut bytes = [GREETING.to_vec(), frame(4, &ready)].concat();
+    for _ in 0..random.below(4) {
+        let payload = &registrations()[random.below(2)];
+        bytes.extend(match random.below(4) {
+            0 => frame(0, payload),
+            1 => [frame(1, b""), frame(0, payload)].concat(),
+            2 => frame(4, b"\x04PING\0\x0acontext"),
+            _ => [&[2][..], &(payload.len() as u64).to_be_bytes(), payload].concat(),
+        });
+    }
+    bytes
+}
+
+#[test]
+fn the_gate_does_not_care_how_a_stream_is_cut() {
+    let words: [&[u8]; 10] = [
+        b"\x02\x7f\xff\xff\xff\xff\xff\xff\xff",
+        b"\x03\0\0\0\0\0\0\0\0",
+        b"\x01\0\x01\0\x01\0",
+        b"\x04\0",
+        b"\x06\0\0\0\0\0\0\x10\x01",
+        b"\xff",
+        b"\x08\0",
+        b"PLAIN",
+        b"\x05ROUTER",
+        b"\x02\0\0\0\0\0\x01\0\0",
+    ];
+    let identity = Identity::new(7, "10.0.0.1:6301".parse().unwrap());
+    fuzz("Gate::feed", |random| {
+        let mut bytes = stream(random);
+        random.mutate(&mut bytes, &words);
+        let (mut whole, mut in_whole) = (Gate::new(identity), Output::default());
+        let want = whole.feed(&bytes, &mut in_whole);
+        let (mut cut, mut in_pieces) = (Gate::new(identity), Output::default());
+        let pieces = random.split(&bytes);
+        let got = pieces.into_iter().try_for_each(|piece| cut.feed(piece, &mut in_pieces));
+        assert_eq!((got, &in_pieces), (want, &in_whole), "{bytes:02x?}");
+        assert_eq!((cut.is_ready(), cut.completed()), (whole.is_ready(), whole.completed()));
+        if want.is_ok() {
+            assert_eq!(cut.is_resting(), whole.is_resting());
+        }
+        assert!(in_whole.forward.len() <= bytes.len() + 256 && in_whole.reply.len() <= bytes.len() + 256);
+    });
+}
+
+/// An endless answer: the pieces, then silence.
+fn relay(selector: &Arc<Selector>, pool: &Pool, metrics: &Arc<Metrics>, pieces: Vec<Bytes>) -> Relay {
+    let picked = selector.pick(pool, Instant::now()).unwrap();
+    let parts = futures::stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
+    let open = Open {
+        body: reqwest::Body::wrap_stream(parts.chain(futures::stream::pending())),
+        first: None,
+        seat: picked.decode,
+        contact: picked.contact,
+        parked: None,
+    };
+    let limits = RelayLimits {
+        first_byte: (Duration::from_secs(60), "first byte", ""),
+        from: Instant::now(),
+        idle: Duration::from_millis(50),
+    };
+    let exchange = Exchange::open(metrics.clone(), "completions", None);
+    Relay::new(open, exchange, limits, true, CancellationToken::new())
+}
+
+fn pool(metrics: &Metrics) -> Pool {
+    let engines = registrations().into_iter().zip(1..).map(|(bytes, incarnation)| {
+        let Ok(Message::Register(registration, _)) = dialect::decode(&bytes) else {
+            panic!("an engine's own message");
+        };
+        let limits = BreakerLimits {
+            failures: 0,
+            open: Duration::ZERO,
+            open_max: Duration::ZERO,
+        };
+        let vitals = Vitals::new(limits, metrics.engine(registration.role, "x"));
+        Arc::new(Engine::new(registration, None, State::Ready, incarnation, vitals).unwrap())
+    });
+    Pool::new(engines.collect::<Vec<_>>(), Some(Mode::Read))
+}
+
+/// Streams that do not end after their end marker are ended without a word; others get an error event. All at once, since each
+/// takes the second that the relay gives an engine.
+#[test]
+fn the_end_marker_is_seen_however_it_is_cut() {
+    let metrics = Arc::new(Metrics::new());
+    let pool = pool(&metrics);
+    let rules = PickRules {
+        engine_in_flight: 0,
+        first_contact: false,
+        allow_stale: true,
+    };
+    let selector = Selector::new(rules);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let words: [&str; 6] = [
+        "data: {\"text\":\"a\"}\n\n",
+        "data: {\"text\":\"data: [DONE]\"}\n\n",
+        ": comment\n\n",
+        "data: [DONE\n\n",
+        "[DONE]\n\n",
+        "x",
+    ];
+    let ends: [&str; 6] = [
+        "data: [DONE]\n\n",
+        "data: [DONE]\r\n\r\n",
+        "data: [DONE]\n",
+        "data: [DONE]",
+        "data: [DONE]x\n",
+        "",
+    ];
+    let seed = variable("MORIIO_FUZZ_SEED").unwrap_or_else(|| Random::of_the_moment().next());
+    let _inside = runtime.enter();
+    once("Relay", seed, |random| {
+        let cases = (0..400).map(|_| {
+            let mut text: String = (0..random.below(5)).map(|_| random.of(&words)).collect();
+            text.push_str(random.of(&ends));
+            if text.is_empty() {
+                text.push('x');
+            }
+            let pieces = random
+                .split(text.as_bytes())
+                .into_iter()
+                .map(Bytes::copy_from_slice)
+                .collect();
+            (text, relay(&selector, &pool, &metrics, pieces))
+        });
+        let cases: Vec<_> = cases.collect();
+        runtime.block_on(async {
+            let ends = cases.into_iter().map(async |(text, relay)| {
+                let done = text.trim_ascii_end().ends_with("data: [DONE]");
+                let out = relay.collect().await.expect("a stream of events ends well").to_bytes();
+                let rest = out.strip_prefix(text.as_bytes()).expect("every byte passes");
+                match done {
+                    true => assert!(rest.is_empty(), "{text:?}"),
+                    false => assert!(rest.starts_with(b"data: {\"error\":"), "{text:?}"),
+                }
+            });
+            futures::future::join_all(ends).await;
+        });
+    });
+    assert_eq!(pool.engines().map(|engine| engine.vitals.in_flight()).sum::<usize>(), 0);
+    assert_eq!(metrics.exchanges_open(), 0);
+}

@@ -1,0 +1,344 @@
+//! One random history: every step is done to the real parts and to the model, and the two are compared.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moriio_proxy::engine::{Mode, Role};
+use moriio_proxy::metrics::{LegStatus, Metrics};
+use moriio_proxy::policy::{Contact, NoPick, PickRules, Selector};
+use moriio_proxy::pool::{Pool, Seat, State, Verdict};
+use moriio_proxy::registry::{Outcome, Probe, Registry, RegistryLimits};
+
+use super::world::{BREAKER, End, Life, Met, meeting, registration};
+use crate::fuzz::mutate::Random;
+
+const MAX_ENGINES: usize = 6;
+const PORTS: u16 = 9;
+
+/// A leg that is under way.
+struct Leg {
+    seat: Seat,
+    life: u64,
+    trial: bool,
+}
+
+/// An exchange that is under way; its parts end one by one.
+struct Open {
+    legs: Vec<Leg>,
+    contact: Option<Contact>,
+    key: (u64, u16),
+    first: bool,
+}
+
+pub struct History {
+    random: Random,
+    registry: Registry,
+    selector: Arc<Selector>,
+    rules: PickRules,
+    now: Instant,
+    lives: BTreeMap<u64, Life>,
+    /// Lives that have ended while legs of theirs were under way.
+    ghosts: BTreeMap<u64, Life>,
+    met: Met,
+    open: Vec<Open>,
+    ranks: BTreeMap<u64, u32>,
+}
+
+impl History {
+    pub fn new(seed: u64) -> History {
+        let mut random = Random::new(seed);
+        let rules = PickRules {
+            engine_in_flight: random.below(4),
+            first_contact: random.one_in(2),
+            allow_stale: random.one_in(4),
+        };
+        let limits = RegistryLimits {
+            ttl: Duration::from_secs(15),
+            max_engines: MAX_ENGINES,
+            breaker: BREAKER,
+        };
+        History {
+            random,
+            registry: Registry::new(limits, Arc::new(Metrics::new())),
+            selector: Selector::new(rules),
+            rules,
+            now: Instant::now(),
+            lives: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
+            met: Met::default(),
+            open: Vec::new(),
+            ranks: BTreeMap::new(),
+        }
+    }
+
+    /// Takes so many steps and then lets everything end. Gives the number of pairs picked.
+    pub fn run(mut self, steps: usize) -> u64 {
+        let mut picks = 0;
+        for _ in 0..steps {
+            match self.random.below(10) {
+                0 | 1 => self.hear(),
+                2 => self.probe(),
+                3 => self.now += Duration::from_secs(1 + self.random.below(7000) as u64),
+                4..=6 => picks += u64::from(self.pick()),
+                _ => self.end_something(),
+            }
+            self.compare();
+        }
+        while !self.open.is_empty() {
+            self.end_something();
+        }
+        self.compare();
+        assert!(
+            self.lives
+                .values()
+                .chain(self.ghosts.values())
+                .all(|life| life.seats == 0)
+        );
+        picks
+    }
+
+    fn pool(&self) -> Arc<Pool> {
+        self.registry.subscribe().borrow().clone()
+    }
+
+    fn publish(&mut self) {
+        for life in self.registry.publish() {
+            self.selector.forget(life);
+            self.met.first.retain(|key, _| key.0 != life);
+            self.met.proved.retain(|key| key.0 != life);
+            self.met.trying.retain(|key| key.0 != life);
+        }
+        // What the pool names is taken over; what it decides is checked elsewhere.
+        let pool = self.pool();
+        let mut lives = BTreeMap::new();
+        for engine in pool.engines() {
+            let fresh = || Life {
+                says: engine.registration.clone(),
+                ready: false,
+                seats: 0,
+                circuit: Default::default(),
+            };
+            let life = self.lives.remove(&engine.incarnation).unwrap_or_else(fresh);
+            lives.insert(
+                engine.incarnation,
+                Life {
+                    says: engine.registration.clone(),
+                    ..life
+                },
+            );
+        }
+        self.ghosts.append(&mut self.lives);
+        self.lives = lives;
+    }
+
+    fn hear(&mut self) {
+        let port = 1 + self.random.below(usize::from(PORTS)) as u16;
+        let role = if port % 2 == 0 { Role::Decode } else { Role::Prefill };
+        let mode = if self.random.one_in(12) {
+            Mode::Write
+        } else {
+            Mode::Read
+        };
+        let says = registration(
+            port,
+            role,
+            mode,
+            1 + u32::from(port % 3),
+            1 + self.random.below(2) as u64,
+        );
+        let known = self.lives.values().any(|life| life.says.http == says.http);
+        let count = self.lives.len();
+        let outcome = self.registry.hear(says, self.now);
+        self.publish();
+        match (known, outcome) {
+            (false, Outcome::Full) => assert_eq!(count, MAX_ENGINES),
+            (false, Outcome::Added) => assert_eq!(self.lives.len(), count + 1),
+            (true, Outcome::Refreshed | Outcome::Restarted) => assert_eq!(self.lives.len(), count),
+            other => panic!("{other:?}"),
+        }
+        // Most engines answer their first probe at once.
+        if self.random.below(4) != 0 {
+            self.probe();
+        }
+    }
+
+    fn probe(&mut self) {
+        for order in self.registry.due(self.now) {
+            let probe = match self.random.below(10) {
+                0 => Probe::Refused,
+                1 => Probe::Silent,
+                2 => Probe::Unhealthy,
+                _ => Probe::Alive(None),
+            };
+            self.registry
+                .probed(&order.registration.http, order.incarnation, probe, self.now);
+            // A result for a life that is over changes nothing.
+            self.registry.probed(
+                &order.registration.http,
+                order.incarnation.wrapping_sub(1),
+                Probe::Refused,
+                self.now,
+            );
+        }
+        self.publish();
+        let pool = self.pool();
+        for engine in pool.engines() {
+            let life = self.lives.get_mut(&engine.incarnation).unwrap();
+            life.ready = engine.state == State::Ready;
+            assert!(
+                !life.ready || Some(life.says.mode) == pool.mode,
+                "ready means of the pool's mode"
+            );
+        }
+    }
+
+    /// Whether the model would send work to this life.
+    fn free(&self, life: &Life) -> bool {
+        let room = self.rules.engine_in_flight == 0 || life.seats < self.rules.engine_in_flight;
+        life.ready && room && life.circuit.usable(self.now)
+    }
+
+    fn allowed(&self, mode: Mode, prefill: u64, decode: u64) -> bool {
+        let (p, d) = (&self.lives[&prefill], &self.lives[&decode]);
+        let (key, dialed) = meeting(mode, (prefill, p.says.http.port), (decode, d.says.http.port));
+        let stale = self.met.first.get(&key).is_some_and(|first| *first != dialed);
+        let alone = self.rules.first_contact && self.met.trying.contains(&key) && !self.met.proved.contains(&key);
+        self.free(p)
+            && self.free(d)
+            && match stale {
+                true => self.rules.allow_stale,
+                false => !alone,
+            }
+    }
+
+    fn of(&self, role: Role) -> Vec<u64> {
+        let of = self.lives.iter().filter(|(_, life)| life.says.role == role);
+        of.map(|(life, _)| *life).collect()
+    }
+
+    fn pick(&mut self) -> bool {
+        let pool = self.pool();
+        for engine in pool.engines() {
+            self.lives.get_mut(&engine.incarnation).unwrap().ready = engine.state == State::Ready;
+        }
+        let mode = pool.mode.unwrap_or(Mode::Read);
+        let (prefills, decodes) = (self.of(Role::Prefill), self.of(Role::Decode));
+        let possible = prefills
+            .iter()
+            .any(|p| decodes.iter().any(|d| self.allowed(mode, *p, *d)));
+        let picked = match self.selector.pick(&pool, self.now) {
+            Ok(picked) => picked,
+            Err(NoPick::Busy | NoPick::Nobody) => {
+                assert!(!possible, "a pair was possible");
+                return false;
+            }
+        };
+        let (p, d) = (picked.prefill.engine.incarnation, picked.decode.engine.incarnation);
+        assert!(
+            self.allowed(mode, p, d),
+            "{p} and {d} are no pair to pick: {:?}",
+            self.lives
+        );
+        let ports = (self.lives[&p].says.http.port, self.lives[&d].says.http.port);
+        let dp_size = self.lives[&p].says.dp_size;
+        assert_eq!(picked.rank.is_some(), dp_size > 1);
+        assert!(picked.rank.is_none_or(|rank| rank < dp_size));
+        *self.ranks.entry(p).or_default() |= 1 << picked.rank.unwrap_or(0);
+        let (key, dialed) = meeting(mode, (p, ports.0), (d, ports.1));
+        let stale = self.met.first.get(&key).is_some_and(|first| *first != dialed);
+        let first = !stale && !self.met.proved.contains(&key);
+        if first {
+            self.met.first.entry(key).or_insert(dialed);
+            self.met.trying.insert(key);
+        }
+        let mut take = |life: u64, seat: Seat| {
+            let model = self.lives.get_mut(&life).unwrap();
+            model.seats += 1;
+            Leg {
+                seat,
+                life,
+                trial: model.circuit.admit(),
+            }
+        };
+        let legs = vec![take(p, picked.prefill), take(d, picked.decode)];
+        self.open.push(Open {
+            legs,
+            contact: Some(picked.contact),
+            key,
+            first,
+        });
+        true
+    }
+
+    /// Ends one leg or one meeting of one exchange that is under way.
+    fn end_something(&mut self) {
+        if self.open.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.open.len());
+        let which = self.random.below(self.open[at].legs.len() + 1);
+        match self.open[at].legs.get(which) {
+            Some(_) => {
+                let leg = self.open[at].legs.swap_remove(which);
+                self.end_leg(leg);
+            }
+            None => self.end_contact(at),
+        }
+        if self.open[at].legs.is_empty() {
+            self.end_contact(at);
+            self.open.swap_remove(at);
+        }
+    }
+
+    fn end_contact(&mut self, at: usize) {
+        let open = &mut self.open[at];
+        let Some(mut contact) = open.contact.take() else { return };
+        let proved = self.random.one_in(2);
+        if proved {
+            contact.prove();
+        }
+        drop(contact);
+        if open.first {
+            self.met.trying.remove(&open.key);
+            if proved && self.met.first.contains_key(&open.key) {
+                self.met.proved.insert(open.key);
+            }
+        }
+    }
+
+    fn end_leg(&mut self, leg: Leg) {
+        let Leg { mut seat, life, trial } = leg;
+        let (end, status, verdict) = match self.random.below(6) {
+            0 => (End::Ailing, LegStatus::Broken, Verdict::Ailing),
+            1 => (End::Refusing, LegStatus::Connect, Verdict::Refusing),
+            2 => (End::Nothing, LegStatus::Cancelled, Verdict::None),
+            _ => (End::Healthy, LegStatus::Success, Verdict::Healthy),
+        };
+        if end != End::Nothing || self.random.one_in(2) {
+            seat.end(status, verdict);
+            // Only the first word counts.
+            seat.end(LegStatus::Broken, Verdict::Refusing);
+        }
+        drop(seat);
+        let dropped = Instant::now();
+        let model = self
+            .lives
+            .get_mut(&life)
+            .or_else(|| self.ghosts.get_mut(&life))
+            .unwrap();
+        model.end_leg(trial, end, dropped);
+    }
+
+    fn compare(&self) {
+        let pool = self.pool();
+        assert!(pool.engines().count() <= MAX_ENGINES);
+        for engine in pool.engines() {
+            let life = &self.lives[&engine.incarnation];
+            assert_eq!(engine.vitals.in_flight(), life.seats, "seats on {}", engine.name);
+        }
+        for leg in self.open.iter().flat_map(|open| &open.legs) {
+            assert!(leg.seat.engine.vitals.in_flight() >= 1);
+        }
+    }
+}

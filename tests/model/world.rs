@@ -1,0 +1,123 @@
+//! The model: what an engine of the pool is, as far as picking goes, kept in the plainest way.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use moriio_proxy::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration, Role};
+use moriio_proxy::health::BreakerLimits;
+
+pub const BREAKER: BreakerLimits = BreakerLimits {
+    failures: 2,
+    open: Duration::from_secs(3600),
+    open_max: Duration::from_secs(7200),
+};
+
+/// Registrations differ in what matters to picking only.
+pub fn registration(port: u16, role: Role, mode: Mode, dp_size: u32, index: u64) -> Registration {
+    Registration {
+        role,
+        http: HttpAddress {
+            host: "10.0.0.1".into(),
+            port,
+        },
+        kv: KvEndpoint {
+            host: "10.0.0.1".into(),
+            handshake: 1000 + port,
+            notify: 2000 + port,
+            text: String::new(),
+        },
+        dp_size,
+        tp_size: 1,
+        mode,
+        dialect: Dialect::A,
+        index: Some(index),
+    }
+}
+
+/// A breaker told in words: how many failures in a row, or until when it is open.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Circuit {
+    pub failures: u32,
+    pub open: Option<(Instant, Duration)>,
+    pub trial: bool,
+}
+
+impl Circuit {
+    pub fn usable(&self, now: Instant) -> bool {
+        self.open.is_none_or(|(until, _)| now >= until && !self.trial)
+    }
+
+    /// A leg is let through; says whether it is a trial.
+    pub fn admit(&mut self) -> bool {
+        self.trial = self.open.is_some();
+        self.trial
+    }
+}
+
+/// How a leg ends, as the model sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Healthy,
+    Ailing,
+    Refusing,
+    Nothing,
+}
+
+/// One incarnation.
+#[derive(Clone, Debug)]
+pub struct Life {
+    pub says: Registration,
+    pub ready: bool,
+    pub seats: usize,
+    pub circuit: Circuit,
+}
+
+impl Life {
+    /// `at` is the moment of the real breaker, which reads the clock itself when a seat is dropped.
+    pub fn end_leg(&mut self, trial: bool, end: End, at: Instant) {
+        self.seats -= 1;
+        let period = match (self.circuit.open, trial, end) {
+            (None, _, End::Healthy) => {
+                self.circuit.failures = 0;
+                return;
+            }
+            (None, _, End::Ailing) if self.circuit.failures + 1 < BREAKER.failures => {
+                self.circuit.failures += 1;
+                return;
+            }
+            (None, _, End::Ailing | End::Refusing) => BREAKER.open,
+            (Some((_, period)), true, End::Ailing | End::Refusing) => (period * 2).min(BREAKER.open_max),
+            (Some(_), true, End::Healthy) => {
+                self.circuit = Circuit::default();
+                return;
+            }
+            (Some(_), true, End::Nothing) => {
+                self.circuit.trial = false;
+                return;
+            }
+            (None, _, End::Nothing) | (Some(_), false, _) => return,
+        };
+        self.circuit = Circuit {
+            failures: 0,
+            open: Some((at + period, period)),
+            trial: false,
+        };
+    }
+}
+
+/// Who has met whom: the dialer's life and the address it dialed.
+#[derive(Debug, Default)]
+pub struct Met {
+    /// The life that was met first.
+    pub first: HashMap<(u64, u16), u64>,
+    pub proved: HashSet<(u64, u16)>,
+    pub trying: HashSet<(u64, u16)>,
+}
+
+/// The key of a pair in [`Met`] and the life of its dialed side.
+pub fn meeting(mode: Mode, prefill: (u64, u16), decode: (u64, u16)) -> ((u64, u16), u64) {
+    match mode {
+        Mode::Write => ((prefill.0, decode.1), decode.0),
+        Mode::Read => ((decode.0, prefill.1), prefill.0),
+    }
+}
