@@ -97,13 +97,7 @@ impl Exchange {
     pub fn attempt(&mut self, prefill: &str, decode: &str, rank: Option<u32>, mode: Mode, transfer_id: &str) {
         self.attempts += 1;
         let (prefill, decode, transfer_id) = (prefill.to_owned(), decode.to_owned(), transfer_id.to_owned());
-        self.pair = Some(PairLine {
-            prefill,
-            decode,
-            rank,
-            mode,
-            transfer_id,
-        });
+        self.pair = Some(PairLine { prefill, decode, rank, mode, transfer_id });
     }
 
     /// READ: another decode engine took the hand-over.

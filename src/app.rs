@@ -101,11 +101,8 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let address = config.listen.http;
         let clients = bind(address).map_err(|error| StartError::Http { address, error })?;
-        let (max_peers, max_connections) = fit(
-            config.discovery.max_engines,
-            config.http.max_connections,
-            raise_descriptors(),
-        );
+        let (max_peers, max_connections) =
+            fit(config.discovery.max_engines, config.http.max_connections, raise_descriptors());
         if max_connections < config.http.max_connections {
             tracing::warn!(
                 max_connections,
@@ -117,10 +114,7 @@ impl App {
         let (sink, heard) = mpsc::channel(HEARD);
         let address = config.listen.discovery;
         let counted = metrics.clone();
-        let settings = ListenerSettings {
-            max_peers,
-            ..ListenerSettings::new(address)
-        };
+        let settings = ListenerSettings { max_peers, ..ListenerSettings::new(address) };
         let listener = listener::start(settings, sink, move |incident| count(&counted, incident))
             .map_err(|error| StartError::Discovery { address, error })?;
         let parts = |error: &dyn std::fmt::Display| StartError::Parts(error.to_string());
@@ -158,18 +152,7 @@ impl App {
         let discovery = Discovery::new(registry, selector, metrics.clone(), upstream.client().clone(), allowed);
         let server = Server::new(server_settings(&config), dispatcher, metrics.clone());
         let router = server.router();
-        Ok(App {
-            config,
-            listener,
-            heard,
-            clients,
-            address,
-            router,
-            discovery,
-            metrics,
-            tasks,
-            cut,
-        })
+        Ok(App { config, listener, heard, clients, address, router, discovery, metrics, tasks, cut })
     }
 
     /// Where clients connect.
@@ -184,18 +167,7 @@ impl App {
 
     /// Serves until `stop` resolves, then drains.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Finish {
-        let App {
-            config,
-            listener,
-            heard,
-            clients,
-            router,
-            discovery,
-            metrics,
-            tasks,
-            cut,
-            ..
-        } = self;
+        let App { config, listener, heard, clients, router, discovery, metrics, tasks, cut, .. } = self;
         let ended = CancellationToken::new();
         let discovery = tokio::spawn(discovery.run(heard, ended.clone()));
         let (connections, graceful) = tokio::select! {
@@ -360,11 +332,7 @@ async fn drain(
     cut: &CancellationToken,
 ) -> usize {
     let limit = config.process.drain_timeout;
-    tracing::info!(
-        in_flight = metrics.exchanges_open(),
-        parked = metrics.parked_in_flight.get(),
-        "draining"
-    );
+    tracing::info!(in_flight = metrics.exchanges_open(), parked = metrics.parked_in_flight.get(), "draining");
     tasks.close();
     let quiet = async {
         graceful.shutdown().await;
@@ -375,11 +343,7 @@ async fn drain(
     }
     let left = metrics.exchanges_open() + tasks.len();
     metrics.drain_cut.inc_by(left as u64);
-    tracing::warn!(
-        cut = left,
-        limit_s = limit.as_secs_f64(),
-        "drain limit passed: cutting what is left"
-    );
+    tracing::warn!(cut = left, limit_s = limit.as_secs_f64(), "drain limit passed: cutting what is left");
     cut.cancel();
     let ends = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(AFTER_CUT, ends).await;

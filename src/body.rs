@@ -147,17 +147,8 @@ impl Body {
             let start = value.get().as_ptr() as usize - base;
             start..start + value.get().len()
         };
-        let members = raw
-            .into_iter()
-            .map(|(key, value)| Member {
-                key: range(key),
-                value: range(value),
-            })
-            .collect();
-        let close = text
-            .iter()
-            .rposition(|byte| *byte == b'}')
-            .ok_or(BodyError::NotAnObject)?;
+        let members = raw.into_iter().map(|(key, value)| Member { key: range(key), value: range(value) }).collect();
+        let close = text.iter().rposition(|byte| *byte == b'}').ok_or(BodyError::NotAnObject)?;
         Ok(Body { text, members, close })
     }
 
@@ -178,8 +169,7 @@ impl Body {
 
     /// A member's value as a body of its own, if it is an object.
     pub fn nested(&self, key: &str) -> Option<Result<Body, BodyError>> {
-        self.find(key)
-            .map(|member| Body::parse(self.text.slice(member.value.clone())))
+        self.find(key).map(|member| Body::parse(self.text.slice(member.value.clone())))
     }
 
     fn find(&self, key: &str) -> Option<&Member> {
@@ -261,10 +251,7 @@ impl<'a> Writer<'a> {
             source,
             at: 0,
             pending: BytesMut::with_capacity(2 * SMALL_PIECE),
-            out: Segments {
-                parts: Vec::with_capacity(6),
-                len: 0,
-            },
+            out: Segments { parts: Vec::with_capacity(6), len: 0 },
         }
     }
 

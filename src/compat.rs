@@ -24,12 +24,7 @@ pub struct Release {
 impl Release {
     /// A final release.
     pub const fn new(major: u16, minor: u16, patch: u16) -> Release {
-        Release {
-            major,
-            minor,
-            patch,
-            is_final: true,
-        }
+        Release { major, minor, patch, is_final: true }
     }
 
     /// Reads what `GET /version` says: `0.32.0`, `v0.30.0`, `0.33.0rc1`, `0.11.2.dev12+gabc`, `0.32.0+rocm700`.
@@ -40,11 +35,7 @@ impl Release {
         let mut rest = public;
         let mut numbers = [0u16; 3];
         for (position, number) in numbers.iter_mut().enumerate() {
-            let after_dot = if position == 0 {
-                Some(rest)
-            } else {
-                rest.strip_prefix('.')
-            };
+            let after_dot = if position == 0 { Some(rest) } else { rest.strip_prefix('.') };
             // `0.33.dev1` has no third number.
             let Some(start) = after_dot.filter(|text| text.starts_with(|c: char| c.is_ascii_digit())) else {
                 if position < 2 {
@@ -60,12 +51,7 @@ impl Release {
         let is_final = suffix.is_empty() || suffix.starts_with("post");
         let known = is_final || ["rc", "dev", "a", "b", "c"].iter().any(|word| suffix.starts_with(word));
         let [major, minor, patch] = numbers;
-        known.then_some(Release {
-            major,
-            minor,
-            patch,
-            is_final,
-        })
+        known.then_some(Release { major, minor, patch, is_final })
     }
 }
 
@@ -240,11 +226,7 @@ static ROWS: [Traits; 9] = [
         unpark: true,
         ..UNKNOWN
     },
-    Traits {
-        name: "0.31.0",
-        since: Some(Release::new(0, 31, 0)),
-        ..SINCE_31
-    },
+    Traits { name: "0.31.0", since: Some(Release::new(0, 31, 0)), ..SINCE_31 },
     Traits {
         name: "0.32.0",
         since: Some(Release::new(0, 32, 0)),
@@ -280,11 +262,7 @@ const SINCE_31: Traits = Traits {
 /// The row for an engine. A release that cannot have sent this wording (a patched build, an answer from something else
 /// on that port) counts as unknown.
 pub fn traits(release: Option<Release>, dialect: Dialect) -> &'static Traits {
-    let row = release.and_then(|release| {
-        ROWS.iter()
-            .rev()
-            .find(|row| row.since.is_some_and(|since| since <= release))
-    });
+    let row = release.and_then(|release| ROWS.iter().rev().find(|row| row.since.is_some_and(|since| since <= release)));
     row.filter(|row| row.dialect == Some(dialect)).unwrap_or(&UNKNOWN)
 }
 
@@ -334,11 +312,7 @@ pub fn readme_table() -> String {
             yes(row.unpark),
             yes(row.write_failed),
             yes(row.plain_requests),
-            if row.proved.is_empty() {
-                "read from source"
-            } else {
-                row.proved
-            },
+            if row.proved.is_empty() { "read from source" } else { row.proved },
         );
     }
     table

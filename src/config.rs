@@ -235,10 +235,7 @@ impl Config {
         let mut config = Self {
             listen: Listen::read(&mut reader),
             http: HttpLimits::read(&mut reader),
-            access: Access {
-                api_key: reader.secret(Key::ApiKey),
-                engine_key: reader.secret(Key::OpenaiApiKey),
-            },
+            access: Access { api_key: reader.secret(Key::ApiKey), engine_key: reader.secret(Key::OpenaiApiKey) },
             discovery: Discovery::read(&mut reader),
             exchange: Exchange::read(&mut reader),
             upstream: Timeouts::read(&mut reader),
@@ -263,10 +260,7 @@ impl Config {
     #[must_use]
     pub fn describe(&self) -> Vec<(String, String)> {
         let name = |key: Key| key.row().name().trim_start_matches('-').to_owned();
-        self.effective
-            .iter()
-            .map(|(key, value)| (name(*key), value.clone()))
-            .collect()
+        self.effective.iter().map(|(key, value)| (name(*key), value.clone())).collect()
     }
 
     /// A short name for this configuration: equal for equal effective values in every build; secrets have no part.

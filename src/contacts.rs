@@ -1,7 +1,7 @@
 //! Who has met whom. Two rules of the engines hang on it: a pair's first exchange goes alone (design C13), and a pair is
 //! barred while its dialing side remembers an earlier life of the other (design C24). Pure; it is locked by its owner.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::engine::Mode;
 use crate::pool::Engine;
@@ -39,6 +39,7 @@ pub enum Standing {
 #[derive(Debug, Default)]
 pub struct Contacts {
     met: HashMap<Key, Contact>,
+    complained: HashSet<(u64, u64)>,
 }
 
 /// The key of a pair and the incarnation of its dialed side. WRITE: prefill dials decode; READ: decode dials prefill
@@ -70,14 +71,7 @@ impl Contacts {
             self.met.clear();
         }
         let (key, peer) = key(prefill, decode, mode);
-        self.met
-            .entry(key)
-            .or_insert(Contact {
-                peer,
-                proved: false,
-                trying: true,
-            })
-            .trying = true;
+        self.met.entry(key).or_insert(Contact { peer, proved: false, trying: true }).trying = true;
     }
 
     /// The pair's exchange produced its first byte, or ended without one.
@@ -89,9 +83,15 @@ impl Contacts {
         }
     }
 
+    /// Whether a stale pair is worth a word: once for each pair of lives.
+    pub fn complain(&mut self, prefill: &Engine, decode: &Engine) -> bool {
+        self.complained.len() < REMEMBERED && self.complained.insert((prefill.incarnation, decode.incarnation))
+    }
+
     /// Forgets what a dialer that has ended knew.
     pub fn forget_dialer(&mut self, incarnation: u64) {
         self.met.retain(|(dialer, _), _| *dialer != incarnation);
+        self.complained.retain(|(prefill, decode)| *prefill != incarnation && *decode != incarnation);
     }
 }
 
@@ -118,11 +118,7 @@ mod tests {
             contacts.end(&prefill, &decode, Mode::Read, proved);
         }
         assert_eq!(contacts.standing(&prefill, &decode, Mode::Read), Standing::Open);
-        assert_eq!(
-            contacts.standing(&prefill, &decode, Mode::Write),
-            Standing::First,
-            "the other side dials"
-        );
+        assert_eq!(contacts.standing(&prefill, &decode, Mode::Write), Standing::First, "the other side dials");
     }
 
     #[test]
@@ -134,17 +130,10 @@ mod tests {
         let decode_again = engine(2, Role::Decode, 3);
         assert_eq!(contacts.standing(&prefill, &decode_again, Mode::Write), Standing::Stale);
         let moved = engine(3, Role::Decode, 4);
-        assert_eq!(
-            contacts.standing(&prefill, &moved, Mode::Write),
-            Standing::First,
-            "new ports are a stranger's"
-        );
+        assert_eq!(contacts.standing(&prefill, &moved, Mode::Write), Standing::First, "new ports are a stranger's");
         let prefill_again = engine(1, Role::Prefill, 5);
         contacts.forget_dialer(1);
-        assert_eq!(
-            contacts.standing(&prefill_again, &decode_again, Mode::Write),
-            Standing::First
-        );
+        assert_eq!(contacts.standing(&prefill_again, &decode_again, Mode::Write), Standing::First);
         assert_eq!(contacts.standing(&prefill_again, &decode, Mode::Read), Standing::First);
     }
 }

@@ -107,10 +107,7 @@ fn invite(paper: &Paper, stages: &[Stage]) {
     }
     let Some(last) = stages.last() else { return };
     paper.line("");
-    paper.line(&format!(
-        "  curl -N {} -H 'content-type: application/json' \\",
-        last.url("/v1/completions")
-    ));
+    paper.line(&format!("  curl -N {} -H 'content-type: application/json' \\", last.url("/v1/completions")));
     paper.line(r#"    -d '{"model": "sim-model", "prompt": "Once upon a time", "max_tokens": 20, "stream": true}'"#);
     paper.line(&format!("  curl {}", last.url("/ready")));
     paper.line(&format!("  curl {}", last.url("/metrics")));

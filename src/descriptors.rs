@@ -12,10 +12,7 @@ const PER_CONNECTION: u64 = 3;
 /// Raises the soft limit on open descriptors to the hard limit; returns the limit that holds afterwards.
 pub fn raise_descriptors() -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    let wanted = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
     // A refusal is no reason not to start: the caps are fitted to whatever holds.
     let _ = setrlimit(Resource::Nofile, wanted);
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)

@@ -70,13 +70,7 @@ pub enum Rejection {
 
 impl Rejection {
     /// Every label that [`Rejection::as_str`] gives.
-    pub const LABELS: [&'static str; 5] = [
-        "too_large",
-        "malformed",
-        "missing_field",
-        "invalid_field",
-        "unknown_type",
-    ];
+    pub const LABELS: [&'static str; 5] = ["too_large", "malformed", "missing_field", "invalid_field", "unknown_type"];
 
     /// The label for metrics.
     pub fn as_str(&self) -> &'static str {
@@ -119,10 +113,7 @@ pub fn decode(payload: &[u8]) -> Result<Message, Rejection> {
     };
     ranges_fit(&message)?;
     let unknown = fields.0.iter().filter(|(key, _)| !used.contains(&key.as_str()));
-    Ok(Message::Register(
-        message,
-        unknown.map(|(key, _)| Echo::new(key).0).collect(),
-    ))
+    Ok(Message::Register(message, unknown.map(|(key, _)| Echo::new(key).0).collect()))
 }
 
 const KEYS_A: [&str; 9] = [
@@ -136,14 +127,7 @@ const KEYS_A: [&str; 9] = [
     "tp_size",
     "transfer_mode",
 ];
-const KEYS_B: [&str; 6] = [
-    "type",
-    "http_address",
-    "zmq_address",
-    "dp_size",
-    "tp_size",
-    "transfer_mode",
-];
+const KEYS_B: [&str; 6] = ["type", "http_address", "zmq_address", "dp_size", "tp_size", "transfer_mode"];
 
 /// The wording of 0.14.0 to 0.19.1 (protocol 3.2).
 fn dialect_a(fields: &Fields) -> Result<Registration, Rejection> {
@@ -175,9 +159,8 @@ fn dialect_a(fields: &Fields) -> Result<Registration, Rejection> {
 fn dialect_b(fields: &Fields, role: Role) -> Result<Registration, Rejection> {
     let field = "http_address";
     let text = fields.text(field)?;
-    let http = text
-        .parse::<HttpAddress>()
-        .map_err(|_| invalid(field, "not a host and a port between 1 and 65535", text))?;
+    let http =
+        text.parse::<HttpAddress>().map_err(|_| invalid(field, "not a host and a port between 1 and 65535", text))?;
     host_named(field, &http.host)?;
     let kv = zmq_address(fields.text("zmq_address")?)?;
     register(fields, role, http, kv, Dialect::B, None)
@@ -206,9 +189,7 @@ fn register(
 
 fn mode(text: &str) -> Result<Mode, Rejection> {
     let known = [Mode::Read, Mode::Write];
-    let mode = known
-        .into_iter()
-        .find(|mode| text.trim().eq_ignore_ascii_case(mode.as_str()));
+    let mode = known.into_iter().find(|mode| text.trim().eq_ignore_ascii_case(mode.as_str()));
     mode.ok_or_else(|| invalid("transfer_mode", "not READ or WRITE", text))
 }
 
@@ -216,15 +197,8 @@ fn mode(text: &str) -> Result<Mode, Rejection> {
 fn request_address(text: &str) -> Result<HttpAddress, Rejection> {
     let field = "request_address";
     let trimmed = text.trim();
-    if trimmed
-        .get(..8)
-        .is_some_and(|start| start.eq_ignore_ascii_case("https://"))
-    {
-        return Err(invalid(
-            field,
-            "but engines must serve plain http: TLS to engines is not supported",
-            text,
-        ));
+    if trimmed.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("https://")) {
+        return Err(invalid(field, "but engines must serve plain http: TLS to engines is not supported", text));
     }
     let rest = match trimmed.get(..7) {
         Some(start) if start.eq_ignore_ascii_case("http://") => &trimmed[7..],
@@ -246,17 +220,11 @@ fn zmq_address(text: &str) -> Result<KvEndpoint, Rejection> {
     let odd = |byte: u8| !(b' '..=b'~').contains(&byte) || matches!(byte, b'"' | b'\\');
     if text.len() > MAX_KV_TEXT || text.bytes().any(odd) || text.contains("___") {
         // It becomes part of a header and of the pattern that engines search in a request id.
-        return Err(invalid(
-            field,
-            "not at most 512 plain ASCII letters fit for a request id",
-            text,
-        ));
+        return Err(invalid(field, "not at most 512 plain ASCII letters fit for a request id", text));
     }
     let (mut host, mut handshake, mut notify) = (None, None, None);
     for part in text.split(',') {
-        let (key, value) = part
-            .split_once(':')
-            .ok_or_else(|| invalid(field, "not a list of key:value", text))?;
+        let (key, value) = part.split_once(':').ok_or_else(|| invalid(field, "not a list of key:value", text))?;
         let slot = match key.trim() {
             "host" => &mut host,
             "handshake" => &mut handshake,
@@ -268,10 +236,7 @@ fn zmq_address(text: &str) -> Result<KvEndpoint, Rejection> {
         }
     }
     let host = host.ok_or(Rejection::Missing("zmq_address.host"))?;
-    let host = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host);
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     host_named("zmq_address.host", host)?;
     let port = |field, value: Option<&str>| {
         let value = value.ok_or(Rejection::Missing(field))?;
@@ -327,11 +292,7 @@ fn ranges_fit(registration: &Registration) -> Result<(), Rejection> {
 }
 
 fn invalid(field: &'static str, want: &'static str, got: &str) -> Rejection {
-    Rejection::Invalid {
-        field,
-        want,
-        got: Echo::new(got),
-    }
+    Rejection::Invalid { field, want, got: Echo::new(got) }
 }
 
 #[cfg(test)]

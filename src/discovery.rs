@@ -129,10 +129,7 @@ impl Discovery {
             return false;
         }
         for key in unknown {
-            self.complain(
-                None,
-                &format!("engine {}: unknown registration key {key:?}", registration.http),
-            );
+            self.complain(None, &format!("engine {}: unknown registration key {key:?}", registration.http));
         }
         let address = registration.http.clone();
         let (role, mode) = (registration.role, registration.mode);
@@ -175,11 +172,7 @@ impl Discovery {
     }
 
     fn probe(&self, order: ProbeOrder, results: mpsc::UnboundedSender<Probed>) {
-        let room = if order.first {
-            &self.first_probes
-        } else {
-            &self.later_probes
-        };
+        let room = if order.first { &self.first_probes } else { &self.later_probes };
         let (room, client) = (room.clone(), self.client.clone());
         tokio::spawn(async move {
             let Ok(_permit) = room.acquire().await else { return };
@@ -201,10 +194,8 @@ async fn probe(client: &reqwest::Client, registration: &Registration) -> Probe {
         Err(_) => return Probe::Silent,
     }
     let kv = &registration.kv;
-    let (handshake, notify) = tokio::join!(
-        takes_connections(&kv.host, kv.handshake),
-        takes_connections(&kv.host, kv.notify)
-    );
+    let (handshake, notify) =
+        tokio::join!(takes_connections(&kv.host, kv.handshake), takes_connections(&kv.host, kv.notify));
     if !(handshake && notify) {
         return Probe::Unhealthy;
     }

@@ -23,7 +23,7 @@ use crate::policy::{Picked, Selector};
 use crate::pool::{Pool, Seat, Verdict};
 use crate::relay::{Open, Relay, RelayLimits};
 use crate::request::Request;
-use crate::upstream::{LegFailure, Retry, RANK, REQUEST_ID, Sent, Upstream, relayed, whole};
+use crate::upstream::{LegFailure, RANK, REQUEST_ID, Retry, Sent, Upstream, relayed, whole};
 
 /// Limits on the phases of an attempt.
 #[derive(Clone, Copy, Debug)]
@@ -68,10 +68,7 @@ pub struct Failure {
 
 impl From<LegFailure> for Failure {
     fn from(failure: LegFailure) -> Self {
-        Failure {
-            error: failure.error,
-            retry: failure.retry,
-        }
+        Failure { error: failure.error, retry: failure.retry }
     }
 }
 
@@ -104,14 +101,7 @@ impl Attempt<'_> {
             headers.insert(RANK, HeaderValue::from(rank));
         }
         let (upstream, path) = (self.dispatcher.upstream.clone(), self.request.api.path());
-        Leg {
-            upstream,
-            path,
-            headers,
-            body,
-            seat,
-            sent: Arc::default(),
-        }
+        Leg { upstream, path, headers, body, seat, sent: Arc::default() }
     }
 
     /// Decode's limits once prefill is done.
@@ -121,11 +111,7 @@ impl Attempt<'_> {
             true => (limits.first_byte, "first byte", "--first-byte-timeout"),
             false => (limits.answer, "answer", "--answer-timeout"),
         };
-        RelayLimits {
-            first_byte,
-            idle: limits.idle,
-            from: Instant::now(),
-        }
+        RelayLimits { first_byte, idle: limits.idle, from: Instant::now() }
     }
 }
 
@@ -136,13 +122,8 @@ impl Leg {
             let began = Instant::now();
             let exchange = async {
                 let engine = self.seat.engine.clone();
-                let response = self
-                    .upstream
-                    .send(&engine, self.path, self.headers, self.body, self.sent)
-                    .await?;
-                whole(response.into_body())
-                    .await
-                    .ok_or_else(|| LegFailure::broken(Role::Prefill))
+                let response = self.upstream.send(&engine, self.path, self.headers, self.body, self.sent).await?;
+                whole(response.into_body()).await.ok_or_else(|| LegFailure::broken(Role::Prefill))
             };
             let result = match tokio::time::timeout(limit, exchange).await {
                 Ok(result) => result,
@@ -162,11 +143,7 @@ impl Leg {
     /// Decode's leg to the head of its answer.
     async fn decode(self) -> Result<(Response<reqwest::Body>, Seat), LegFailure> {
         let engine = self.seat.engine.clone();
-        match self
-            .upstream
-            .send(&engine, self.path, self.headers, self.body, self.sent)
-            .await
-        {
+        match self.upstream.send(&engine, self.path, self.headers, self.body, self.sent).await {
             Ok(response) => Ok((response, self.seat)),
             Err(failure) => {
                 self.seat.end(failure.status, failure.verdict);
@@ -190,21 +167,12 @@ impl Dispatcher {
     ) -> Result<Response<Relay>, Failure> {
         let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
         let plain = compat::plain_id(prefill.traits, decode.traits);
-        let pair = Pair {
-            prefill: &prefill.registration,
-            decode: &decode.registration,
-            rank: picked.rank,
-        };
+        let pair = Pair { prefill: &prefill.registration, decode: &decode.registration, rank: picked.rank };
         let ids = Ids::fresh(&pair, plain);
         if let Some(exchange) = exchange {
             exchange.attempt(&prefill.name, &decode.name, picked.rank, picked.mode, &ids.transfer_id);
         }
-        let attempt = Attempt {
-            dispatcher: self,
-            request,
-            headers,
-            ids,
-        };
+        let attempt = Attempt { dispatcher: self, request, headers, ids };
         match picked.mode {
             Mode::Read => attempt.read(picked, exchange).await,
             Mode::Write => attempt.write(picked, exchange).await,
@@ -220,16 +188,10 @@ impl Dispatcher {
         limits: RelayLimits,
     ) -> Result<Response<Relay>, Failure> {
         let Some(mut exchange) = exchange.take() else {
-            return Err(Failure {
-                error: ProxyError::Internal,
-                retry: Retry::Never,
-            });
+            return Err(Failure { error: ProxyError::Internal, retry: Retry::Never });
         };
         exchange.committed(head.status.as_u16());
-        let content_type = head
-            .headers
-            .get(http::header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok());
+        let content_type = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let events = content_type.is_some_and(|value| value.starts_with("text/event-stream"));
         let mut response = Response::new(Relay::new(open, exchange, limits, events, self.cut.clone()));
         *response.status_mut() = head.status;

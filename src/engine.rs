@@ -122,9 +122,7 @@ pub fn plausible_host(text: &str) -> Option<&str> {
     }
     let name = !text.is_empty()
         && text.len() <= 253
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
     name.then_some(text)
 }
 
@@ -180,11 +178,7 @@ mod tests {
         let check = |text: &str, want: Option<(&str, u16, &str)>| {
             let got = text.parse::<HttpAddress>().ok();
             let got = got.as_ref().map(|a| (a.host.as_str(), a.port, a.to_string()));
-            assert_eq!(
-                got,
-                want.map(|(host, port, shown)| (host, port, shown.to_owned())),
-                "{text}"
-            );
+            assert_eq!(got, want.map(|(host, port, shown)| (host, port, shown.to_owned())), "{text}");
         };
         check("10.0.0.1:20005", Some(("10.0.0.1", 20005, "10.0.0.1:20005")));
         check("fd00::1:8000", Some(("fd00::1", 8000, "[fd00::1]:8000")));

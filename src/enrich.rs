@@ -55,10 +55,7 @@ impl Ids {
             transfer_id: format!("tx-{}", Uuid::new_v4().simple()),
             request_id: match plain {
                 true => id.to_string(),
-                false => format!(
-                    "___prefill_addr_{}___decode_addr_{}_{id}",
-                    pair.prefill.kv.text, pair.decode.kv.text
-                ),
+                false => format!("___prefill_addr_{}___decode_addr_{}_{id}", pair.prefill.kv.text, pair.decode.kv.text),
             },
         }
     }
@@ -133,11 +130,7 @@ fn limit_edits(from: &Limits, to: &Limits) -> Vec<Edit> {
     let mut edits = Vec::with_capacity(6);
     let fields = [
         ("max_tokens", from.max_tokens, to.max_tokens),
-        (
-            "max_completion_tokens",
-            from.max_completion_tokens,
-            to.max_completion_tokens,
-        ),
+        ("max_completion_tokens", from.max_completion_tokens, to.max_completion_tokens),
         ("max_output_tokens", from.max_output_tokens, to.max_output_tokens),
         ("min_tokens", from.min_tokens, to.min_tokens),
     ];
@@ -175,10 +168,7 @@ fn built_params(leg: Leg, pair: &Pair<'_>, ids: &Ids) -> String {
     let mut out = String::with_capacity(384);
     let (save, load) = (leg == Leg::Prefill, leg == Leg::Decode);
     // Writing to a String cannot fail.
-    let _ = write!(
-        out,
-        r#"{{"do_remote_decode":{save},"do_remote_prefill":{load},"transfer_id":"#
-    );
+    let _ = write!(out, r#"{{"do_remote_decode":{save},"do_remote_prefill":{load},"transfer_id":"#);
     quote(&mut out, &ids.transfer_id);
     match leg {
         Leg::Prefill => out.push_str(r#","remote_engine_id":null,"remote_block_ids":null"#),
@@ -305,9 +295,5 @@ pub fn cached_tokens(answer: &[u8]) -> Option<u64> {
     struct Details {
         cached_tokens: Option<u64>,
     }
-    serde_json::from_slice::<Answer>(answer)
-        .ok()?
-        .usage?
-        .prompt_tokens_details?
-        .cached_tokens
+    serde_json::from_slice::<Answer>(answer).ok()?.usage?.prompt_tokens_details?.cached_tokens
 }

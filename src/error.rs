@@ -185,10 +185,7 @@ type Wording = (StatusCode, &'static str, &'static str);
 impl ProxyError {
     /// A 400 that names the field at fault.
     pub fn field(param: &str, message: impl Into<String>) -> Self {
-        ProxyError::BadRequest {
-            message: message.into(),
-            param: Some(param.to_owned()),
-        }
+        ProxyError::BadRequest { message: message.into(), param: Some(param.to_owned()) }
     }
 
     /// Whose fault it is.
@@ -227,11 +224,7 @@ impl ProxyError {
             E::BadRequest { .. } => (StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_request"),
             E::Unauthorized => (StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key"),
             E::NotFound => (StatusCode::NOT_FOUND, "invalid_request_error", "not_found"),
-            E::MethodNotAllowed => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                "invalid_request_error",
-                "method_not_allowed",
-            ),
+            E::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed"),
             E::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "body_too_large"),
             E::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "body_timeout"),
             E::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "too_many_requests"),
@@ -267,42 +260,27 @@ impl ProxyError {
                 let mut response = Response::new(answer.body);
                 *response.status_mut() = answer.status;
                 *response.headers_mut() = answer.headers;
-                response
-                    .headers_mut()
-                    .insert(ERROR_SOURCE, HeaderValue::from_static(Source::from(role).as_str()));
+                response.headers_mut().insert(ERROR_SOURCE, HeaderValue::from_static(Source::from(role).as_str()));
                 return response;
             }
             other => {
                 let mut response = Response::new(Bytes::from(other.body()));
                 *response.status_mut() = other.status();
-                response
-                    .headers_mut()
-                    .insert(ERROR_SOURCE, HeaderValue::from_static(other.source().as_str()));
-                if matches!(
-                    other.status(),
-                    StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
-                ) {
-                    response
-                        .headers_mut()
-                        .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                response.headers_mut().insert(ERROR_SOURCE, HeaderValue::from_static(other.source().as_str()));
+                if matches!(other.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+                    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
                 }
                 if matches!(other, ProxyError::BodyTooLarge { .. } | ProxyError::BodyTimeout { .. }) {
                     // What is left of the body is not read, so the connection cannot carry another request.
-                    response
-                        .headers_mut()
-                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 if matches!(other, ProxyError::Unauthorized) {
-                    response
-                        .headers_mut()
-                        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
                 }
                 response
             }
         };
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }
 
@@ -323,27 +301,11 @@ impl ProxyError {
             E::Broken { role: Role::Decode },
             E::PrefillUnreadable,
             E::PrefillWithoutBlocks,
-            E::NoPair {
-                prefill: 0,
-                usable_prefill: 0,
-                decode: 0,
-                usable_decode: 0,
-                open_circuits: 0,
-            },
-            E::Exhausted {
-                attempts: 3,
-                pool: 2,
-                open_circuits: 0,
-                last: Box::new(E::Connect { role: Role::Prefill }),
-            },
+            E::NoPair { prefill: 0, usable_prefill: 0, decode: 0, usable_decode: 0, open_circuits: 0 },
+            E::Exhausted { attempts: 3, pool: 2, open_circuits: 0, last: Box::new(E::Connect { role: Role::Prefill }) },
             E::Connect { role: Role::Decode },
             E::Stopping,
-            E::Timeout {
-                role: Role::Decode,
-                what: "first byte",
-                limit,
-                option: "--first-byte-timeout",
-            },
+            E::Timeout { role: Role::Decode, what: "first byte", limit, option: "--first-byte-timeout" },
             E::HandOverTooLate { limit },
         ]
     }
@@ -370,16 +332,8 @@ mod tests {
     fn an_engines_answer_passes_as_it_is() {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        let answer = EngineAnswer {
-            status: StatusCode::IM_A_TEAPOT,
-            headers,
-            body: Bytes::from_static(b"no"),
-        };
-        let response = ProxyError::Engine {
-            role: Role::Decode,
-            answer: Box::new(answer),
-        }
-        .into_response();
+        let answer = EngineAnswer { status: StatusCode::IM_A_TEAPOT, headers, body: Bytes::from_static(b"no") };
+        let response = ProxyError::Engine { role: Role::Decode, answer: Box::new(answer) }.into_response();
         assert_eq!(response.status(), StatusCode::IM_A_TEAPOT);
         assert_eq!(response.headers()[header::CONTENT_TYPE], "text/plain");
         assert_eq!(response.headers()[ERROR_SOURCE], "decode");

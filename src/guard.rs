@@ -219,9 +219,7 @@ impl Guard {
         let _ = peer.set_nodelay(true);
         let mut gate = Gate::new(Identity::new(self.serial.fetch_add(1, Ordering::Relaxed), address));
         let deadline = Instant::now() + self.limits.handshake;
-        let shaken = timeout_at(deadline, shake_hands(&mut peer, &mut gate))
-            .await
-            .map_err(|_| Reject::Timeout)?;
+        let shaken = timeout_at(deadline, shake_hands(&mut peer, &mut gate)).await.map_err(|_| Reject::Timeout)?;
         let Some((first, rejected)) = shaken? else {
             return Ok(());
         };
@@ -288,10 +286,7 @@ impl Guard {
 
 impl std::fmt::Debug for Guard {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Guard")
-            .field("limits", &self.limits)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Guard").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
@@ -385,10 +380,8 @@ fn bind_socket(address: SocketAddr) -> io::Result<StdTcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(15))
-        .with_interval(Duration::from_secs(5))
-        .with_retries(3);
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5)).with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(Duration::from_secs(30)))?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;

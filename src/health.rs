@@ -65,10 +65,7 @@ pub struct Breaker {
 impl Breaker {
     /// A closed breaker.
     pub fn new(limits: BreakerLimits) -> Self {
-        Breaker {
-            limits,
-            state: State::Closed { failures: 0 },
-        }
+        Breaker { limits, state: State::Closed { failures: 0 } }
     }
 
     /// What operators see at `now`.
@@ -150,10 +147,7 @@ impl Breaker {
     }
 
     fn open(&mut self, now: Instant, period: Duration) -> bool {
-        self.state = State::Open {
-            until: now + period,
-            period,
-        };
+        self.state = State::Open { until: now + period, period };
         true
     }
 }
@@ -162,11 +156,8 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    const LIMITS: BreakerLimits = BreakerLimits {
-        failures: 3,
-        open: Duration::from_secs(5),
-        open_max: Duration::from_secs(12),
-    };
+    const LIMITS: BreakerLimits =
+        BreakerLimits { failures: 3, open: Duration::from_secs(5), open_max: Duration::from_secs(12) };
 
     #[test]
     fn it_opens_tries_once_and_grows() {
@@ -184,11 +175,7 @@ mod tests {
         assert_eq!(breaker.admit(at(5)), Some(Admission::Trial));
         assert_eq!(breaker.admit(at(5)), None, "one trial at a time");
         breaker.succeed(Admission::Regular);
-        assert_eq!(
-            breaker.circuit(at(5)),
-            Circuit::Probation,
-            "an old leg's success is no verdict"
-        );
+        assert_eq!(breaker.circuit(at(5)), Circuit::Probation, "an old leg's success is no verdict");
         assert!(breaker.fail(Admission::Trial, at(5)));
         assert_eq!(breaker.admit(at(14)), None);
         assert_eq!(breaker.admit(at(15)), Some(Admission::Trial));

@@ -154,12 +154,7 @@ fn start_with(
 
     let report: Report = Arc::new(report);
     let watchdog = Watchdog::new(address, interval, Arc::clone(&pulse));
-    let hearing = Hearing {
-        sink,
-        report,
-        watchdog: Arc::new(watchdog),
-        deaf,
-    };
+    let hearing = Hearing { sink, report, watchdog: Arc::new(watchdog), deaf };
     let stopped = stop.clone();
     let alive = ended.clone().drop_guard();
     thread::Builder::new().name("discovery".into()).spawn(move || {
@@ -176,13 +171,7 @@ fn start_with(
         });
         runtime.shutdown_timeout(Duration::from_secs(1));
     })?;
-    Ok(Listener {
-        address,
-        interval,
-        pulse,
-        stop,
-        ended,
-    })
+    Ok(Listener { address, interval, pulse, stop, ended })
 }
 
 impl Listener {
@@ -250,9 +239,7 @@ async fn run(
     let (link, inner) = first;
     let mut link = Arc::new(link);
     let report = Arc::clone(&hearing.report);
-    let guard = Arc::new(Guard::new(limits, Arc::clone(&link), move |reason| {
-        report(Incident::Rejected(reason))
-    }));
+    let guard = Arc::new(Guard::new(limits, Arc::clone(&link), move |reason| report(Incident::Rejected(reason))));
     let mut accepting = tokio::spawn(Arc::clone(&guard).run(listener));
     let mut receiving = Receiving::start(inner, hearing.clone()).await?;
     loop {
@@ -296,9 +283,7 @@ impl Receiving {
         let mut router = RouterSocket::new();
         router.bind_listener(inner).await.map_err(io::Error::other)?;
         // In a task, so that a panic inside the crate costs this ROUTER and not the thread.
-        Ok(Self {
-            task: tokio::spawn(receive(router, hearing)),
-        })
+        Ok(Self { task: tokio::spawn(receive(router, hearing)) })
     }
 }
 
@@ -350,8 +335,5 @@ fn payload(message: &ZmqMessage) -> Option<Heard> {
         3 if message.get(1)?.is_empty() => 2,
         _ => return None,
     };
-    Some(Heard {
-        payload: message.get(at)?.clone(),
-        peer: Identity::address(message.get(0)?),
-    })
+    Some(Heard { payload: message.get(at)?.clone(), peer: Identity::address(message.get(0)?) })
 }

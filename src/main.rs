@@ -71,18 +71,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.render().to_string();
-    let lines = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:"));
-    let facts: Vec<&str> = lines
-        .filter(|line| !line.is_empty() && !line.starts_with("For more"))
-        .collect();
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let facts: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
     let facts = facts.join(", ");
-    complain(&format!(
-        "moriio-proxy: {} (see --help)",
-        facts.strip_prefix("error: ").unwrap_or(&facts)
-    ));
+    complain(&format!("moriio-proxy: {} (see --help)", facts.strip_prefix("error: ").unwrap_or(&facts)));
     ExitCode::from(USAGE)
 }
 
@@ -139,11 +131,8 @@ fn serve(options: &ServeOptions) -> ExitCode {
         tracing::warn!("{warning}");
     }
     block_on(config.process.workers, async move {
-        let effective: Vec<String> = config
-            .describe()
-            .into_iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
+        let effective: Vec<String> =
+            config.describe().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
         let fingerprint = config.fingerprint();
         let app = match App::bind(config) {
             Ok(app) => app,
@@ -165,10 +154,7 @@ fn serve(options: &ServeOptions) -> ExitCode {
 }
 
 fn block_on(workers: usize, work: impl Future<Output = ExitCode>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     match runtime {
         Ok(runtime) => {
             let code = runtime.block_on(work);
@@ -200,14 +186,10 @@ async fn stop_signal() {
 
 /// Lines go to stderr; one that cannot be written is lost and harms nobody.
 fn start_logging(level: Level, format: LogFormat) {
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false);
+    let builder =
+        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).log_internal_errors(false);
     match format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Text => builder
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
     }
 }

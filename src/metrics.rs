@@ -122,9 +122,7 @@ pub struct Metrics {
 }
 
 fn buckets() -> Histogram {
-    Histogram::new([
-        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
-    ])
+    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0])
 }
 
 impl Default for Metrics {
@@ -170,91 +168,39 @@ impl Metrics {
     fn register(&mut self) {
         let r = &mut self.registry;
         r.register("requests", "Client requests by route and status", self.requests.clone());
-        r.register(
-            "errors",
-            "Errors told to clients, by code and source",
-            self.errors.clone(),
-        );
+        r.register("errors", "Errors told to clients, by code and source", self.errors.clone());
         r.register("legs", "Ended legs by role, engine and status", self.legs.clone());
         r.register(
             "leg_answer_seconds",
             "Prefill's whole answer, decode's first byte, by role and engine",
             self.answers.clone(),
         );
-        r.register(
-            "legs_in_flight",
-            "Legs in flight by role and engine",
-            self.legs_in_flight.clone(),
-        );
-        r.register(
-            "engine_circuit",
-            "Breaker by engine: 0 closed, 1 probation, 2 open",
-            self.circuits.clone(),
-        );
+        r.register("legs_in_flight", "Legs in flight by role and engine", self.legs_in_flight.clone());
+        r.register("engine_circuit", "Breaker by engine: 0 closed, 1 probation, 2 open", self.circuits.clone());
         r.register("engines", "Registered engines by role and state", self.engines.clone());
-        r.register(
-            "registrations",
-            "Registration messages by result",
-            self.registrations.clone(),
-        );
+        r.register("registrations", "Registration messages by result", self.registrations.clone());
         r.register(
             "guard_rejects",
             "Connections refused at the registration port, by reason",
             self.guard_rejects.clone(),
         );
-        r.register(
-            "kv_messages",
-            "Messages to engines' notify ports by kind and outcome",
-            self.kv_messages.clone(),
-        );
-        r.register(
-            "drained_legs",
-            "Decode legs that outlived their client, by outcome",
-            self.parked.clone(),
-        );
+        r.register("kv_messages", "Messages to engines' notify ports by kind and outcome", self.kv_messages.clone());
+        r.register("drained_legs", "Decode legs that outlived their client, by outcome", self.parked.clone());
         r.register("attempts", "Attempts beyond the first, by cause", self.attempts.clone());
         r.register("policy_decisions", "Pairs picked, by policy", self.decisions.clone());
-        r.register(
-            "requests_in_flight",
-            "Client requests being served",
-            self.in_flight.clone(),
-        );
+        r.register("requests_in_flight", "Client requests being served", self.in_flight.clone());
         r.register(
             "parked_legs_in_flight",
             "Decode legs that outlive their client at the moment",
             self.parked_in_flight.clone(),
         );
         r.register("connections", "Open client connections", self.connections.clone());
-        r.register(
-            "first_byte_seconds",
-            "Request's arrival to decode's first byte",
-            self.first_byte.clone(),
-        );
-        r.register(
-            "relayed_bytes",
-            "Bytes of decode's answers passed to clients",
-            self.relayed_bytes.clone(),
-        );
-        r.register(
-            "prefill_cached_tokens",
-            "Tokens that prefill reported as cached",
-            self.cached_tokens.clone(),
-        );
-        r.register(
-            "drain_cut",
-            "Exchanges cut at the end of the drain",
-            self.drain_cut.clone(),
-        );
-        r.register(
-            "listener_rebuilds",
-            "Registration sockets rebuilt by the watchdog",
-            self.listener_rebuilds.clone(),
-        );
-        r.register(
-            "invariant_breaches",
-            "Defects of the proxy's own accounting",
-            self.invariant_breaches.clone(),
-        );
+        r.register("first_byte_seconds", "Request's arrival to decode's first byte", self.first_byte.clone());
+        r.register("relayed_bytes", "Bytes of decode's answers passed to clients", self.relayed_bytes.clone());
+        r.register("prefill_cached_tokens", "Tokens that prefill reported as cached", self.cached_tokens.clone());
+        r.register("drain_cut", "Exchanges cut at the end of the drain", self.drain_cut.clone());
+        r.register("listener_rebuilds", "Registration sockets rebuilt by the watchdog", self.listener_rebuilds.clone());
+        r.register("invariant_breaches", "Defects of the proxy's own accounting", self.invariant_breaches.clone());
     }
 
     /// The text of `/metrics`, OpenMetrics 1.0.0.
@@ -299,16 +245,12 @@ impl Metrics {
 
     /// One client request was answered.
     pub fn request(&self, route: &'static str, status: u16) {
-        self.requests
-            .get_or_create(&vec![("route", route.to_owned()), ("status", status.to_string())])
-            .inc();
+        self.requests.get_or_create(&vec![("route", route.to_owned()), ("status", status.to_string())]).inc();
     }
 
     /// One error was told to a client.
     pub fn error(&self, code: &'static str, source: &'static str) {
-        self.errors
-            .get_or_create(&vec![("code", code.to_owned()), ("source", source.to_owned())])
-            .inc();
+        self.errors.get_or_create(&vec![("code", code.to_owned()), ("source", source.to_owned())]).inc();
     }
 
     /// Sets the number of engines in a state.
@@ -319,23 +261,17 @@ impl Metrics {
 
     /// One registration message was dealt with.
     pub fn registration(&self, result: &'static str) {
-        self.registrations
-            .get_or_create(&vec![("result", result.to_owned())])
-            .inc();
+        self.registrations.get_or_create(&vec![("result", result.to_owned())]).inc();
     }
 
     /// One connection was refused at the registration port.
     pub fn guard_reject(&self, reason: &'static str) {
-        self.guard_rejects
-            .get_or_create(&vec![("reason", reason.to_owned())])
-            .inc();
+        self.guard_rejects.get_or_create(&vec![("reason", reason.to_owned())]).inc();
     }
 
     /// One message to an engine's notify ports.
     pub fn kv_message(&self, kind: &'static str, outcome: &'static str) {
-        self.kv_messages
-            .get_or_create(&vec![("kind", kind.to_owned()), ("outcome", outcome.to_owned())])
-            .inc();
+        self.kv_messages.get_or_create(&vec![("kind", kind.to_owned()), ("outcome", outcome.to_owned())]).inc();
     }
 
     /// A parked leg ended.

@@ -186,11 +186,7 @@ impl Row {
     /// The name a user knows it by: the flag with its dashes, or the variable where there is no flag.
     #[must_use]
     pub fn name(&self) -> String {
-        if self.flag.is_empty() {
-            self.variable.to_owned()
-        } else {
-            format!("--{}", self.flag)
-        }
+        if self.flag.is_empty() { self.variable.to_owned() } else { format!("--{}", self.flag) }
     }
 
     /// Whether its value must never be printed.
@@ -206,10 +202,7 @@ impl Row {
             let _ = write!(help, " [default: {}]", self.default);
         }
         let _ = write!(help, " [env: {}]", self.variable);
-        let argument = Arg::new(self.flag)
-            .long(self.flag)
-            .help(help)
-            .help_heading(self.heading);
+        let argument = Arg::new(self.flag).long(self.flag).help(help).help_heading(self.heading);
         match self.kind {
             Kind::Value(name) | Kind::Secret(name) => argument.value_name(name).allow_negative_numbers(true),
             Kind::List(name) => argument.value_name(name).action(ArgAction::Append),
@@ -245,10 +238,7 @@ impl ServeOptions {
 impl fmt::Debug for ServeOptions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = |key: &Key, text| if key.row().is_secret() { MASKED } else { text };
-        formatter
-            .debug_map()
-            .entries(self.typed.iter().map(|(key, text)| (key, shown(key, text))))
-            .finish()
+        formatter.debug_map().entries(self.typed.iter().map(|(key, text)| (key, shown(key, text)))).finish()
     }
 }
 
@@ -286,23 +276,13 @@ impl FromArgMatches for ServeOptions {
 pub fn readme_table() -> String {
     let mut text = String::from("| Flag | Variable | Default | Meaning |\n|---|---|---|---|\n");
     let code = |value: String| {
-        if value.is_empty() {
-            String::from("none")
-        } else {
-            format!("`{value}`")
-        }
+        if value.is_empty() { String::from("none") } else { format!("`{value}`") }
     };
     for row in TABLE {
         let flag = if row.flag.is_empty() { String::new() } else { row.name() };
         let default = code(row.default.to_owned());
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "| {} | `{}` | {default} | {} |",
-            code(flag),
-            row.variable,
-            row.meaning
-        );
+        let _ = writeln!(text, "| {} | `{}` | {default} | {} |", code(flag), row.variable, row.meaning);
     }
     text
 }

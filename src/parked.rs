@@ -102,13 +102,7 @@ impl Parked {
     }
 
     async fn run(self, decode: DecodeLeg, contact: &mut Contact) -> &'static str {
-        let Parked {
-            keeper,
-            prefill,
-            mut held,
-            decode: engine,
-            transfer_id,
-        } = self;
+        let Parked { keeper, prefill, mut held, decode: engine, transfer_id } = self;
         let mut first = Box::pin(first_byte(decode));
         // How long prefill may still write, once it is told to stop if it has not ended by itself.
         let writes = match prefill {

@@ -64,9 +64,7 @@ impl Contact {
     fn tell(&mut self, proved: bool) {
         if self.first {
             self.first = false;
-            self.selector
-                .contacts()
-                .end(&self.prefill, &self.decode, self.mode, proved);
+            self.selector.contacts().end(&self.prefill, &self.decode, self.mode, proved);
             self.selector.freed.notify_waiters();
         }
     }
@@ -145,6 +143,10 @@ impl Selector {
                     continue;
                 }
                 if standing == Standing::Stale && !self.rules.allow_stale {
+                    if contacts.complain(prefill, decode) {
+                        let restart = if mode == Mode::Write { &prefill.name } else { &decode.name };
+                        tracing::warn!(prefill = %prefill.name, decode = %decode.name, %restart, "pair is not used: one side remembers an earlier life of the other until it is restarted");
+                    }
                     continue;
                 }
                 // Another thread may have taken a probation's only place since `usable` looked.
@@ -159,21 +161,10 @@ impl Selector {
                 if first {
                     contacts.begin(prefill, decode, mode);
                 }
-                let contact = Contact {
-                    selector: self.clone(),
-                    prefill: prefill.clone(),
-                    decode: decode.clone(),
-                    mode,
-                    first,
-                };
+                let contact =
+                    Contact { selector: self.clone(), prefill: prefill.clone(), decode: decode.clone(), mode, first };
                 let rank = (prefill.registration.dp_size > 1).then_some(slot.rank);
-                return Ok(Picked {
-                    prefill: prefill_seat,
-                    decode: decode_seat,
-                    rank,
-                    mode,
-                    contact,
-                });
+                return Ok(Picked { prefill: prefill_seat, decode: decode_seat, rank, mode, contact });
             }
         }
         Err(if busy { NoPick::Busy } else { NoPick::Nobody })
@@ -206,16 +197,7 @@ impl Selector {
                 contacts.begin(prefill, decode, Mode::Read);
             }
             let (prefill, decode) = (prefill.clone(), decode.clone());
-            return Some((
-                seat,
-                Contact {
-                    selector: self.clone(),
-                    prefill,
-                    decode,
-                    mode: Mode::Read,
-                    first,
-                },
-            ));
+            return Some((seat, Contact { selector: self.clone(), prefill, decode, mode: Mode::Read, first }));
         }
         None
     }

@@ -155,12 +155,7 @@ impl Engine {
         let admission = self.vitals.breaker(|b| b.admit(now))?;
         self.vitals.in_flight.fetch_add(1, Ordering::Relaxed);
         self.vitals.metrics.in_flight.inc();
-        Some(Seat {
-            engine: self.clone(),
-            admission,
-            dispatched: false,
-            end: LegEnd::default(),
-        })
+        Some(Seat { engine: self.clone(), admission, dispatched: false, end: LegEnd::default() })
     }
 }
 
@@ -267,10 +262,7 @@ pub struct Pool {
 impl Pool {
     /// Arranges engines (in order of registration) into a snapshot.
     pub fn new(engines: impl IntoIterator<Item = Arc<Engine>>, mode: Option<Mode>) -> Self {
-        let mut pool = Pool {
-            mode,
-            ..Pool::default()
-        };
+        let mut pool = Pool { mode, ..Pool::default() };
         for engine in engines {
             pool.probing += usize::from(engine.state == State::Probing);
             match engine.role() {
@@ -279,18 +271,11 @@ impl Pool {
             }
         }
         let ready = |engine: &Arc<Engine>| engine.state == State::Ready;
-        let ranks = pool
-            .prefill
-            .iter()
-            .filter(|e| ready(e))
-            .map(|e| e.registration.dp_size)
-            .max()
-            .unwrap_or(0);
+        let ranks = pool.prefill.iter().filter(|e| ready(e)).map(|e| e.registration.dp_size).max().unwrap_or(0);
         for rank in 0..ranks {
             let has = |e: &Arc<Engine>| ready(e) && rank < e.registration.dp_size;
             let slots = pool.prefill.iter().enumerate().filter(|(_, e)| has(e));
-            pool.prefill_slots
-                .extend(slots.map(|(engine, _)| Slot { engine, rank }));
+            pool.prefill_slots.extend(slots.map(|(engine, _)| Slot { engine, rank }));
         }
         pool.decode_slots = (0..pool.decode.len()).filter(|i| ready(&pool.decode[*i])).collect();
         pool
@@ -308,20 +293,14 @@ impl Pool {
 
     /// Engines whose breaker lets nothing through.
     pub fn open_circuits(&self, now: Instant) -> usize {
-        self.engines()
-            .filter(|e| e.vitals.circuit(now) == Circuit::Open)
-            .count()
+        self.engines().filter(|e| e.vitals.circuit(now) == Circuit::Open).count()
     }
 
     /// Sets the gauges of engines by role and state.
     pub fn count(&self, metrics: &Metrics) {
         for (role, engines) in [(Role::Prefill, &self.prefill), (Role::Decode, &self.decode)] {
             for state in State::ALL {
-                metrics.engines(
-                    role,
-                    state.as_str(),
-                    engines.iter().filter(|e| e.state == state).count(),
-                );
+                metrics.engines(role, state.as_str(), engines.iter().filter(|e| e.state == state).count());
             }
         }
     }
@@ -336,32 +315,11 @@ pub(crate) mod tests {
     use crate::engine::{Dialect, HttpAddress, KvEndpoint};
 
     fn record(port: u16, role: Role, dp_size: u32, state: State, incarnation: u64) -> Arc<Engine> {
-        let limits = BreakerLimits {
-            failures: 2,
-            open: Duration::from_secs(5),
-            open_max: Duration::from_secs(5),
-        };
-        let http = HttpAddress {
-            host: "10.0.0.1".into(),
-            port,
-        };
-        let kv = KvEndpoint {
-            host: "10.0.0.1".into(),
-            handshake: port,
-            notify: 61005,
-            text: String::new(),
-        };
+        let limits = BreakerLimits { failures: 2, open: Duration::from_secs(5), open_max: Duration::from_secs(5) };
+        let http = HttpAddress { host: "10.0.0.1".into(), port };
+        let kv = KvEndpoint { host: "10.0.0.1".into(), handshake: port, notify: 61005, text: String::new() };
         let (mode, dialect, index) = (Mode::Read, Dialect::B, None);
-        let registration = Registration {
-            role,
-            http,
-            kv,
-            dp_size,
-            tp_size: 1,
-            mode,
-            dialect,
-            index,
-        };
+        let registration = Registration { role, http, kv, dp_size, tp_size: 1, mode, dialect, index };
         let vitals = Vitals::new(limits, Metrics::new().engine(role, "x"));
         Arc::new(Engine::new(registration, None, state, incarnation, vitals).unwrap())
     }

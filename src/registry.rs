@@ -97,7 +97,8 @@ impl Entry {
     /// Whether what it says is from its present life. A ping of its former one may still be on its way when it is missed, so
     /// one counts that comes over another connection or clearly later.
     fn has_spoken_since_refusal(&self) -> bool {
-        self.refused.is_none_or(|(at, peer)| self.last_ping > at && (self.peer != peer || self.last_ping > at + OLD_PINGS))
+        self.refused
+            .is_none_or(|(at, peer)| self.last_ping > at && (self.peer != peer || self.last_ping > at + OLD_PINGS))
     }
 }
 
@@ -177,17 +178,20 @@ impl Registry {
             role = %registration.role, engine = %registration.http, handshake = registration.kv.handshake,
             notify = registration.kv.notify, mode = %registration.mode, "engine restarted or changed its registration"
         );
-        let order = if entry.registration.role == registration.role {
-            entry.order
-        } else {
-            number
-        };
+        let order = if entry.registration.role == registration.role { entry.order } else { number };
         self.remove(&registration.http);
         self.add(registration, peer, order, number, now);
         Outcome::Restarted
     }
 
-    fn add(&mut self, registration: Registration, peer: Option<SocketAddr>, order: u64, incarnation: u64, now: Instant) {
+    fn add(
+        &mut self,
+        registration: Registration,
+        peer: Option<SocketAddr>,
+        order: u64,
+        incarnation: u64,
+        now: Instant,
+    ) {
         let metrics = self.metrics.engine(registration.role, &registration.http.to_string());
         let entry = Entry {
             order,
@@ -211,8 +215,7 @@ impl Registry {
 
     fn remove(&mut self, address: &HttpAddress) {
         if let Some(entry) = self.entries.remove(address) {
-            self.metrics
-                .forget_engine(entry.registration.role, &address.to_string());
+            self.metrics.forget_engine(entry.registration.role, &address.to_string());
             self.ended.push(entry.incarnation);
             self.dirty = true;
         }
@@ -222,12 +225,7 @@ impl Registry {
     fn warn_of_overlaps(&self, new: &Registration) {
         let span = |base: u16, r: &Registration| (u32::from(base), u32::from(base) + r.dp_size * r.tp_size);
         let spans = |r: &Registration| [span(r.kv.handshake, r), span(r.kv.notify, r)];
-        for other in self
-            .entries
-            .values()
-            .map(|e| &e.registration)
-            .filter(|o| o.kv.host == new.kv.host)
-        {
+        for other in self.entries.values().map(|e| &e.registration).filter(|o| o.kv.host == new.kv.host) {
             let meets = |(from, to): (u32, u32)| spans(other).iter().any(|(low, high)| from < *high && *low < to);
             if spans(new).into_iter().any(meets) {
                 tracing::warn!(engine = %new.http, other = %other.http, "KV port ranges of two engines on one host overlap");
@@ -305,11 +303,7 @@ impl Registry {
             }
             entry.probing = true;
             let first = !entry.was_ready && entry.state == State::Probing;
-            Some(ProbeOrder {
-                incarnation: entry.incarnation,
-                registration: entry.registration.clone(),
-                first,
-            })
+            Some(ProbeOrder { incarnation: entry.incarnation, registration: entry.registration.clone(), first })
         });
         due.collect()
     }
@@ -350,13 +344,7 @@ fn record(entry: &Entry, state: State, mode: Option<Mode>) -> Option<Engine> {
         let pool = mode.map_or("none", Mode::as_str);
         tracing::warn!(role = %registration.role, engine = %registration.http, mode = %registration.mode, pool, "engine has another mode than the pool: unused");
     }
-    Engine::new(
-        registration,
-        entry.release,
-        state,
-        entry.incarnation,
-        entry.vitals.clone(),
-    )
+    Engine::new(registration, entry.release, state, entry.incarnation, entry.vitals.clone())
 }
 
 fn log_ready(registration: &Registration, release: Option<Release>, traits: &compat::Traits) {

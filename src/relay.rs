@@ -151,13 +151,7 @@ impl Relay {
 
 /// Lets go of an answer that is not read to its end: a parked leg is handed on, any other is closed.
 fn leave(open: Open) {
-    let Open {
-        body,
-        first,
-        seat,
-        contact,
-        parked,
-    } = open;
+    let Open { body, first, seat, contact, parked } = open;
     if let (Some(parked), None) = (parked, first) {
         parked.outlive(body, seat, contact);
     }
@@ -201,12 +195,7 @@ impl Body for Relay {
                 if relay.cut.as_mut().poll(cx).is_ready() {
                     let error = ProxyError::Stopping;
                     let (status, verdict) = (LegStatus::Cancelled, Verdict::None);
-                    return relay.fail(LegFailure {
-                        error,
-                        status,
-                        verdict,
-                        retry: Retry::Never,
-                    });
+                    return relay.fail(LegFailure { error, status, verdict, retry: Retry::Never });
                 }
                 if !std::mem::replace(&mut relay.waiting, true) {
                     relay.waiting_since = Instant::now();

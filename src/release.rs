@@ -68,13 +68,8 @@ impl Notifier {
         let (queue, messages) = mpsc::channel(QUEUE);
         let counted = metrics.clone();
         // The thread ends with the last handle: the channel closes, and what is queued is still sent.
-        std::thread::Builder::new()
-            .name("kv-notify".into())
-            .spawn(move || runtime.block_on(run(messages, counted)))?;
-        Ok(Notifier {
-            queue: Some(queue),
-            metrics,
-        })
+        std::thread::Builder::new().name("kv-notify".into()).spawn(move || runtime.block_on(run(messages, counted)))?;
+        Ok(Notifier { queue: Some(queue), metrics })
     }
 
     /// Tells every notify port of a prefill slot that nobody will fetch or receive the transfer (protocol 8.3, 13.1).
@@ -83,11 +78,7 @@ impl Notifier {
         let payload = match prefill.traits.release {
             ReleaseForm::None => return self.metrics.kv_message("release", "unsupported"),
             ReleaseForm::Text => Bytes::from(transfer_id.to_owned()),
-            ReleaseForm::Map => packed(&Release {
-                r#type: "release",
-                transfer_id,
-                consumer_tp_size: 1,
-            }),
+            ReleaseForm::Map => packed(&Release { r#type: "release", transfer_id, consumer_tp_size: 1 }),
         };
         self.send("release", prefill, rank, payload.clone(), Duration::ZERO);
         for after in AGAIN.into_iter().filter(|_| unfinished) {
@@ -100,18 +91,12 @@ impl Notifier {
     pub fn unpark(&self, decode: &Engine, transfer_id: &str) -> bool {
         let registration = &decode.registration;
         if decode.traits.write_failed {
-            let payload = packed(&Outcome {
-                r#type: "write_failed",
-                transfer_id,
-            });
+            let payload = packed(&Outcome { r#type: "write_failed", transfer_id });
             for rank in 0..registration.dp_size {
                 self.send("write_failed", decode, rank, payload.clone(), Duration::ZERO);
             }
         } else if decode.traits.unpark && registration.dp_size == 1 {
-            let payload = packed(&Outcome {
-                r#type: "write_done",
-                transfer_id,
-            });
+            let payload = packed(&Outcome { r#type: "write_done", transfer_id });
             self.send("unpark", decode, 0, payload, Duration::ZERO);
         } else {
             // With several ranks, which of them holds the leg is decode's own secret, and a stray write_done is not known
@@ -126,18 +111,9 @@ impl Notifier {
     fn send(&self, kind: &'static str, engine: &Engine, rank: u32, payload: Bytes, after: Duration) {
         let Some(queue) = &self.queue else { return };
         let kv = &engine.registration.kv;
-        let host = if kv.host.contains(':') {
-            format!("[{}]", kv.host)
-        } else {
-            kv.host.clone()
-        };
+        let host = if kv.host.contains(':') { format!("[{}]", kv.host) } else { kv.host.clone() };
         for port in notify_ports(&engine.registration, rank) {
-            let message = Message {
-                kind,
-                address: format!("tcp://{host}:{port}"),
-                payload: payload.clone(),
-                after,
-            };
+            let message = Message { kind, address: format!("tcp://{host}:{port}"), payload: payload.clone(), after };
             if queue.try_send(message).is_err() {
                 self.metrics.kv_message(kind, "dropped");
             }
@@ -261,8 +237,7 @@ impl Held {
     pub fn release(&mut self) {
         self.armed = false;
         if !std::mem::replace(&mut self.told, true) {
-            self.notifier
-                .release(&self.prefill, self.rank, &self.transfer_id, !self.finished);
+            self.notifier.release(&self.prefill, self.rank, &self.transfer_id, !self.finished);
         }
     }
 }

@@ -76,9 +76,7 @@ pub struct Limits {
 impl Limits {
     /// The limit that engines go by: they read `max_tokens` only where no newer name is used.
     pub fn effective(&self) -> Option<u64> {
-        self.max_output_tokens
-            .or(self.max_completion_tokens)
-            .or(self.max_tokens)
+        self.max_output_tokens.or(self.max_completion_tokens).or(self.max_tokens)
     }
 
     /// What decode is told. Only numbers change: what is absent stays absent.
@@ -121,10 +119,8 @@ pub struct Request {
 impl Request {
     /// Reads a client's body, or says which field is at fault.
     pub fn parse(api: Api, text: Bytes, budget: TokenBudget) -> Result<Request, ProxyError> {
-        let body = Body::parse(text).map_err(|error| ProxyError::BadRequest {
-            message: error.to_string(),
-            param: None,
-        })?;
+        let body =
+            Body::parse(text).map_err(|error| ProxyError::BadRequest { message: error.to_string(), param: None })?;
         let stream = flag(&body, "stream", "stream")?;
         let sampling = match api {
             Api::Generate => nested(&body, "sampling_params")?,
@@ -154,14 +150,7 @@ impl Request {
             let message = "background is not supported: an answer is relayed while its client waits";
             return Err(ProxyError::field("background", message));
         }
-        Ok(Request {
-            api,
-            body,
-            sampling,
-            stream,
-            limits,
-            budget,
-        })
+        Ok(Request { api, body, sampling, stream, limits, budget })
     }
 
     /// The client's limits as decode shall see them.
@@ -200,10 +189,7 @@ fn limit(body: &Body, key: &str, param: &str, least: u64) -> Result<Option<u64>,
     };
     match whole_number(text).filter(|number| *number >= least) {
         Some(number) => Ok(Some(number)),
-        None if least == 0 => Err(ProxyError::field(
-            param,
-            format!("{param} must be a non-negative integer"),
-        )),
+        None if least == 0 => Err(ProxyError::field(param, format!("{param} must be a non-negative integer"))),
         None => Err(ProxyError::field(param, format!("{param} must be a positive integer"))),
     }
 }
@@ -237,10 +223,7 @@ fn refuse_siblings(api: Api, body: &Body, sampling: Option<&Body>) -> Result<(),
         }
         let param = format!("{prefix}use_beam_search");
         if flag(place, "use_beam_search", &param)? {
-            return Err(ProxyError::field(
-                &param,
-                format!("{param} is not supported with a pair of engines"),
-            ));
+            return Err(ProxyError::field(&param, format!("{param} is not supported with a pair of engines")));
         }
     }
     if api != Api::Completions {
@@ -248,10 +231,7 @@ fn refuse_siblings(api: Api, body: &Body, sampling: Option<&Body>) -> Result<(),
     }
     for key in ["prompt", "prompt_embeds"] {
         if body.get(key).is_some_and(has_several) {
-            return Err(ProxyError::field(
-                key,
-                format!("{key} must be a single prompt: send one request a prompt"),
-            ));
+            return Err(ProxyError::field(key, format!("{key} must be a single prompt: send one request a prompt")));
         }
     }
     if body.get_some("prompt").is_some() && body.get_some("prompt_embeds").is_some() {
@@ -284,17 +264,12 @@ fn has_several(text: &[u8]) -> bool {
     if !matches!(inside.and_then(<[u8]>::first), Some(b'"' | b'[' | b'{')) {
         return false;
     }
-    serde_json::Deserializer::from_slice(text)
-        .deserialize_seq(Count)
-        .unwrap_or(false)
+    serde_json::Deserializer::from_slice(text).deserialize_seq(Count).unwrap_or(false)
 }
 
 /// Engines also look for transfer params among the free arguments of a request, and those name hosts to dial.
 fn refuse_hidden_params(body: &Body, sampling: Option<&Body>) -> Result<(), ProxyError> {
-    let places = [
-        (Some(body), "vllm_xargs", ""),
-        (sampling, "extra_args", "sampling_params."),
-    ];
+    let places = [(Some(body), "vllm_xargs", ""), (sampling, "extra_args", "sampling_params.")];
     for (place, key, prefix) in places {
         let Some(Ok(arguments)) = place.and_then(|place| place.nested(key)) else {
             continue;

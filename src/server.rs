@@ -80,16 +80,7 @@ impl Server {
         let room = Arc::new(Semaphore::new(settings.max_in_flight));
         let health = status::Health::new(settings.health_waits);
         let retry_budget = AtomicI64::new(RETRY_RESERVE * RETRY_COST);
-        Arc::new(Server {
-            settings,
-            dispatcher,
-            selector,
-            pool,
-            metrics,
-            room,
-            retry_budget,
-            health,
-        })
+        Arc::new(Server { settings, dispatcher, selector, pool, metrics, room, retry_budget, health })
     }
 
     /// Every route; anything else is a 404 in OpenAI's shape.
@@ -152,10 +143,8 @@ impl Server {
         let body = self.read(&head.headers, body).await?;
         let request = self.parse(api, body).await?;
         let headers = upstream::forwarded(&head.headers, self.settings.engine_key.as_ref());
-        self.retry_budget
-            .fetch_min(RETRY_RESERVE * RETRY_COST, Ordering::Relaxed);
-        self.retry_budget
-            .fetch_add(i64::from(self.settings.retry_percent), Ordering::Relaxed);
+        self.retry_budget.fetch_min(RETRY_RESERVE * RETRY_COST, Ordering::Relaxed);
+        self.retry_budget.fetch_add(i64::from(self.settings.retry_percent), Ordering::Relaxed);
         let mut last: Option<ProxyError> = None;
         let mut attempts = 0;
         loop {
@@ -186,19 +175,12 @@ impl Server {
         }
         let pool = self.pool();
         let open_circuits = pool.open_circuits(Instant::now());
-        ProxyError::Exhausted {
-            attempts,
-            pool: pool.engines().count(),
-            open_circuits,
-            last: Box::new(last),
-        }
+        ProxyError::Exhausted { attempts, pool: pool.engines().count(), open_circuits, last: Box::new(last) }
     }
 
     fn may_retry(&self) -> bool {
         let take = |budget: i64| (budget >= RETRY_COST).then_some(budget - RETRY_COST);
-        self.retry_budget
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-            .is_ok()
+        self.retry_budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
     /// The checks that need no body.
@@ -207,20 +189,15 @@ impl Server {
             return Err(ProxyError::field("host", "exactly one Host header is required"));
         }
         if let Some(key) = &self.settings.api_key {
-            let sent = head
-                .headers
-                .get(header::AUTHORIZATION)
-                .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+            let sent =
+                head.headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
             if !sent.is_some_and(|sent| key.matches(sent)) {
                 return Err(ProxyError::Unauthorized);
             }
         }
         let encoding = head.headers.get(header::CONTENT_ENCODING);
         if encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            return Err(ProxyError::field(
-                "content-encoding",
-                "compressed request bodies are not supported",
-            ));
+            return Err(ProxyError::field("content-encoding", "compressed request bodies are not supported"));
         }
         Ok(())
     }
@@ -228,9 +205,7 @@ impl Server {
     /// The body, within its limits on size and time.
     async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, ProxyError> {
         let limit = self.settings.max_body;
-        let announced = headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|length| length > limit) {
             return Err(ProxyError::BodyTooLarge { limit });
         }
@@ -292,10 +267,8 @@ fn no_pair(pool: &Pool, now: Instant) -> ProxyError {
 async fn collect(mut body: Body, announced: Option<u64>, limit: u64) -> Result<Bytes, ProxyError> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| ProxyError::BadRequest {
-            message: "request body broke off".into(),
-            param: None,
-        })?;
+        let frame =
+            frame.map_err(|_| ProxyError::BadRequest { message: "request body broke off".into(), param: None })?;
         let Ok(data) = frame.into_data() else { continue };
         if whole.len() as u64 + data.len() as u64 > limit {
             return Err(ProxyError::BodyTooLarge { limit });

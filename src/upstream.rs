@@ -1,7 +1,7 @@
 //! One leg over HTTP: which headers go along, how the body is sent, what a failure means for the engine and for a retry.
 
-use std::pin::Pin;
 use std::cell::Cell;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -141,29 +141,14 @@ pub struct LegFailure {
 impl LegFailure {
     /// A limit on time passed.
     pub fn timeout(role: Role, what: &'static str, limit: Duration, option: &'static str) -> Self {
-        let error = ProxyError::Timeout {
-            role,
-            what,
-            limit,
-            option,
-        };
-        LegFailure {
-            error,
-            status: LegStatus::Timeout,
-            verdict: Verdict::Ailing,
-            retry: Retry::Never,
-        }
+        let error = ProxyError::Timeout { role, what, limit, option };
+        LegFailure { error, status: LegStatus::Timeout, verdict: Verdict::Ailing, retry: Retry::Never }
     }
 
     /// The connection broke.
     pub fn broken(role: Role) -> Self {
         let error = ProxyError::Broken { role };
-        LegFailure {
-            error,
-            status: LegStatus::Broken,
-            verdict: Verdict::Ailing,
-            retry: Retry::Never,
-        }
+        LegFailure { error, status: LegStatus::Broken, verdict: Verdict::Ailing, retry: Retry::Never }
     }
 
     /// Whether the engine may still be at work: nobody has heard it refuse.
@@ -179,15 +164,7 @@ impl LegFailure {
             _ => (LegStatus::Refused, Verdict::Healthy),
         };
         let retry = if answer.status == StatusCode::SERVICE_UNAVAILABLE { Retry::Safe } else { Retry::Never };
-        LegFailure {
-            error: ProxyError::Engine {
-                role,
-                answer: Box::new(answer),
-            },
-            status,
-            verdict,
-            retry,
-        }
+        LegFailure { error: ProxyError::Engine { role, answer: Box::new(answer) }, status, verdict, retry }
     }
 }
 
@@ -353,17 +330,8 @@ pub fn is_refused(error: &reqwest::Error) -> bool {
 }
 
 fn no_connection(role: Role, error: &reqwest::Error) -> LegFailure {
-    let verdict = if is_refused(error) {
-        Verdict::Refusing
-    } else {
-        Verdict::Ailing
-    };
-    LegFailure {
-        error: ProxyError::Connect { role },
-        status: LegStatus::Connect,
-        verdict,
-        retry: Retry::Safe,
-    }
+    let verdict = if is_refused(error) { Verdict::Refusing } else { Verdict::Ailing };
+    LegFailure { error: ProxyError::Connect { role }, status: LegStatus::Connect, verdict, retry: Retry::Safe }
 }
 
 async fn refusal(role: Role, response: Response<reqwest::Body>) -> LegFailure {
@@ -372,14 +340,7 @@ async fn refusal(role: Role, response: Response<reqwest::Body>) -> LegFailure {
         Some(body) => {
             let mut headers = relayed(head.headers);
             headers.remove(header::CONTENT_LENGTH);
-            LegFailure::refused(
-                role,
-                EngineAnswer {
-                    status: head.status,
-                    headers,
-                    body,
-                },
-            )
+            LegFailure::refused(role, EngineAnswer { status: head.status, headers, body })
         }
         None => LegFailure::broken(role),
     }
@@ -404,9 +365,5 @@ pub async fn whole(mut body: reqwest::Body) -> Option<Bytes> {
             return None;
         }
     }
-    Some(if rest.is_empty() {
-        first.unwrap_or_default()
-    } else {
-        rest.freeze()
-    })
+    Some(if rest.is_empty() { first.unwrap_or_default() } else { rest.freeze() })
 }

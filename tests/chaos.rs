@@ -81,7 +81,8 @@ async fn crash(world: &World, engine: &Engine, same_ports: bool) {
     engine.crash().await;
     until("the crashed engine to be missed", || async {
         let (_, body) = world.proxy.ready().await;
-        let state = body["engines"].as_array().unwrap().iter().find(|e| e["address"] == address).map(|e| e["state"].clone());
+        let state =
+            body["engines"].as_array().unwrap().iter().find(|e| e["address"] == address).map(|e| e["state"].clone());
         (state != Some(json!("ready"))).then_some(()).ok_or(format!("{state:?}"))
     })
     .await;
@@ -92,7 +93,8 @@ async fn crash(world: &World, engine: &Engine, same_ports: bool) {
 async fn exchange(client: &reqwest::Client, url: &str, number: usize, dice: u64) -> &'static str {
     let mut dice = Dice(dice | 1);
     let (tokens, stream) = (1 + dice.roll(8) as usize, dice.roll(2) == 0);
-    let prompt = format!("exchange {number} of a chaotic run with a prompt of a few blocks: one two three four five six seven");
+    let prompt =
+        format!("exchange {number} of a chaotic run with a prompt of a few blocks: one two three four five six seven");
     let body = completion(&prompt, tokens, stream).to_string();
     let request = client.post(url).header("content-type", "application/json").body(body);
     let answer = async { Ok::<_, reqwest::Error>(Answer::of(request.send().await?).await) };
@@ -101,7 +103,8 @@ async fn exchange(client: &reqwest::Client, url: &str, number: usize, dice: u64)
         let _ = tokio::time::timeout(patience, answer).await;
         return "left";
     }
-    let answer = tokio::time::timeout(PATIENCE, answer).await.expect("no exchange hangs").expect("every exchange is answered");
+    let answer =
+        tokio::time::timeout(PATIENCE, answer).await.expect("no exchange hangs").expect("every exchange is answered");
     match answer.status {
         200 if !answer.whole => "broken",
         200 if stream && !answer.body.contains("[DONE]") => {
@@ -151,7 +154,8 @@ async fn run(mode: Mode, seed: u64, exchanges: usize) {
                 if number >= exchanges {
                     return ends;
                 }
-                let dice = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (number as u64 + 1).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+                let dice =
+                    seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (number as u64 + 1).wrapping_mul(0xBF58_476D_1CE4_E5B9);
                 *ends.entry(exchange(&client, &url, number, dice).await).or_default() += 1;
             }
         })

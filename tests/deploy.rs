@@ -56,13 +56,8 @@ impl Script {
     fn logs(&self) -> String {
         let folder = fs::read_dir(self.log.parent().unwrap()).unwrap();
         let files = folder.map(|entry| entry.unwrap().path());
-        let shown = files.map(|path| {
-            format!(
-                "\n--- {}\n{}",
-                path.display(),
-                fs::read_to_string(&path).unwrap_or_default()
-            )
-        });
+        let shown =
+            files.map(|path| format!("\n--- {}\n{}", path.display(), fs::read_to_string(&path).unwrap_or_default()));
         shown.collect()
     }
 }
@@ -77,11 +72,7 @@ impl Drop for Script {
 }
 
 fn settings<'a>(http: &'a str, ping: &'a str) -> Vec<(&'static str, &'a str)> {
-    let mut settings = vec![
-        ("PROXY_HTTP_PORT", http),
-        ("PROXY_PING_PORT", ping),
-        ("PROXY_HOST", "127.0.0.1"),
-    ];
+    let mut settings = vec![("PROXY_HTTP_PORT", http), ("PROXY_PING_PORT", ping), ("PROXY_HOST", "127.0.0.1")];
     settings.extend([("WATCH_INTERVAL", "0.3"), ("BARRIER_INTERVAL", "0.2")]);
     for limit in ["START_LIMIT", "BARRIER_LIMIT", "READY_LIMIT", "PORT_OPEN_LIMIT"] {
         settings.push((limit, "60"));
@@ -104,22 +95,11 @@ fn a_job_of_three_nodes_runs_and_ends_by_itself() {
     for (rank, port) in [("1", &first), ("2", &second)] {
         let command = engine("--prefill 0 --decode 1", port);
         let mut variables = settings.clone();
-        variables.extend([
-            ("SLURM_PROCID", rank),
-            ("RANK0_HOST", "127.0.0.1"),
-            ("ENGINE_COMMAND", &command),
-        ]);
-        peers.push(Script::start(
-            &format!("peer{rank}"),
-            "slurm-peer.sh",
-            folder.path(),
-            &variables,
-        ));
+        variables.extend([("SLURM_PROCID", rank), ("RANK0_HOST", "127.0.0.1"), ("ENGINE_COMMAND", &command)]);
+        peers.push(Script::start(&format!("peer{rank}"), "slurm-peer.sh", folder.path(), &variables));
     }
     let command = engine("--prefill 1 --decode 0", &prefill);
-    let urls = [&prefill, &first, &second]
-        .map(|port| format!("http://127.0.0.1:{port}"))
-        .join(" ");
+    let urls = [&prefill, &first, &second].map(|port| format!("http://127.0.0.1:{port}")).join(" ");
     let answer = folder.path().join("answer.json");
     let benchmark = format!(
         "for round in 1 2 3 4; do curl --silent --show-error --fail --noproxy '*' --max-time 60 \
@@ -128,11 +108,7 @@ fn a_job_of_three_nodes_runs_and_ends_by_itself() {
         answer.display()
     );
     let mut variables = settings.clone();
-    variables.extend([
-        ("SLURM_PROCID", "0"),
-        ("ENGINE_COMMAND", &command),
-        ("ENGINE_URLS", &urls),
-    ]);
+    variables.extend([("SLURM_PROCID", "0"), ("ENGINE_COMMAND", &command), ("ENGINE_URLS", &urls)]);
     variables.push(("BENCHMARK_COMMAND", &benchmark));
     let mut rank0 = Script::start("rank0", "slurm-rank0.sh", folder.path(), &variables);
     assert_eq!(rank0.finish(), Some(0), "{}", rank0.logs());

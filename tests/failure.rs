@@ -10,11 +10,7 @@ use crate::support::Answer;
 /// Status, code and source of an error that the proxy worded.
 fn told(answer: &Answer) -> (u16, String, String) {
     let error = &answer.json()["error"];
-    assert!(
-        error["message"].is_string() && error["type"].is_string(),
-        "{}",
-        answer.body
-    );
+    assert!(error["message"].is_string() && error["type"].is_string(), "{}", answer.body);
     assert_eq!(answer.header("content-type"), "application/json");
     (answer.status, answer.code(), answer.source().to_owned())
 }
@@ -24,8 +20,5 @@ fn expected(status: u16, code: &str, source: &str) -> (u16, String, String) {
 }
 
 fn message(answer: &Answer) -> String {
-    answer.json()["error"]["message"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
+    answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned()
 }

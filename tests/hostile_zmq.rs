@@ -55,24 +55,18 @@ async fn dealer(address: SocketAddr) -> TcpStream {
 /// Sends until all is sent or the proxy has had enough.
 async fn throw(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut stream = dial(address).await;
-    let _ = timeout(PATIENCE, stream.write_all(bytes))
-        .await
-        .expect("the proxy reads or closes");
+    let _ = timeout(PATIENCE, stream.write_all(bytes)).await.expect("the proxy reads or closes");
     stream
 }
 
 /// Waits until the proxy has closed.
 async fn closed(stream: &mut TcpStream) {
     let mut said = Vec::new();
-    let _ = timeout(PATIENCE, stream.read_to_end(&mut said))
-        .await
-        .expect("the proxy closes");
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the proxy closes");
 }
 
 async fn registrations(proxy: &Proxy, result: &str) -> f64 {
-    proxy
-        .metric(&format!("moriio_registrations_total{{result=\"{result}\""))
-        .await
+    proxy.metric(&format!("moriio_registrations_total{{result=\"{result}\"")).await
 }
 
 /// A stream that runs while something else happens; its text is checked at the end.
@@ -100,19 +94,13 @@ impl Undisturbed {
     }
 
     async fn end(self) {
-        timeout(PATIENCE, self.0)
-            .await
-            .expect("the stream ends")
-            .expect("the stream is whole");
+        timeout(PATIENCE, self.0).await.expect("the stream ends").expect("the stream is whole");
     }
 }
 
 fn slow() -> Plan {
     let adjust = |settings: &mut moriio_proxy::sim::Settings| settings.token_delay = Duration::from_millis(5);
-    Plan {
-        adjust,
-        ..Plan::new(Mode::Read)
-    }
+    Plan { adjust, ..Plan::new(Mode::Read) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,17 +128,8 @@ async fn attacks_on_the_guard_disturb_nobody() {
     }
     let mut random = Random::of_the_moment();
     for _ in 0..300 {
-        let mut bytes = [
-            hello(),
-            registration("P", "127.0.0.1", 9),
-            vec![4, 5],
-            b"\x04PING".to_vec(),
-        ]
-        .concat();
-        random.mutate(
-            &mut bytes,
-            &[b"\xff", b"\x02\0\0\0\xff\0\0\0\0", b"\x01\0", b"\x7f", b"\x05READY"],
-        );
+        let mut bytes = [hello(), registration("P", "127.0.0.1", 9), vec![4, 5], b"\x04PING".to_vec()].concat();
+        random.mutate(&mut bytes, &[b"\xff", b"\x02\0\0\0\xff\0\0\0\0", b"\x01\0", b"\x7f", b"\x05READY"]);
         drop(throw(address, &bytes).await);
     }
     // More half greetings than one address may have open; they are turned away or time out.
@@ -166,24 +145,11 @@ async fn attacks_on_the_guard_disturb_nobody() {
     until("an engine that comes later", || async {
         let (_, body) = world.proxy.ready().await;
         let name = late.http_address().to_string();
-        let state = body["engines"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|e| e["address"] == name.as_str());
-        state
-            .is_some_and(|engine| engine["state"] == "ready")
-            .then_some(())
-            .ok_or_else(|| body.to_string())
+        let state = body["engines"].as_array().unwrap().iter().find(|e| e["address"] == name.as_str());
+        state.is_some_and(|engine| engine["state"] == "ready").then_some(()).ok_or_else(|| body.to_string())
     })
     .await;
-    assert!(
-        world
-            .proxy
-            .metric("moriio_guard_rejects_total{reason=\"too_big\"")
-            .await
-            >= 5.0
-    );
+    assert!(world.proxy.metric("moriio_guard_rejects_total{reason=\"too_big\"").await >= 5.0);
     generate(&world.proxy, "afterwards", 5, false).await;
     world.settle().await;
 }
@@ -191,12 +157,8 @@ async fn attacks_on_the_guard_disturb_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_fakes_fill_the_pool_and_no_more() {
     const ROOM: usize = 300;
-    let world = Plan {
-        options: vec![(Key::MaxEngines, "300"), (Key::DecodeTokenBudget, "exact")],
-        ..slow()
-    }
-    .start()
-    .await;
+    let world =
+        Plan { options: vec![(Key::MaxEngines, "300"), (Key::DecodeTokenBudget, "exact")], ..slow() }.start().await;
     let stream = Undisturbed::start(&world).await;
     let mut peers = Vec::new();
     for _ in 0..4 {
@@ -204,21 +166,14 @@ async fn ten_thousand_fakes_fill_the_pool_and_no_more() {
     }
     for number in 0..10_000 {
         let role = if number % 2 == 0 { "P" } else { "D" };
-        peers[number % 4]
-            .write_all(&registration(role, &host(number), 1))
-            .await
-            .unwrap();
+        peers[number % 4].write_all(&registration(role, &host(number), 1)).await.unwrap();
     }
     until("all to be heard", || async {
         let mut heard = 0.0;
         for result in ["added", "full", "dropped"] {
             heard += registrations(&world.proxy, result).await;
         }
-        if heard >= 10_002.0 {
-            Ok(())
-        } else {
-            Err(format!("{heard} heard"))
-        }
+        if heard >= 10_002.0 { Ok(()) } else { Err(format!("{heard} heard")) }
     })
     .await;
     let (status, body) = world.proxy.ready().await;
@@ -252,12 +207,8 @@ async fn silent_fakes_hold_up_no_real_engine() {
     .await;
     let real = Plan::new(Mode::Read);
     let engines = [
-        Engine::start(real.settings(Role::Prefill, world.proxy.registration))
-            .await
-            .unwrap(),
-        Engine::start(real.settings(Role::Decode, world.proxy.registration))
-            .await
-            .unwrap(),
+        Engine::start(real.settings(Role::Prefill, world.proxy.registration)).await.unwrap(),
+        Engine::start(real.settings(Role::Decode, world.proxy.registration)).await.unwrap(),
     ];
     until("a real pair", || async {
         match world.proxy.ready().await {
@@ -284,31 +235,18 @@ async fn a_storm_of_pings_disturbs_nobody() {
         tick.tick().await;
         for number in 0..ENGINES {
             let role = if number % 2 == 0 { "P" } else { "D" };
-            peers[number % 8]
-                .write_all(&registration(role, &host(number), 1))
-                .await
-                .unwrap();
+            peers[number % 8].write_all(&registration(role, &host(number), 1)).await.unwrap();
         }
     }
     stream.end().await;
     until("all pings to be heard", || async {
-        let (again, lost) = (
-            registrations(&world.proxy, "refreshed").await,
-            registrations(&world.proxy, "dropped").await,
-        );
-        if again + lost >= (ENGINES * 19) as f64 {
-            Ok(())
-        } else {
-            Err(format!("{again} again, {lost} lost"))
-        }
+        let (again, lost) =
+            (registrations(&world.proxy, "refreshed").await, registrations(&world.proxy, "dropped").await);
+        if again + lost >= (ENGINES * 19) as f64 { Ok(()) } else { Err(format!("{again} again, {lost} lost")) }
     })
     .await;
     assert_eq!(registrations(&world.proxy, "added").await, (ENGINES + 2) as f64);
-    assert_eq!(
-        registrations(&world.proxy, "restarted").await,
-        0.0,
-        "nobody has changed"
-    );
+    assert_eq!(registrations(&world.proxy, "restarted").await, 0.0, "nobody has changed");
     generate(&world.proxy, "after the storm", 5, false).await;
     world.settle().await;
 }
@@ -346,10 +284,7 @@ async fn loopback_hosts_are_for_this_machine_only() {
     assert_eq!(registrations(&proxy, "added").await, 0.0);
     let mut local = dealer(SocketAddr::new([127, 0, 0, 1].into(), port)).await;
     local.write_all(&registration("P", "127.0.0.1", 1)).await.unwrap();
-    remote
-        .write_all(&registration("D", &here.to_string(), 1))
-        .await
-        .unwrap();
+    remote.write_all(&registration("D", &here.to_string(), 1)).await.unwrap();
     count("added", 2.0).await;
     proxy.finish().await;
 }

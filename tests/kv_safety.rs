@@ -12,10 +12,7 @@ const PROMPT: &str =
     "the quick brown fox jumps over the lazy dog again and again until there are several blocks of it all";
 
 fn refuse(status: u16) -> FaultKind {
-    FaultKind::Status {
-        status,
-        body: json!({"error": {"message": "scripted", "code": status}}).to_string(),
-    }
+    FaultKind::Status { status, body: json!({"error": {"message": "scripted", "code": status}}).to_string() }
 }
 
 async fn ask(world: &World) -> crate::support::Answer {
@@ -24,54 +21,31 @@ async fn ask(world: &World) -> crate::support::Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn read_blocks_are_released_when_no_decode_engine_takes_them() {
-    for (fault, status) in [
-        (FaultKind::RefuseConnections, 503),
-        (refuse(400), 400),
-        (refuse(500), 500),
-    ] {
+    for (fault, status) in [(FaultKind::RefuseConnections, 503), (refuse(400), 400), (refuse(500), 500)] {
         let world = Plan::new(Mode::Read).with(Key::Retries, "0").start().await;
         generate(&world.proxy, PROMPT, 8, true).await;
         let before = world.prefill[0].counters();
         world.decode[0].set_fault(Fault::always(fault.clone()));
         let answer = ask(&world).await;
-        assert_eq!(
-            (answer.status, answer.source()),
-            (status, "decode"),
-            "{fault:?} {}",
-            answer.body
-        );
+        assert_eq!((answer.status, answer.source()), (status, "decode"), "{fault:?} {}", answer.body);
         until_true("a release", || world.prefill[0].counters().releases > before.releases).await;
         world.decode[0].clear_faults();
         world.settle().await;
         assert_eq!(world.prefill[0].counters().reaped, 0);
-        assert!(
-            world
-                .proxy
-                .metric("moriio_kv_messages_total{kind=\"release\",outcome=\"sent\"}")
-                .await
-                >= 1.0
-        );
+        assert!(world.proxy.metric("moriio_kv_messages_total{kind=\"release\",outcome=\"sent\"}").await >= 1.0);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn write_blocks_are_released_when_decode_did_not_take_them() {
-    for (fault, status) in [
-        (FaultKind::RefuseConnections, 503),
-        (refuse(400), 400),
-        (refuse(503), 503),
-        (refuse(500), 500),
-    ] {
+    for (fault, status) in
+        [(FaultKind::RefuseConnections, 503), (refuse(400), 400), (refuse(503), 503), (refuse(500), 500)]
+    {
         let world = Plan::new(Mode::Write).with(Key::Retries, "0").start().await;
         generate(&world.proxy, PROMPT, 8, true).await;
         world.decode[0].set_fault(Fault::always(fault.clone()));
         let answer = ask(&world).await;
-        assert_eq!(
-            (answer.status, answer.source()),
-            (status, "decode"),
-            "{fault:?} {}",
-            answer.body
-        );
+        assert_eq!((answer.status, answer.source()), (status, "decode"), "{fault:?} {}", answer.body);
         world.decode[0].clear_faults();
         world.settle().await;
         assert_eq!(world.prefill[0].counters().reaped, 0);
@@ -81,9 +55,7 @@ async fn write_blocks_are_released_when_decode_did_not_take_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn write_decode_is_woken_when_its_prefill_failed() {
     for release in ["0.32.0", "0.33.0"] {
-        let mut plan = Plan::new(Mode::Write)
-            .with(Key::PrefillTimeout, "6s")
-            .with(Key::Retries, "0");
+        let mut plan = Plan::new(Mode::Write).with(Key::PrefillTimeout, "6s").with(Key::Retries, "0");
         plan.release = release;
         let world = plan.start().await;
         generate(&world.proxy, PROMPT, 8, true).await;
@@ -100,30 +72,14 @@ async fn write_decode_is_woken_when_its_prefill_failed() {
             }
             world.prefill[0].set_fault(Fault::times(fault.clone(), 1));
             let answer = ask(&world).await;
-            assert_eq!(
-                (answer.status, answer.source()),
-                (status, "prefill"),
-                "{release} {fault:?} {}",
-                answer.body
-            );
+            assert_eq!((answer.status, answer.source()), (status, "prefill"), "{release} {fault:?} {}", answer.body);
             world.settle().await;
             world.prefill[0].clear_faults();
         }
         until("every parked leg to be counted", || async {
-            let woken = world
-                .proxy
-                .metric("moriio_drained_legs_total{outcome=\"unparked\"}")
-                .await;
-            let all = reqwest::get(world.proxy.url("/metrics"))
-                .await
-                .unwrap()
-                .text()
-                .await
-                .unwrap();
-            let lines: Vec<_> = all
-                .lines()
-                .filter(|l| l.contains("drained") || l.contains("kv_mess"))
-                .collect();
+            let woken = world.proxy.metric("moriio_drained_legs_total{outcome=\"unparked\"}").await;
+            let all = reqwest::get(world.proxy.url("/metrics")).await.unwrap().text().await.unwrap();
+            let lines: Vec<_> = all.lines().filter(|l| l.contains("drained") || l.contains("kv_mess")).collect();
             (woken == 4.0).then_some(()).ok_or(format!("{lines:#?}"))
         })
         .await;
@@ -135,21 +91,13 @@ async fn write_decode_is_woken_when_its_prefill_failed() {
 async fn nothing_is_sent_where_it_would_not_be_understood_or_is_switched_off() {
     // 0.22 goes deaf on a release that it does not know.
     for (release, option) in [("0.22.0", "auto"), ("0.32.0", "off")] {
-        let mut plan = Plan::new(Mode::Read)
-            .with(Key::KvRelease, option)
-            .with(Key::Retries, "0");
+        let mut plan = Plan::new(Mode::Read).with(Key::KvRelease, option).with(Key::Retries, "0");
         plan.release = release;
         plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(1);
         let world = plan.start().await;
         world.decode[0].set_fault(Fault::times(refuse(500), 1));
         assert_eq!(ask(&world).await.status, 500);
-        assert_eq!(
-            world
-                .proxy
-                .metric("moriio_kv_messages_total{kind=\"release\",outcome=\"sent\"}")
-                .await,
-            0.0
-        );
+        assert_eq!(world.proxy.metric("moriio_kv_messages_total{kind=\"release\",outcome=\"sent\"}").await, 0.0);
         let prefill = world.prefill[0].counters();
         assert_eq!((prefill.releases, prefill.deaf), (0, 0), "{release}");
     }
@@ -166,9 +114,7 @@ async fn leave_at_any_moment(mode: Mode) {
     generate(&world.proxy, PROMPT, 4, true).await;
     let client = client();
     let leave = (0..120u64).map(|i| {
-        let request = client
-            .post(world.proxy.url("/v1/completions"))
-            .header("content-type", "application/json");
+        let request = client.post(world.proxy.url("/v1/completions")).header("content-type", "application/json");
         let request = request.body(completion(&format!("{PROMPT} {i}"), 20, i % 2 == 0).to_string());
         tokio::spawn(async move {
             let all = async { request.send().await?.text().await };
@@ -204,28 +150,16 @@ async fn case_52_first_contact_goes_alone_before_0_31() {
         let clients = (0..24).map(|i| {
             let (url, prompt) = (world.proxy.url("/v1/completions"), format!("{PROMPT} {i}"));
             tokio::spawn(async move {
-                let sent = client()
-                    .post(url)
-                    .body(completion(&prompt, 6, true).to_string())
-                    .send()
-                    .await
-                    .unwrap();
+                let sent = client().post(url).body(completion(&prompt, 6, true).to_string()).send().await.unwrap();
                 let answer = crate::support::Answer::of(sent).await;
-                assert_eq!(
-                    answer.text(),
-                    moriio_proxy::sim::expected_text(&json!(prompt), 6),
-                    "{}",
-                    answer.body
-                );
+                assert_eq!(answer.text(), moriio_proxy::sim::expected_text(&json!(prompt), 6), "{}", answer.body);
             })
         });
         for client in clients.collect::<Vec<_>>() {
             client.await.unwrap();
         }
-        let overlaps: Vec<_> = world
-            .engines()
-            .map(|e| (e.settings().role, e.counters().first_contact_overlaps))
-            .collect();
+        let overlaps: Vec<_> =
+            world.engines().map(|e| (e.settings().role, e.counters().first_contact_overlaps)).collect();
         assert!(overlaps.iter().all(|(_, count)| *count == 0), "{mode:?} {overlaps:?}");
         world.settle().await;
     }
@@ -239,11 +173,7 @@ async fn stale_pairs(world: &World) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_engine_is_not_paired_with_one_that_knew_it() {
     for mode in [Mode::Read, Mode::Write] {
-        let world = Plan::new(mode)
-            .with(Key::EngineTtl, "1s")
-            .with(Key::BreakerOpen, "100ms")
-            .start()
-            .await;
+        let world = Plan::new(mode).with(Key::EngineTtl, "1s").with(Key::BreakerOpen, "100ms").start().await;
         generate(&world.proxy, PROMPT, 4, true).await;
         world.settle().await;
         let (dialed, dialer): (&Engine, &Engine) = match mode {
@@ -257,17 +187,9 @@ async fn a_restarted_engine_is_not_paired_with_one_that_knew_it() {
         })
         .await;
         let (status, body) = world.proxy.ready().await;
-        assert_eq!(
-            (status, &body["stale_pairs"][0]["restart"]),
-            (503, &json!(dialer.http_address().to_string()))
-        );
+        assert_eq!((status, &body["stale_pairs"][0]["restart"]), (503, &json!(dialer.http_address().to_string())));
         let answer = ask(&world).await;
-        assert_eq!(
-            (answer.status, answer.code().as_str()),
-            (503, "no_pair"),
-            "{}",
-            answer.body
-        );
+        assert_eq!((answer.status, answer.code().as_str()), (503, "no_pair"), "{}", answer.body);
 
         gone_and_back(&world, dialer).await;
         until("the pair to be open again", || async {
@@ -286,38 +208,25 @@ async fn gone_and_back(world: &World, engine: &Engine) {
     let state = || async {
         let (_, body) = world.proxy.ready().await;
         let engines = body["engines"].as_array().unwrap();
-        engines
-            .iter()
-            .find(|e| e["address"] == address)
-            .map(|e| e["state"].as_str().unwrap().to_owned())
+        engines.iter().find(|e| e["address"] == address).map(|e| e["state"].as_str().unwrap().to_owned())
     };
     until("the engine to be missed", || async {
         let state = state().await;
-        (state.as_deref() != Some("ready"))
-            .then_some(())
-            .ok_or(format!("{state:?}"))
+        (state.as_deref() != Some("ready")).then_some(()).ok_or(format!("{state:?}"))
     })
     .await;
     engine.restart(true).await.unwrap();
     until("the engine to be back", || async {
         let state = state().await;
-        (state.as_deref() == Some("ready"))
-            .then_some(())
-            .ok_or(format!("{state:?}"))
+        (state.as_deref() == Some("ready")).then_some(()).ok_or(format!("{state:?}"))
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_pair_is_used_when_the_operator_says_so() {
-    let world = Plan::new(Mode::Write)
-        .with(Key::EngineTtl, "1s")
-        .with(Key::AllowStalePairs, "true");
-    let world = world
-        .with(Key::ConnectTimeout, "1s")
-        .with(Key::FirstByteTimeout, "2s")
-        .start()
-        .await;
+    let world = Plan::new(Mode::Write).with(Key::EngineTtl, "1s").with(Key::AllowStalePairs, "true");
+    let world = world.with(Key::ConnectTimeout, "1s").with(Key::FirstByteTimeout, "2s").start().await;
     generate(&world.proxy, PROMPT, 4, true).await;
     // On real engines a restarted prefill is fine in WRITE; it is decode's restart that is not.
     gone_and_back(&world, &world.prefill[0]).await;
@@ -333,16 +242,10 @@ async fn a_stale_pair_is_used_when_the_operator_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_engine_is_left_alone_and_tried_again() {
     for role in [Role::Prefill, Role::Decode] {
-        let plan = Plan::new(Mode::Read)
-            .engines(2, 2)
-            .with(Key::BreakerOpen, "500ms")
-            .with(Key::BreakerOpenMax, "500ms");
+        let plan =
+            Plan::new(Mode::Read).engines(2, 2).with(Key::BreakerOpen, "500ms").with(Key::BreakerOpenMax, "500ms");
         let world = plan.start().await;
-        let engine = if role == Role::Prefill {
-            &world.prefill[0]
-        } else {
-            &world.decode[0]
-        };
+        let engine = if role == Role::Prefill { &world.prefill[0] } else { &world.decode[0] };
         engine.set_fault(Fault::always(refuse(500)));
         let mut failed = 0;
         until("the circuit to open", || {
@@ -350,11 +253,8 @@ async fn a_failing_engine_is_left_alone_and_tried_again() {
             let world = &world;
             async move {
                 let _ = ask.await;
-                let open = world.proxy.ready().await.1["engines"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .any(|e| e["circuit"] == "open");
+                let open =
+                    world.proxy.ready().await.1["engines"].as_array().unwrap().iter().any(|e| e["circuit"] == "open");
                 open.then_some(()).ok_or("closed".into())
             }
         })
@@ -391,20 +291,12 @@ async fn what_no_engine_took_is_tried_again_elsewhere() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn off_means_off_and_the_budget_holds() {
-    let world = Plan::new(Mode::Read)
-        .with(Key::Retries, "0")
-        .with(Key::BreakerFailures, "0")
-        .start()
-        .await;
+    let world = Plan::new(Mode::Read).with(Key::Retries, "0").with(Key::BreakerFailures, "0").start().await;
     world.prefill[0].set_fault(Fault::always(refuse(503)));
     for _ in 0..8 {
         assert_eq!(ask(&world).await.status, 503);
     }
-    assert_eq!(
-        world.prefill[0].counters().faulted,
-        8,
-        "one attempt each, and no circuit"
-    );
+    assert_eq!(world.prefill[0].counters().faulted, 8, "one attempt each, and no circuit");
 
     // Ten retries are free, then one for every ten requests.
     let world = Plan::new(Mode::Read).with(Key::BreakerFailures, "0").start().await;

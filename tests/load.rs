@@ -36,10 +36,7 @@ async fn all_at_once(mode: Mode) {
     for engine in world.engines() {
         assert_eq!(engine.counters().completed, STREAMS as u64 / 2);
     }
-    let done = world
-        .proxy
-        .metric("moriio_requests_total{route=\"completions\",status=\"200\"}")
-        .await;
+    let done = world.proxy.metric("moriio_requests_total{route=\"completions\",status=\"200\"}").await;
     assert_eq!(done, STREAMS as f64);
     assert_eq!(world.proxy.metric("moriio_errors_total").await, 0.0);
     assert_eq!(world.proxy.metric("moriio_invariant_breaches_total").await, 0.0);

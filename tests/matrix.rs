@@ -16,10 +16,7 @@ const PROMPT: &str =
     "a prompt with blocks enough to be moved from one engine to the other, one two three four five six";
 
 fn status(status: u16) -> FaultKind {
-    FaultKind::Status {
-        status,
-        body: json!({"error": {"message": "scripted"}}).to_string(),
-    }
+    FaultKind::Status { status, body: json!({"error": {"message": "scripted"}}).to_string() }
 }
 
 /// The faults that strike a leg, with their names in the table.
@@ -42,13 +39,7 @@ fn faults(mode: Mode, role: Role) -> Vec<(&'static str, FaultKind)> {
         (Role::Prefill, Mode::Write) => {}
         (Role::Decode, _) => faults.extend([
             ("hangs after 3 tokens", FaultKind::HangAfterTokens { tokens: 3 }),
-            (
-                "cuts after 3 tokens",
-                FaultKind::CutAfterTokens {
-                    tokens: 3,
-                    reset: false,
-                },
-            ),
+            ("cuts after 3 tokens", FaultKind::CutAfterTokens { tokens: 3, reset: false }),
         ]),
     }
     faults
@@ -62,10 +53,7 @@ fn seen(answer: &Answer) -> String {
         };
         return format!("{} {}: {code}", answer.status, answer.source());
     }
-    let error = answer
-        .events()
-        .iter()
-        .find_map(|event| event["error"]["code"].as_str().map(str::to_owned));
+    let error = answer.events().iter().find_map(|event| event["error"]["code"].as_str().map(str::to_owned));
     match (error, answer.body.contains("[DONE]")) {
         (None, true) => "200, complete".into(),
         (Some(code), false) => format!("200, then event {code}"),
@@ -75,12 +63,7 @@ fn seen(answer: &Answer) -> String {
 
 /// The statuses under which the legs of a role were counted, beyond the one good leg of the warm-up.
 async fn counted(world: &World, role: &str) -> String {
-    let text = reqwest::get(world.proxy.url("/metrics"))
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
+    let text = reqwest::get(world.proxy.url("/metrics")).await.unwrap().text().await.unwrap();
     let begin = format!("moriio_legs_total{{role=\"{role}\"");
     let mut found = Vec::new();
     for line in text.lines().filter(|line| line.starts_with(&begin)) {
@@ -88,11 +71,7 @@ async fn counted(world: &World, role: &str) -> String {
         let count: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
         found.extend(vec![status.to_owned(); (count - u64::from(status == "2xx")) as usize]);
     }
-    if found.is_empty() {
-        "not sent".into()
-    } else {
-        found.join(", ")
-    }
+    if found.is_empty() { "not sent".into() } else { found.join(", ") }
 }
 
 async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> String {
@@ -105,9 +84,7 @@ async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> St
         (Key::UnparkTimeout, "2s"),
         (Key::BreakerOpen, "30s"),
     ];
-    let mut plan = options
-        .into_iter()
-        .fold(Plan::new(mode), |plan, (key, value)| plan.with(key, value));
+    let mut plan = options.into_iter().fold(Plan::new(mode), |plan, (key, value)| plan.with(key, value));
     // What no message may free is freed by prefill's own timer, 60 s on real engines.
     // Prefill is slow enough to be at work when decode fails in WRITE.
     plan.adjust = |settings| {
@@ -117,11 +94,7 @@ async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> St
     let world = plan.start().await;
     generate(&world.proxy, PROMPT, 6, true).await;
     world.settle().await;
-    let engine = if role == Role::Prefill {
-        &world.prefill[0]
-    } else {
-        &world.decode[0]
-    };
+    let engine = if role == Role::Prefill { &world.prefill[0] } else { &world.decode[0] };
     if (mode, role) == (Mode::Write, Role::Prefill) {
         // The failure comes late enough for decode to be parked by then.
         engine.set_fault(Fault::always(FaultKind::Delay { milliseconds: 400 }));
@@ -133,9 +106,7 @@ async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> St
         // The gauge falls after a leg was counted, so it is read first.
         let busy = world.proxy.metric("moriio_legs_in_flight").await;
         let legs = (counted(&world, "prefill").await, counted(&world, "decode").await);
-        (busy == 0.0 && legs.0 != "not sent")
-            .then_some(legs)
-            .ok_or(format!("{busy} in flight"))
+        (busy == 0.0 && legs.0 != "not sent").then_some(legs).ok_or(format!("{busy} in flight"))
     })
     .await;
     engine.clear_faults();
@@ -162,23 +133,14 @@ async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> St
 async fn freed_by(world: &World) -> String {
     let mut by = Vec::new();
     for (kind, word) in [("release", "release"), ("unpark", "un-park")] {
-        if world
-            .proxy
-            .metric(&format!("moriio_kv_messages_total{{kind=\"{kind}\",outcome=\"sent\""))
-            .await
-            > 0.0
-        {
+        if world.proxy.metric(&format!("moriio_kv_messages_total{{kind=\"{kind}\",outcome=\"sent\"")).await > 0.0 {
             by.push(word);
         }
     }
     if world.total(|c| c.reaped) > 0 {
         by.push("prefill's timer");
     }
-    if by.is_empty() {
-        "nothing was left".into()
-    } else {
-        by.join(", ")
-    }
+    if by.is_empty() { "nothing was left".into() } else { by.join(", ") }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,11 +148,7 @@ async fn every_fault_on_either_leg() {
     let mut rows = Vec::new();
     for mode in [Mode::Read, Mode::Write] {
         for role in [Role::Prefill, Role::Decode] {
-            rows.extend(
-                faults(mode, role)
-                    .into_iter()
-                    .map(|(name, fault)| row(mode, role, name, fault)),
-            );
+            rows.extend(faults(mode, role).into_iter().map(|(name, fault)| row(mode, role, name, fault)));
         }
     }
     let rows: Vec<String> = futures::stream::iter(rows).buffered(6).collect().await;
@@ -198,13 +156,6 @@ async fn every_fault_on_either_leg() {
     let table = format!("{head}{}\n", rows.join("\n"));
     println!("{table}");
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap_or_default();
-    let stands = readme
-        .split("<!-- faults -->\n")
-        .nth(1)
-        .and_then(|rest| rest.split("<!-- /faults -->").next());
-    assert_eq!(
-        stands,
-        Some(table.as_str()),
-        "README's table of faults, between its markers, should read\n\n{table}"
-    );
+    let stands = readme.split("<!-- faults -->\n").nth(1).and_then(|rest| rest.split("<!-- /faults -->").next());
+    assert_eq!(stands, Some(table.as_str()), "README's table of faults, between its markers, should read\n\n{table}");
 }

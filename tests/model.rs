@@ -10,12 +10,8 @@ use history::History;
 
 #[test]
 fn histories_agree_with_the_model() {
-    let count = std::env::var("MORIIO_MODEL_SEQUENCES")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let only = std::env::var("MORIIO_MODEL_SEED")
-        .ok()
-        .and_then(|text| text.parse::<u64>().ok());
+    let count = std::env::var("MORIIO_MODEL_SEQUENCES").ok().and_then(|text| text.parse().ok());
+    let only = std::env::var("MORIIO_MODEL_SEED").ok().and_then(|text| text.parse::<u64>().ok());
     let first = only.unwrap_or_else(|| crate::fuzz::mutate::Random::of_the_moment().next());
     let count = if only.is_some() { 1 } else { count.unwrap_or(300) };
     let mut picks = 0;

@@ -11,11 +11,7 @@ use crate::support::{Proxy, until};
 async fn engine(proxy: &Proxy, address: &str) -> Value {
     let (_, body) = proxy.ready().await;
     let engines = body["engines"].as_array().unwrap();
-    engines
-        .iter()
-        .find(|e| e["address"] == address)
-        .cloned()
-        .unwrap_or_default()
+    engines.iter().find(|e| e["address"] == address).cloned().unwrap_or_default()
 }
 
 /// Waits until `/ready` says this of the engine at `address`.

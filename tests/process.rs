@@ -26,30 +26,18 @@ fn text(bytes: &[u8]) -> String {
 async fn pair(proxy: &Served, mode: Mode, adjust: fn(&mut Settings)) -> [Engine; 2] {
     let mut plan = Plan::new(mode);
     plan.adjust = adjust;
-    let prefill = Engine::start(plan.settings(Role::Prefill, proxy.registration))
-        .await
-        .unwrap();
-    let decode = Engine::start(plan.settings(Role::Decode, proxy.registration))
-        .await
-        .unwrap();
+    let prefill = Engine::start(plan.settings(Role::Prefill, proxy.registration)).await.unwrap();
+    let decode = Engine::start(plan.settings(Role::Decode, proxy.registration)).await.unwrap();
     until("both engines ready", || async {
-        let answer = client()
-            .get(proxy.url("/ready"))
-            .send()
-            .await
-            .map_err(|e| e.to_string())?;
-        (answer.status() == 200)
-            .then_some(())
-            .ok_or_else(|| answer.status().to_string())
+        let answer = client().get(proxy.url("/ready")).send().await.map_err(|e| e.to_string())?;
+        (answer.status() == 200).then_some(()).ok_or_else(|| answer.status().to_string())
     })
     .await;
     [prefill, decode]
 }
 
 async fn ask(proxy: &Served, body: &Value) -> reqwest::Response {
-    let request = client()
-        .post(proxy.url("/v1/completions"))
-        .header("content-type", "application/json");
+    let request = client().post(proxy.url("/v1/completions")).header("content-type", "application/json");
     request.body(body.to_string()).send().await.unwrap()
 }
 
@@ -57,23 +45,12 @@ async fn ask(proxy: &Served, body: &Value) -> reqwest::Response {
 fn help_and_version_go_to_stdout() {
     let help = run(&["--help"], &[]);
     assert!(help.status.success());
-    for word in [
-        "serve",
-        "check",
-        "sim",
-        "demo",
-        "--drain-timeout",
-        "PROXY_HTTP_PORT",
-        "[default: 30000]",
-    ] {
+    for word in ["serve", "check", "sim", "demo", "--drain-timeout", "PROXY_HTTP_PORT", "[default: 30000]"] {
         assert!(text(&help.stdout).contains(word), "{word}: {}", text(&help.stdout));
     }
     let version = run(&["--version"], &[]);
     assert!(version.status.success());
-    assert_eq!(
-        text(&version.stdout),
-        format!("moriio-proxy {}\n", env!("CARGO_PKG_VERSION"))
-    );
+    assert_eq!(text(&version.stdout), format!("moriio-proxy {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
@@ -86,17 +63,12 @@ fn check_prints_what_holds_and_opens_nothing() {
     assert!(check.status.success(), "{}", text(&check.stderr));
     let value = |name: &str| {
         let line = printed.lines().find(|line| line.split(' ').next() == Some(name));
-        line.and_then(|line| line.split_whitespace().nth(1))
-            .unwrap_or("absent")
-            .to_owned()
+        line.and_then(|line| line.split_whitespace().nth(1)).unwrap_or("absent").to_owned()
     };
     assert_eq!(value("port"), port);
     assert_eq!(value("stream-idle-timeout"), "12s");
     assert_eq!(value("fingerprint").len(), 16);
-    assert!(
-        !printed.contains("the-secret") && value("api-key") == "***",
-        "{printed}"
-    );
+    assert!(!printed.contains("the-secret") && value("api-key") == "***", "{printed}");
 }
 
 #[test]
@@ -116,22 +88,10 @@ fn every_mistake_is_one_line_that_names_its_place() {
         (&["check", "--policy", "best"], &[], "--policy"),
         (&["--engine-allow", "10.0.0.0/99"], &[], "--engine-allow"),
         (&[], &[("PROXY_HTTP_PORT", "eighty")], "PROXY_HTTP_PORT"),
-        (
-            &["check"],
-            &[("PROXY_STREAM_IDLE_TIMEOUT", "long")],
-            "PROXY_STREAM_IDLE_TIMEOUT",
-        ),
+        (&["check"], &[("PROXY_STREAM_IDLE_TIMEOUT", "long")], "PROXY_STREAM_IDLE_TIMEOUT"),
         (&["--hand-over-limit", "61s"], &[], "--hand-over-limit"),
-        (
-            &["--host", "127.0.0.1", "--port", port, "--ping-port", "0"],
-            &[],
-            "--port",
-        ),
-        (
-            &["--host", "127.0.0.1", "--port", "0", "--ping-port", port],
-            &[],
-            "--ping-port",
-        ),
+        (&["--host", "127.0.0.1", "--port", port, "--ping-port", "0"], &[], "--port"),
+        (&["--host", "127.0.0.1", "--port", "0", "--ping-port", port], &[], "--ping-port"),
     ];
     for (arguments, variables, place) in cases {
         let refused = run(arguments, variables);
@@ -140,10 +100,7 @@ fn every_mistake_is_one_line_that_names_its_place() {
         // A small limit on open files may have been warned of before.
         let lines: Vec<&str> = told.lines().filter(|line| !line.contains(" WARN ")).collect();
         assert_eq!(lines.len(), 1, "{arguments:?} {variables:?}: {told}");
-        assert!(
-            lines[0].starts_with("moriio-proxy: ") && lines[0].contains(place),
-            "{place}: {told}"
-        );
+        assert!(lines[0].starts_with("moriio-proxy: ") && lines[0].contains(place), "{place}: {told}");
         assert_eq!(text(&refused.stdout), "");
     }
     let taken_port = run(&["--host", "127.0.0.1", "--port", port, "--ping-port", "0"], &[]);
@@ -152,31 +109,17 @@ fn every_mistake_is_one_line_that_names_its_place() {
 
 #[test]
 fn several_mistakes_are_told_together() {
-    let refused = run(
-        &["check", "--port", "x", "--retries", "-1"],
-        &[("PROXY_LOG_LEVEL", "loud")],
-    );
+    let refused = run(&["check", "--port", "x", "--retries", "-1"], &[("PROXY_LOG_LEVEL", "loud")]);
     let told = text(&refused.stderr);
-    let places: Vec<bool> = ["--port", "--retries", "PROXY_LOG_LEVEL"]
-        .iter()
-        .map(|place| told.contains(place))
-        .collect();
+    let places: Vec<bool> =
+        ["--port", "--retries", "PROXY_LOG_LEVEL"].iter().map(|place| told.contains(place)).collect();
     assert_eq!(places, [true; 3], "{told}");
     assert_eq!(told.lines().count(), 3, "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_variables_are_one_warning() {
-    let mut launched = command(&[
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--ping-port",
-        "0",
-        "--log-format",
-        "json",
-    ]);
+    let mut launched = command(&["--host", "127.0.0.1", "--port", "0", "--ping-port", "0", "--log-format", "json"]);
     launched.env("PROXY_ANOTHER_TOOL", "1").env("PROXY_YET_ANOTHER", "2");
     let mut proxy = Served::launch(launched);
     assert_eq!(client().get(proxy.url("/liveness")).send().await.unwrap().status(), 200);
@@ -185,10 +128,7 @@ async fn unknown_variables_are_one_warning() {
     assert_eq!(code, Some(0));
     let warnings: Vec<&str> = log.lines().filter(|line| line.contains("unknown")).collect();
     assert_eq!(warnings.len(), 1, "{log}");
-    assert!(
-        warnings[0].contains("PROXY_ANOTHER_TOOL") && warnings[0].contains("PROXY_YET_ANOTHER"),
-        "{log}"
-    );
+    assert!(warnings[0].contains("PROXY_ANOTHER_TOOL") && warnings[0].contains("PROXY_YET_ANOTHER"), "{log}");
 }
 
 /// As AMD's job script starts vllm-router, with free ports.
@@ -228,12 +168,8 @@ async fn one_log_line_an_exchange_and_no_secret_in_any() {
     let mut proxy = Served::start(&["--log-level", "trace", "--api-key", "key-of-the-clients"]);
     let engines = pair(&proxy, Mode::Read, |_| {}).await;
     let send = |body: Value| {
-        let request = client()
-            .post(proxy.url("/v1/completions"))
-            .bearer_auth("key-of-the-clients");
-        let request = request
-            .header("content-type", "application/json")
-            .header("x-request-id", "mine-7");
+        let request = client().post(proxy.url("/v1/completions")).bearer_auth("key-of-the-clients");
+        let request = request.header("content-type", "application/json").header("x-request-id", "mine-7");
         let request = request.body(body.to_string());
         async { Answer::of(request.send().await.unwrap()).await }
     };
@@ -251,17 +187,11 @@ async fn one_log_line_an_exchange_and_no_secret_in_any() {
     proxy.process.signal("TERM");
     let (code, log) = proxy.finish();
     assert_eq!(code, Some(0));
-    let lines: Vec<Value> = log
-        .lines()
-        .map(|line| serde_json::from_str(line).expect(line))
-        .collect();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     let exchanges: Vec<&Value> = lines.iter().filter(|line| line["target"] == "exchange").collect();
     let statuses: Vec<&Value> = exchanges.iter().map(|line| &line["status"]).collect();
     assert_eq!(statuses, [&json!(200), &json!(400), &json!(401)], "{log}");
-    assert_eq!(
-        (&exchanges[0]["ended"], &exchanges[0]["client_id"]),
-        (&json!("complete"), &json!("mine-7"))
-    );
+    assert_eq!((&exchanges[0]["ended"], &exchanges[0]["client_id"]), (&json!("complete"), &json!("mine-7")));
     let voice = expected_text(&json!(prompt), 8);
     assert_eq!(good.text(), voice);
     for secret in ["whisper", "key-of-the-clients", voice.as_str()] {

@@ -14,15 +14,7 @@ use moriio_proxy::{compat, options};
 const LONGEST_FILE: usize = 400;
 
 /// Calls that end a task or the process.
-const PANICS: [&str; 7] = [
-    ".unwrap()",
-    ".unwrap_err()",
-    ".expect(",
-    "panic!(",
-    "todo!(",
-    "unimplemented!(",
-    "dbg!(",
-];
+const PANICS: [&str; 7] = [".unwrap()", ".unwrap_err()", ".expect(", "panic!(", "todo!(", "unimplemented!(", "dbg!("];
 
 /// Calls that do so when stdout or stderr is closed. The simulator is not held to that: it has no service to lose.
 const PRINTS: [&str; 4] = ["print!(", "println!(", "eprint!(", "eprintln!("];
@@ -50,10 +42,8 @@ fn sources(folder: &str) -> Vec<String> {
     }
     let mut found = Vec::new();
     walk(&root().join(folder), &mut found);
-    let mut names: Vec<String> = found
-        .iter()
-        .map(|path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned())
-        .collect();
+    let mut names: Vec<String> =
+        found.iter().map(|path| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned()).collect();
     names.sort();
     assert!(names.len() > 3, "only {names:?} below {folder}");
     names
@@ -104,21 +94,15 @@ fn files_are_short() {
 /// The modules in the order of `lib.rs`.
 fn modules() -> Vec<String> {
     let text = read("src/lib.rs");
-    let modules: Vec<String> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';').map(str::to_owned))
-        .collect();
+    let modules: Vec<String> =
+        text.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';').map(str::to_owned)).collect();
     assert!(modules.len() > 10, "{modules:?}");
     modules
 }
 
 /// The modules that a line names after `crate::`, also in a group.
 fn imported(line: &str) -> Vec<String> {
-    let word = |text: &str| {
-        text.chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect::<String>()
-    };
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     line.split("crate::")
         .skip(1)
         .flat_map(|after| match after.strip_prefix('{') {
@@ -137,12 +121,7 @@ fn imports_point_upward() {
     let mut wrong = Vec::new();
     let mut seen = 0;
     for name in sources("src").into_iter().filter(|name| !is_test(name)) {
-        let own = name
-            .trim_start_matches("src/")
-            .split(['/', '.'])
-            .next()
-            .unwrap()
-            .to_owned();
+        let own = name.trim_start_matches("src/").split(['/', '.']).next().unwrap().to_owned();
         if own == "main" || own == "lib" {
             continue;
         }
@@ -186,10 +165,7 @@ fn compare(marker: &str, wanted: &str) {
     let readme = read("README.md");
     let (begin, end) = (format!("<!-- {marker} -->"), format!("<!-- /{marker} -->"));
     let section = readme.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end));
-    let found = section
-        .unwrap_or_else(|| panic!("README.md has no {begin} ... {end}"))
-        .0
-        .trim();
+    let found = section.unwrap_or_else(|| panic!("README.md has no {begin} ... {end}")).0.trim();
     assert!(wanted.lines().count() > 3, "the wanted table is empty: {wanted}");
     assert!(
         found == wanted.trim(),
@@ -233,11 +209,7 @@ fn every_family() -> String {
     let text = metrics.render();
     let registered = read("src/metrics.rs").matches("r.register(").count();
     assert!(registered > 10);
-    assert_eq!(
-        text.matches("# HELP ").count(),
-        registered,
-        "a family has no sample here"
-    );
+    assert_eq!(text.matches("# HELP ").count(), registered, "a family has no sample here");
     text
 }
 
@@ -262,41 +234,16 @@ fn readme_has_the_metrics() {
 #[test]
 fn readme_maps_every_file() {
     let readme = read("README.md");
-    let section = readme
-        .split_once("<!-- files -->")
-        .and_then(|(_, rest)| rest.split_once("<!-- /files -->"));
+    let section = readme.split_once("<!-- files -->").and_then(|(_, rest)| rest.split_once("<!-- /files -->"));
     let map = section.expect("README.md has no <!-- files --> ... <!-- /files -->").0;
-    let named: Vec<&str> = map
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .filter(|word| word.ends_with(".rs"))
-        .collect();
+    let named: Vec<&str> = map.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs")).collect();
     let files: Vec<String> = sources("src").into_iter().filter(|name| !is_test(name)).collect();
-    let missing: Vec<&String> = files
-        .iter()
-        .filter(|file| !named.contains(&file.trim_start_matches("src/")))
-        .collect();
-    let gone: Vec<&&str> = named
-        .iter()
-        .filter(|name| !files.contains(&format!("src/{name}")))
-        .collect();
-    assert!(
-        missing.is_empty() && gone.is_empty(),
-        "missing in README's map: {missing:#?}; gone: {gone:#?}"
-    );
-    let order: Vec<&str> = named
-        .iter()
-        .filter_map(|name| name.strip_suffix(".rs"))
-        .filter(|name| !name.contains('/'))
-        .collect();
-    let listed: Vec<String> = modules()
-        .into_iter()
-        .filter(|module| order.contains(&module.as_str()))
-        .collect();
-    let order: Vec<&str> = order
-        .into_iter()
-        .filter(|name| listed.iter().any(|module| module == name))
-        .collect();
+    let missing: Vec<&String> = files.iter().filter(|file| !named.contains(&file.trim_start_matches("src/"))).collect();
+    let gone: Vec<&&str> = named.iter().filter(|name| !files.contains(&format!("src/{name}"))).collect();
+    assert!(missing.is_empty() && gone.is_empty(), "missing in README's map: {missing:#?}; gone: {gone:#?}");
+    let order: Vec<&str> =
+        named.iter().filter_map(|name| name.strip_suffix(".rs")).filter(|name| !name.contains('/')).collect();
+    let listed: Vec<String> = modules().into_iter().filter(|module| order.contains(&module.as_str())).collect();
+    let order: Vec<&str> = order.into_iter().filter(|name| listed.iter().any(|module| module == name)).collect();
     assert_eq!(order, listed, "README's map follows the order of lib.rs");
 }

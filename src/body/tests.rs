@@ -31,19 +31,11 @@ fn edits_leave_other_bytes_alone() {
     check(r#"{"a":0}"#, &[remove("a"), set("b", "1")], r#"{"b":1}"#);
     check(r#"{ "a" : 0 , "b" : 1 }"#, &[remove("a")], r#"{ "b" : 1 }"#);
     check(r#"{ "a" : 0 , "b" : 1 }"#, &[remove("b")], r#"{ "a" : 0 }"#);
-    check(
-        r#"{"a":0,"b":1,"c":2}"#,
-        &[remove("b"), set("d", "4")],
-        r#"{"a":0,"c":2,"d":4}"#,
-    );
+    check(r#"{"a":0,"b":1,"c":2}"#, &[remove("b"), set("d", "4")], r#"{"a":0,"c":2,"d":4}"#);
     check(r#"{"a":0,"b":1,"c":2}"#, &[remove("a"), remove("b")], r#"{"c":2}"#);
     check(r#"{"a":0,"b":1,"c":2}"#, &[remove("b"), remove("c")], r#"{"a":0}"#);
     check(r#"{"a":0,"b":1}"#, &[remove("a"), remove("b")], "{}");
-    check(
-        r#"{"t":0.70,"x":1.0e0,"u":"\u00e9"}"#,
-        &[],
-        r#"{"t":0.70,"x":1.0e0,"u":"\u00e9"}"#,
-    );
+    check(r#"{"t":0.70,"x":1.0e0,"u":"\u00e9"}"#, &[], r#"{"t":0.70,"x":1.0e0,"u":"\u00e9"}"#);
     // Duplicates: all are changed alike.
     check(r#"{"a":0,"b":1,"a":2}"#, &[set("a", "9")], r#"{"a":9,"b":1,"a":9}"#);
     check(r#"{"a":0,"b":1,"\u0061":2}"#, &[remove("a")], r#"{"b":1}"#);
@@ -66,12 +58,8 @@ fn long_values_are_slices_of_the_original() {
     let text = Bytes::from(format!(r#"{{"model":"m","prompt":"{prompt}","stream":true}}"#));
     let segments = Body::parse(text.clone()).unwrap().edit(&[set("stream", "false")]);
     let range = text.as_ptr() as usize..text.as_ptr() as usize + text.len();
-    let shared: usize = segments
-        .parts()
-        .iter()
-        .filter(|part| range.contains(&(part.as_ptr() as usize)))
-        .map(Bytes::len)
-        .sum();
+    let shared: usize =
+        segments.parts().iter().filter(|part| range.contains(&(part.as_ptr() as usize))).map(Bytes::len).sum();
     assert!(shared >= prompt.len());
     assert!(segments.parts().len() <= 3);
 }
@@ -154,11 +142,7 @@ fn any_edits() -> impl Strategy<Value = Vec<Edit>> {
     let keys = prop::sample::subsequence(vec!["a", "b", "c", "d", "ab"], 0..5);
     (keys, any::<u8>()).prop_map(|(keys, bits)| {
         let choose = |(i, key)| {
-            if bits >> i & 1 == 0 {
-                Edit::Remove(key)
-            } else {
-                set(key, "[1,\"set\"]")
-            }
+            if bits >> i & 1 == 0 { Edit::Remove(key) } else { set(key, "[1,\"set\"]") }
         };
         keys.into_iter().enumerate().map(choose).collect()
     })

@@ -66,14 +66,7 @@ impl<'a> Reader<'a> {
             let names: Vec<String> = unknown.into_keys().collect();
             warnings.push(format!("{}: unknown, without effect", names.join(", ")));
         }
-        Self {
-            options,
-            variables,
-            shown: BTreeMap::new(),
-            refused: BTreeSet::new(),
-            mistakes: Vec::new(),
-            warnings,
-        }
+        Self { options, variables, shown: BTreeMap::new(), refused: BTreeSet::new(), mistakes: Vec::new(), warnings }
     }
 
     /// Every option with its effective value and the warnings, or all mistakes.
@@ -98,11 +91,7 @@ impl<'a> Reader<'a> {
     /// The name the user gave an option by; its flag if they did not.
     pub(super) fn named(&self, key: Key) -> String {
         let by_variable = self.options.typed(key).is_none() && self.variables.contains_key(key.row().variable);
-        if by_variable {
-            key.row().variable.to_owned()
-        } else {
-            key.row().name()
-        }
+        if by_variable { key.row().variable.to_owned() } else { key.row().name() }
     }
 
     /// Notes a mistake in what several options say together, unless one of them is a mistake by itself.
@@ -111,15 +100,9 @@ impl<'a> Reader<'a> {
             return;
         }
         let names: Vec<String> = keys.iter().map(|key| self.named(*key)).collect();
-        let values: Vec<&str> = keys
-            .iter()
-            .map(|key| self.shown.get(key).map_or("none", String::as_str))
-            .collect();
+        let values: Vec<&str> = keys.iter().map(|key| self.shown.get(key).map_or("none", String::as_str)).collect();
         let what = format!("{} {otherwise}", values.join(" and "));
-        self.mistakes.push(Mistake {
-            name: names.join(" and "),
-            what,
-        });
+        self.mistakes.push(Mistake { name: names.join(" and "), what });
     }
 
     pub(super) fn warn(&mut self, warning: String) {
@@ -140,9 +123,7 @@ impl<'a> Reader<'a> {
         show: impl Fn(&T) -> String,
     ) -> Option<T> {
         let row = key.row();
-        let parsed = self
-            .given(key)
-            .map(|text| parse(text).map_err(|refusal| (text.to_owned(), refusal)));
+        let parsed = self.given(key).map(|text| parse(text).map_err(|refusal| (text.to_owned(), refusal)));
         let value = match parsed {
             Some(Ok(value)) => Some(value),
             Some(Err((text, refusal))) => {
@@ -150,9 +131,7 @@ impl<'a> Reader<'a> {
                 parse(row.default).ok()
             }
             None if row.default.is_empty() => None,
-            None => parse(row.default)
-                .map_err(|refusal| self.refuse(key, row.default, &refusal))
-                .ok(),
+            None => parse(row.default).map_err(|refusal| self.refuse(key, row.default, &refusal)).ok(),
         };
         self.show(key, value.as_ref().map_or_else(|| String::from("none"), show));
         value
@@ -163,28 +142,20 @@ impl<'a> Reader<'a> {
             refusal.to_string()
         } else if text.contains("://") && self.named(key) == key.row().variable {
             // A Kubernetes service of our name puts such variables into every container of its namespace.
-            format!(
-                "{} {refusal} (set by a Kubernetes service link? enableServiceLinks: false)",
-                quoted(text)
-            )
+            format!("{} {refusal} (set by a Kubernetes service link? enableServiceLinks: false)", quoted(text))
         } else {
             format!("{} {refusal}", quoted(text))
         };
         self.refused.insert(key);
-        self.mistakes.push(Mistake {
-            name: self.named(key),
-            what,
-        });
+        self.mistakes.push(Mistake { name: self.named(key), what });
     }
 
     pub(super) fn time(&mut self, key: Key) -> Duration {
-        self.read(key, values::positive_duration, values::show_duration)
-            .unwrap_or_default()
+        self.read(key, values::positive_duration, values::show_duration).unwrap_or_default()
     }
 
     pub(super) fn time_or_zero(&mut self, key: Key) -> Duration {
-        self.read(key, values::duration, values::show_duration)
-            .unwrap_or_default()
+        self.read(key, values::duration, values::show_duration).unwrap_or_default()
     }
 
     /// A number; zero if unset.
@@ -192,12 +163,7 @@ impl<'a> Reader<'a> {
     where
         T: FromStr + PartialOrd + Display + Default + Copy,
     {
-        self.read(
-            key,
-            |text| values::number(text, *range.start(), *range.end()),
-            T::to_string,
-        )
-        .unwrap_or_default()
+        self.read(key, |text| values::number(text, *range.start(), *range.end()), T::to_string).unwrap_or_default()
     }
 
     pub(super) fn size(&mut self, key: Key) -> usize {
@@ -217,8 +183,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn networks(&mut self, key: Key) -> Vec<IpNet> {
-        self.read(key, values::networks, |networks| values::show_networks(networks))
-            .unwrap_or_default()
+        self.read(key, values::networks, |networks| values::show_networks(networks)).unwrap_or_default()
     }
 
     pub(super) fn secret(&mut self, key: Key) -> Option<Secret> {

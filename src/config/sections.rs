@@ -27,28 +27,16 @@ impl Listen {
         let both = reader.address(Key::VllmDiscoveryAddress);
         if let Some(both) = both {
             let keys = [Key::VllmDiscoveryAddress, Key::PingHost];
-            reader.require(
-                ping_host.is_none_or(|host| host == both.ip()),
-                &keys,
-                "name different addresses",
-            );
+            reader.require(ping_host.is_none_or(|host| host == both.ip()), &keys, "name different addresses");
             let same = !reader.is_given(Key::PingPort) || ping_port == both.port();
-            reader.require(
-                same,
-                &[Key::VllmDiscoveryAddress, Key::PingPort],
-                "name different ports",
-            );
+            reader.require(same, &[Key::VllmDiscoveryAddress, Key::PingPort], "name different ports");
         }
         let discovery = both.unwrap_or_else(|| SocketAddr::new(ping_host.unwrap_or(host), ping_port));
         reader.show(Key::PingHost, discovery.ip().to_string());
         reader.show(Key::PingPort, discovery.port().to_string());
         let overlap = http.ip() == discovery.ip() || http.ip().is_unspecified() || discovery.ip().is_unspecified();
         let apart = !overlap || http.port() != discovery.port() || http.port() == 0;
-        let ping = if both.is_some() {
-            Key::VllmDiscoveryAddress
-        } else {
-            Key::PingPort
-        };
+        let ping = if both.is_some() { Key::VllmDiscoveryAddress } else { Key::PingPort };
         reader.require(apart, &[Key::Port, ping], "must be different ports");
         Self { http, discovery }
     }
@@ -71,11 +59,7 @@ impl HttpLimits {
 impl Discovery {
     pub(super) fn read(reader: &mut Reader<'_>) -> Self {
         let engine_ttl = reader.time(Key::EngineTtl);
-        reader.require(
-            engine_ttl >= Duration::from_secs(1),
-            &[Key::EngineTtl],
-            "must be at least 1s",
-        );
+        reader.require(engine_ttl >= Duration::from_secs(1), &[Key::EngineTtl], "must be at least 1s");
         let engine_in_flight = reader.number(Key::EngineInFlight, 0..=1_000_000);
         Self {
             engine_ttl,
@@ -88,14 +72,8 @@ impl Discovery {
 
 impl Exchange {
     pub(super) fn read(reader: &mut Reader<'_>) -> Self {
-        let budgets = [
-            ("minus-one", DecodeTokenBudget::MinusOne),
-            ("exact", DecodeTokenBudget::Exact),
-        ];
-        let dispatches = [
-            ("concurrent", WriteDispatch::Concurrent),
-            ("serial", WriteDispatch::Serial),
-        ];
+        let budgets = [("minus-one", DecodeTokenBudget::MinusOne), ("exact", DecodeTokenBudget::Exact)];
+        let dispatches = [("concurrent", WriteDispatch::Concurrent), ("serial", WriteDispatch::Serial)];
         let whens = [("auto", true), ("off", false)];
         Self {
             decode_token_budget: reader.choice(Key::DecodeTokenBudget, &budgets),
@@ -125,11 +103,7 @@ impl Timeouts {
         ];
         for (key, whole) in wholes {
             let keys = [key, Key::ConnectTimeout];
-            reader.require(
-                whole > times.connect,
-                &keys,
-                "the first must be longer, it includes the second",
-            );
+            reader.require(whole > times.connect, &keys, "the first must be longer, it includes the second");
         }
         let reap = "must be under 60s, when engines drop the blocks";
         reader.require(times.hand_over < ENGINE_REAP, &[Key::HandOverLimit], reap);
@@ -143,11 +117,7 @@ impl Breaker {
         let (open, open_max) = (reader.time(Key::BreakerOpen), reader.time(Key::BreakerOpenMax));
         let keys = [Key::BreakerOpen, Key::BreakerOpenMax];
         reader.require(open <= open_max, &keys, "the first must not be longer than the second");
-        Self {
-            failures: (failures > 0).then_some(failures),
-            open,
-            open_max,
-        }
+        Self { failures: (failures > 0).then_some(failures), open, open_max }
     }
 }
 
@@ -188,10 +158,7 @@ impl Log {
         let level = reader.optional_choice(Key::LogLevel, &levels).unwrap_or(Level::INFO);
         reader.show(Key::LogLevel, level.to_string().to_lowercase());
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-        Self {
-            level,
-            format: reader.choice(Key::LogFormat, &formats),
-        }
+        Self { level, format: reader.choice(Key::LogFormat, &formats) }
     }
 }
 
@@ -203,9 +170,6 @@ impl Process {
             given => given,
         };
         reader.show(Key::Workers, workers.to_string());
-        Self {
-            workers,
-            drain_timeout: reader.time_or_zero(Key::DrainTimeout),
-        }
+        Self { workers, drain_timeout: reader.time_or_zero(Key::DrainTimeout) }
     }
 }

@@ -59,10 +59,7 @@ impl Secret {
     #[must_use]
     pub fn matches(&self, presented: &[u8]) -> bool {
         let mine = self.0.as_bytes();
-        let differing = mine
-            .iter()
-            .zip(presented)
-            .fold(0, |sum, (mine, theirs)| sum | (mine ^ theirs));
+        let differing = mine.iter().zip(presented).fold(0, |sum, (mine, theirs)| sum | (mine ^ theirs));
         mine.len() == presented.len() && std::hint::black_box(differing) == 0
     }
 }
@@ -81,18 +78,12 @@ impl fmt::Display for Secret {
 
 pub(super) fn secret(text: &str) -> Result<Secret, Refusal> {
     let fits_a_header = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-    if fits_a_header {
-        Ok(Secret(text.to_owned()))
-    } else {
-        Err(Refusal::Secret)
-    }
+    if fits_a_header { Ok(Secret(text.to_owned())) } else { Err(Refusal::Secret) }
 }
 
 /// Splits `30s` into `30` and `s`.
 fn split_unit(text: &str) -> (&str, &str) {
-    let end = text
-        .find(|letter: char| !letter.is_ascii_digit() && letter != '.')
-        .unwrap_or(text.len());
+    let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     (number, unit.trim_start())
 }
@@ -109,20 +100,12 @@ pub(super) fn duration(text: &str) -> Result<Duration, Refusal> {
     // Only digits and points come this far, so neither NaN nor a sign does; the conversion refuses what is left.
     let seconds = f64::from_str(number).map_err(|_| Refusal::Duration)? * scale;
     let duration = Duration::try_from_secs_f64(seconds).map_err(|_| Refusal::TooLong)?;
-    if duration > LONGEST {
-        Err(Refusal::TooLong)
-    } else {
-        Ok(duration)
-    }
+    if duration > LONGEST { Err(Refusal::TooLong) } else { Ok(duration) }
 }
 
 pub(super) fn positive_duration(text: &str) -> Result<Duration, Refusal> {
     let duration = duration(text)?;
-    if duration.is_zero() {
-        Err(Refusal::Zero)
-    } else {
-        Ok(duration)
-    }
+    if duration.is_zero() { Err(Refusal::Zero) } else { Ok(duration) }
 }
 
 pub(super) fn show_duration(duration: &Duration) -> String {
@@ -142,18 +125,11 @@ const SIZE_UNITS: [(&str, usize); 8] = [
 
 pub(super) fn size(text: &str) -> Result<usize, Refusal> {
     let (number, unit) = split_unit(text);
-    let scale = SIZE_UNITS
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case(unit))
-        .ok_or(Refusal::Size)?
-        .1;
+    let scale = SIZE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or(Refusal::Size)?.1;
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Refusal::Size);
     }
-    match usize::from_str(number)
-        .ok()
-        .and_then(|number| number.checked_mul(scale))
-    {
+    match usize::from_str(number).ok().and_then(|number| number.checked_mul(scale)) {
         Some(0) => Err(Refusal::Zero),
         Some(bytes) if bytes <= LARGEST => Ok(bytes),
         _ => Err(Refusal::TooLarge),
@@ -184,28 +160,18 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, Refusal> {
         return Err(Refusal::Address);
     }
     let host = host(name).map_err(|_| Refusal::Address)?;
-    Ok(SocketAddr::new(
-        host,
-        number(port, 0, u16::MAX).map_err(|_| Refusal::Address)?,
-    ))
+    Ok(SocketAddr::new(host, number(port, 0, u16::MAX).map_err(|_| Refusal::Address)?))
 }
 
 pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, Refusal> {
     let network = |text: &str| {
         let bare = || IpAddr::from_str(text).map(IpNet::from);
-        IpNet::from_str(text)
-            .map(|network| network.trunc())
-            .or_else(|_| bare())
-            .map_err(|_| Refusal::Networks)
+        IpNet::from_str(text).map(|network| network.trunc()).or_else(|_| bare()).map_err(|_| Refusal::Networks)
     };
     let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     let networks = parts.map(network).collect::<Result<Vec<_>, _>>()?;
     // A list that was given and names nothing must not mean that everything is allowed.
-    if networks.is_empty() {
-        Err(Refusal::Networks)
-    } else {
-        Ok(networks)
-    }
+    if networks.is_empty() { Err(Refusal::Networks) } else { Ok(networks) }
 }
 
 pub(super) fn show_networks(networks: &[IpNet]) -> String {
@@ -277,14 +243,7 @@ mod tests {
     fn lists_and_switches_are_read_in_every_form() {
         let read = networks("10.1.2.3/8, 192.168.1.7,,fd00::/8").unwrap();
         assert_eq!(show_networks(&read), "10.0.0.0/8,192.168.1.7/32,fd00::/8");
-        for (text, value) in [
-            ("1", true),
-            ("YES", true),
-            ("on", true),
-            ("true", true),
-            ("0", false),
-            ("Off", false),
-        ] {
+        for (text, value) in [("1", true), ("YES", true), ("on", true), ("true", true), ("0", false), ("Off", false)] {
             assert_eq!(switch(text), Ok(value), "{text}");
         }
     }

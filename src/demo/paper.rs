@@ -20,9 +20,7 @@ impl Paper {
     pub(super) fn new() -> Self {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let plain = set("NO_COLOR").is_some() || set("TERM").is_some_and(|term| term == "dumb");
-        Paper {
-            colour: stdout().is_terminal() && !plain,
-        }
+        Paper { colour: stdout().is_terminal() && !plain }
     }
 
     pub(super) fn line(&self, text: &str) {
@@ -88,11 +86,7 @@ impl Paper {
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
-        if self.colour {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
@@ -131,10 +125,7 @@ mod tests {
     #[test]
     fn long_things_are_shortened_and_short_ones_are_not() {
         assert_eq!(shortened("tx-1"), "tx-1");
-        assert_eq!(
-            shortened("tx-0123456789abcdef0123456789abcdef"),
-            "tx-0123456789abcdef...abcdef"
-        );
+        assert_eq!(shortened("tx-0123456789abcdef0123456789abcdef"), "tx-0123456789abcdef...abcdef");
         assert_eq!(brief(&json!([1, 2, 3])), "[1, 2, 3]");
         assert_eq!(brief(&json!([1, 2, 3, 4, 5, 6])), "[1, 2, 3, 4, 2 more]");
         assert_eq!(brief(&json!(null)), "null");

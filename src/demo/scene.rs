@@ -10,11 +10,7 @@ use super::{DemoError, PATIENCE};
 use crate::sim::{Engine, ReceivedLeg, Role, expected_text};
 
 /// Where a chunk or an answer has its text, for both APIs, streamed or not.
-const TEXT_AT: [&str; 3] = [
-    "/choices/0/delta/content",
-    "/choices/0/message/content",
-    "/choices/0/text",
-];
+const TEXT_AT: [&str; 3] = ["/choices/0/delta/content", "/choices/0/message/content", "/choices/0/text"];
 
 /// A request to be shown.
 pub(super) struct Scene {
@@ -60,18 +56,11 @@ impl Scene {
         paper.line("");
         paper.fact(
             "client",
-            &format!(
-                "{} max_tokens {}, {streamed}",
-                paper.bold(&format!("POST {}", self.path)),
-                self.tokens
-            ),
+            &format!("{} max_tokens {}, {streamed}", paper.bold(&format!("POST {}", self.path)), self.tokens),
         );
         let before: Vec<u64> = stage.engines.iter().map(|engine| engine.counters().legs).collect();
         let began = Instant::now();
-        let request = stage
-            .client
-            .post(stage.url(self.path))
-            .header("content-type", "application/json");
+        let request = stage.client.post(stage.url(self.path)).header("content-type", "application/json");
         let mut response = request.body(self.body.to_string()).send().await?;
         let status = response.status();
         let legs = received(stage, &before, status.is_success()).await?;
@@ -112,11 +101,7 @@ impl Scene {
             answer.text.split_whitespace().count()
         );
         let wrong = paper.check(&what, problem);
-        wrong
-            + paper.check(
-                "both legs carry one transfer id, one request id and one rank",
-                disagreement(legs),
-            )
+        wrong + paper.check("both legs carry one transfer id, one request id and one rank", disagreement(legs))
     }
 }
 
@@ -126,9 +111,7 @@ fn disagreement(legs: &[(&Engine, ReceivedLeg)]) -> Option<String> {
         return Some(format!("there were {} legs", legs.len()));
     };
     let transfer = |leg: &ReceivedLeg| leg.transfer_params["transfer_id"].as_str().map(str::to_owned);
-    let rank = prefill
-        .header("x-data-parallel-rank")
-        .and_then(|rank| rank.parse::<u64>().ok());
+    let rank = prefill.header("x-data-parallel-rank").and_then(|rank| rank.parse::<u64>().ok());
     let request_id = prefill.header("x-request-id");
     if transfer(prefill).is_none() || transfer(prefill) != transfer(decode) {
         Some("the transfer ids differ".into())
@@ -169,9 +152,7 @@ fn describe(paper: &Paper, engine: &Engine, leg: &ReceivedLeg) {
         Role::Prefill => "prefill",
         Role::Decode => "decode",
     };
-    let rank = leg
-        .header("x-data-parallel-rank")
-        .map_or(String::new(), |rank| format!(", rank {rank}"));
+    let rank = leg.header("x-data-parallel-rank").map_or(String::new(), |rank| format!(", rank {rank}"));
     paper.fact(
         role,
         &format!(
@@ -204,12 +185,7 @@ struct Answer {
 impl Answer {
     fn new(stream: bool) -> Self {
         let (rest, text, done) = (Vec::new(), String::new(), false);
-        Answer {
-            stream,
-            rest,
-            text,
-            done,
-        }
+        Answer { stream, rest, text, done }
     }
 
     /// Takes a part of the body and gives the texts that it completes.
@@ -243,7 +219,5 @@ impl Answer {
 
 fn text_of(json: &[u8]) -> Option<String> {
     let value: Value = serde_json::from_slice(json).ok()?;
-    TEXT_AT
-        .iter()
-        .find_map(|at| value.pointer(at)?.as_str().map(str::to_owned))
+    TEXT_AT.iter().find_map(|at| value.pointer(at)?.as_str().map(str::to_owned))
 }

@@ -49,10 +49,7 @@ impl Stage {
         let task = tokio::spawn(app.run(async {
             let _ = stopped.await;
         }));
-        paper.fact(
-            "proxy",
-            &format!("clients at {http}, engines register at {registration}"),
-        );
+        paper.fact("proxy", &format!("clients at {http}, engines register at {registration}"));
         let began = Instant::now();
         let mut engines = Vec::new();
         for role in [Role::Prefill, Role::Prefill, Role::Decode, Role::Decode] {
@@ -66,14 +63,7 @@ impl Stage {
             };
             engines.push(Engine::start(settings).await.map_err(DemoError::Engine)?);
         }
-        let stage = Stage {
-            client: reqwest::Client::builder().no_proxy().build()?,
-            engines,
-            http,
-            mode,
-            stop,
-            task,
-        };
+        let stage = Stage { client: reqwest::Client::builder().no_proxy().build()?, engines, http, mode, stop, task };
         stage.watch_pool(paper, began).await?;
         Ok(stage)
     }
@@ -96,10 +86,7 @@ impl Stage {
                 }
             }
             if began.elapsed() > PATIENCE {
-                return Err(DemoError::Late(format!(
-                    "four ready engines; {} were ready",
-                    seen.len()
-                )));
+                return Err(DemoError::Late(format!("four ready engines; {} were ready", seen.len())));
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -54,18 +54,12 @@ fn both_wordings_become_one_value() {
     let p = registered(&b());
     let text = "host:10.0.0.1,handshake:6301,notify:61005";
     assert_eq!((p.role, p.mode, p.dialect), (Role::Prefill, Mode::Read, Dialect::B));
-    assert_eq!(
-        (p.http.to_string().as_str(), p.dp_size, p.tp_size),
-        ("10.0.0.1:20005", 1, 8)
-    );
+    assert_eq!((p.http.to_string().as_str(), p.dp_size, p.tp_size), ("10.0.0.1:20005", 1, 8));
     assert_eq!(endpoint(&p), ("10.0.0.1", 6301, 61005, text));
     assert_eq!(registered(&with(b(), "type", json!("D"))).role, Role::Decode);
     // 3 and 4.
     let old = registered(&a());
-    assert_eq!(
-        (old.role, old.mode, old.dialect),
-        (Role::Prefill, Mode::Read, Dialect::A)
-    );
+    assert_eq!((old.role, old.mode, old.dialect), (Role::Prefill, Mode::Read, Dialect::A));
     assert_eq!((old.http.to_string().as_str(), old.index), ("10.0.0.1:2584", Some(17)));
     assert_eq!(endpoint(&old), ("10.0.0.1", 6301, 61005, text));
     assert!(registered(&with(a(), "index", json!("18"))).same_engine(&old));
@@ -78,34 +72,17 @@ fn both_wordings_become_one_value() {
     assert_eq!(read(&json!({"type": "HELLO"})), Ok(Message::Hello));
     // 10.
     assert_eq!(registered(&with(b(), "transfer_mode", json!("read"))).mode, Mode::Read);
-    assert_eq!(
-        registered(&with(b(), "transfer_mode", json!("Write"))).mode,
-        Mode::Write
-    );
+    assert_eq!(registered(&with(b(), "transfer_mode", json!("Write"))).mode, Mode::Write);
     // 15 and 16.
-    let spaced = with(
-        b(),
-        "zmq_address",
-        json!(" host : fd00::1 , handshake : 6301 , notify : 61005 "),
-    );
+    let spaced = with(b(), "zmq_address", json!(" host : fd00::1 , handshake : 6301 , notify : 61005 "));
     let trimmed = "host : fd00::1 , handshake : 6301 , notify : 61005";
     assert_eq!(endpoint(&registered(&spaced)), ("fd00::1", 6301, 61005, trimmed));
     let six = registered(&with(b(), "http_address", json!("fd00::1:8000")));
-    assert_eq!(
-        (six.http.host.as_str(), six.http.url("/x").as_str()),
-        ("fd00::1", "http://[fd00::1]:8000/x")
-    );
+    assert_eq!((six.http.host.as_str(), six.http.url("/x").as_str()), ("fd00::1", "http://[fd00::1]:8000/x"));
     // 19.
-    for text in [
-        "http://node-3:2584/v1/completions",
-        "HTTP://node-3:2584",
-        "node-3:2584/x?y#z",
-    ] {
+    for text in ["http://node-3:2584/v1/completions", "HTTP://node-3:2584", "node-3:2584/x?y#z"] {
         let named = registered(&with(a(), "request_address", json!(text)));
-        assert_eq!(
-            (named.http.host.as_str(), named.http.port, named.kv.host.as_str()),
-            ("node-3", 2584, "node-3")
-        );
+        assert_eq!((named.http.host.as_str(), named.http.port, named.kv.host.as_str()), ("node-3", 2584, "node-3"));
     }
     // Loopback is for the caller to judge.
     registered(&with(b(), "http_address", json!("127.0.0.1:1")));
@@ -115,11 +92,7 @@ fn both_wordings_become_one_value() {
 fn unknown_keys_are_told_and_not_held_against_the_engine() {
     // 18.
     let long = "k".repeat(300);
-    let more = with(
-        with(b(), "node_hosts", json!(["a", {"b": [1.5, null, true, -1]}])),
-        &long,
-        json!(1),
-    );
+    let more = with(with(b(), "node_hosts", json!(["a", {"b": [1.5, null, true, -1]}])), &long, json!(1));
     match read(&more) {
         Ok(Message::Register(registration, unknown)) => {
             assert_eq!(registration, registered(&b()));
@@ -131,11 +104,7 @@ fn unknown_keys_are_told_and_not_held_against_the_engine() {
     let mut bytes = pack(&b());
     bytes[0] += 2;
     bytes.extend([0x05, 0x01, 0xa1, b'x', 0xd4, 0x01, 0x00]);
-    assert!(
-        matches!(decode(&bytes), Ok(Message::Register(..))),
-        "{:?}",
-        decode(&bytes)
-    );
+    assert!(matches!(decode(&bytes), Ok(Message::Register(..))), "{:?}", decode(&bytes));
     let binary: Vec<u8> = [&[0x81, 0xa4][..], b"type", &[0xc4, 5], b"HELLO"].concat();
     assert_eq!(decode(&binary), Ok(Message::Hello));
     let invalid = [&[0x82, 0xa4][..], b"type", &[0xa5], b"HELLO", &[0xa1, b'x', 0xa1, 0xff]].concat();
@@ -151,92 +120,39 @@ fn what_is_wrong_is_named() {
         assert!(rejection.to_string().starts_with(field), "{value}: {rejection}");
     };
     // 10.
-    check(
-        with(b(), "transfer_mode", json!("PUSH")),
-        "invalid_field",
-        "transfer_mode is",
-    );
+    check(with(b(), "transfer_mode", json!("PUSH")), "invalid_field", "transfer_mode is");
     // 11.
     check(with(b(), "type", json!("X")), "unknown_type", "type is \"X\"");
     check(with(b(), "type", json!(7)), "invalid_field", "type is");
     // 14 and 17.
     let zmq = |text: &str| with(b(), "zmq_address", json!(text));
-    check(
-        zmq("host:10.0.0.1,handshake:6301"),
-        "missing_field",
-        "zmq_address.notify",
-    );
+    check(zmq("host:10.0.0.1,handshake:6301"), "missing_field", "zmq_address.notify");
     check(zmq("handshake:6301,notify:1"), "missing_field", "zmq_address.host");
     for port in ["70000", "0", "", "+5", "6 1", "x"] {
         let text = format!("host:h,handshake:6301,notify:{port}");
         check(zmq(&text), "invalid_field", "zmq_address.notify is");
     }
-    for host in [
-        "",
-        "None",
-        "none",
-        "0.0.0.0",
-        "::",
-        "a b",
-        "u@h",
-        "0",
-        "127.1",
-        "0x7f000001",
-        "[::]",
-        "224.0.0.1",
-    ] {
+    for host in ["", "None", "none", "0.0.0.0", "::", "a b", "u@h", "0", "127.1", "0x7f000001", "[::]", "224.0.0.1"] {
         let text = format!("host:{host},handshake:6301,notify:61005");
         check(zmq(&text), "invalid_field", "zmq_address.host is");
     }
     let tail = "host:h,handshake:1,notify:2";
-    for text in [
-        "",
-        "x",
-        &format!("{tail},"),
-        &format!("{tail},notify:3"),
-        &format!("{tail},x:\r\nEvil: 1"),
-    ] {
+    for text in ["", "x", &format!("{tail},"), &format!("{tail},notify:3"), &format!("{tail},x:\r\nEvil: 1")] {
         check(zmq(text), "invalid_field", "zmq_address is");
     }
-    for text in [
-        format!("{tail},x:___decode_addr_y"),
-        format!("{tail},x:é"),
-        format!("{tail},x:{}", "y".repeat(500)),
-    ] {
+    for text in [format!("{tail},x:___decode_addr_y"), format!("{tail},x:é"), format!("{tail},x:{}", "y".repeat(500))]
+    {
         check(zmq(&text), "invalid_field", "zmq_address is");
     }
-    for key in [
-        "http_address",
-        "zmq_address",
-        "dp_size",
-        "tp_size",
-        "transfer_mode",
-        "type",
-    ] {
+    for key in ["http_address", "zmq_address", "dp_size", "tp_size", "transfer_mode", "type"] {
         check(without(b(), key), "missing_field", key);
         check(with(b(), key, json!([1])), "invalid_field", key);
         check(with(b(), key, json!(null)), "invalid_field", key);
     }
-    for key in [
-        "role",
-        "request_address",
-        "handshake_port",
-        "notify_port",
-        "dp_size",
-        "tp_size",
-        "transfer_mode",
-    ] {
+    for key in ["role", "request_address", "handshake_port", "notify_port", "dp_size", "tp_size", "transfer_mode"] {
         check(without(a(), key), "missing_field", key);
     }
-    for size in [
-        json!(0),
-        json!(1025),
-        json!(-1),
-        json!(1.0),
-        json!("8x"),
-        json!(""),
-        json!(u64::MAX),
-    ] {
+    for size in [json!(0), json!(1025), json!(-1), json!(1.0), json!("8x"), json!(""), json!(u64::MAX)] {
         check(with(b(), "dp_size", size.clone()), "invalid_field", "dp_size is");
         check(with(a(), "tp_size", size), "invalid_field", "tp_size is");
     }
@@ -254,39 +170,15 @@ fn what_is_wrong_is_named() {
         "http://a___decode_addr_b:80",
         "",
     ] {
-        check(
-            with(a(), "request_address", json!(address)),
-            "invalid_field",
-            "request_address is",
-        );
+        check(with(a(), "request_address", json!(address)), "invalid_field", "request_address is");
     }
-    let tls = read(&with(
-        a(),
-        "request_address",
-        json!("https://node-3:2584/v1/completions"),
-    ))
-    .unwrap_err();
+    let tls = read(&with(a(), "request_address", json!("https://node-3:2584/v1/completions"))).unwrap_err();
     assert!(tls.to_string().contains("TLS to engines is not supported"), "{tls}");
-    for address in [
-        "10.0.0.1",
-        "http://10.0.0.1:80",
-        "0.0.0.0:80",
-        ":::80",
-        "None:80",
-        "a/b:80",
-    ] {
-        check(
-            with(b(), "http_address", json!(address)),
-            "invalid_field",
-            "http_address is",
-        );
+    for address in ["10.0.0.1", "http://10.0.0.1:80", "0.0.0.0:80", ":::80", "None:80", "a/b:80"] {
+        check(with(b(), "http_address", json!(address)), "invalid_field", "http_address is");
     }
     // The last listener of 8 x 1024 would be at 69196.
-    check(
-        with(b(), "dp_size", json!(1024)),
-        "invalid_field",
-        "zmq_address.notify is",
-    );
+    check(with(b(), "dp_size", json!(1024)), "invalid_field", "zmq_address.notify is");
     check(with(a(), "dp_size", json!(1024)), "invalid_field", "notify_port is");
 }
 
@@ -308,20 +200,14 @@ fn bytes_that_are_no_message_are_dropped() {
     twice.extend([0xa4]);
     twice.extend(b"type\xa1D");
     assert!(matches!(decode(&twice), Err(Rejection::Duplicate(_))));
-    assert_eq!(
-        decode(&vec![0x80; MAX_MESSAGE_BYTES + 1]).unwrap_err().as_str(),
-        "too_large"
-    );
+    assert_eq!(decode(&vec![0x80; MAX_MESSAGE_BYTES + 1]).unwrap_err().as_str(), "too_large");
     // Depth bombs, as value and as key, and lengths that are not there.
     for filler in [0x91, 0x81] {
         let bomb = [&[0x81, 0xa1, b'x'][..], &vec![filler; 60_000]].concat();
         assert_eq!(label(&bomb), Err("malformed"));
         assert_eq!(label(&[&[0x81][..], &vec![filler; 60_000]].concat()), Err("malformed"));
     }
-    for length in [
-        &[0xdf, 0xff, 0xff, 0xff, 0xff][..],
-        &[0x81, 0xdb, 0xff, 0xff, 0xff, 0xff, b'x'],
-    ] {
+    for length in [&[0xdf, 0xff, 0xff, 0xff, 0xff][..], &[0x81, 0xdb, 0xff, 0xff, 0xff, 0xff, b'x']] {
         assert_eq!(label(length), Err("malformed"));
     }
     let mut many = json!({});
@@ -336,10 +222,7 @@ fn little_of_the_senders_text_is_repeated() {
     let evil = "\u{1b}[31m\n".repeat(5000);
     for key in ["type", "http_address", "zmq_address", "transfer_mode", "dp_size"] {
         let shown = read(&with(b(), key, json!(evil))).unwrap_err().to_string();
-        assert!(
-            shown.len() < 200 && shown.chars().all(|c| (' '..='~').contains(&c)),
-            "{shown}"
-        );
+        assert!(shown.len() < 200 && shown.chars().all(|c| (' '..='~').contains(&c)), "{shown}");
     }
 }
 

@@ -26,21 +26,11 @@ impl Attempt<'_> {
         exchange: &mut Option<Exchange>,
     ) -> Result<Response<Relay>, Failure> {
         let dispatcher = self.dispatcher;
-        let Picked {
-            prefill: prefill_seat,
-            decode: mut seat,
-            rank,
-            mut contact,
-            ..
-        } = picked;
+        let Picked { prefill: prefill_seat, decode: mut seat, rank, mut contact, .. } = picked;
         let prefill = prefill_seat.engine.clone();
         let mut held = Held::new(&dispatcher.keeper.notifier, &prefill, rank, &self.ids.transfer_id);
 
-        let pair = Pair {
-            prefill: &prefill.registration,
-            decode: &seat.engine.registration,
-            rank,
-        };
+        let pair = Pair { prefill: &prefill.registration, decode: &seat.engine.registration, rank };
         let body = enrich::prefill_leg(self.request, &pair, &self.ids);
         let leg = self.leg(prefill_seat, rank, body);
         let answer = match leg.prefill(dispatcher.limits.prefill).await {
@@ -68,22 +58,12 @@ impl Attempt<'_> {
         let mut refused = Vec::new();
         loop {
             let decode = seat.engine.clone();
-            let pair = Pair {
-                prefill: &prefill.registration,
-                decode: &decode.registration,
-                rank,
-            };
+            let pair = Pair { prefill: &prefill.registration, decode: &decode.registration, rank };
             let body = enrich::decode_leg_read(self.request, &pair, &self.ids, &params);
             match self.hand_over(seat, body, &mut held, deadline, &limits).await {
                 Ok((response, seat)) => {
                     let (head, body) = response.into_parts();
-                    let open = Open {
-                        body,
-                        first: None,
-                        seat,
-                        contact,
-                        parked: None,
-                    };
+                    let open = Open { body, first: None, seat, contact, parked: None };
                     return dispatcher.answer(head, open, exchange, limits);
                 }
                 Err(failure) if failure.status == LegStatus::Connect => {
@@ -140,16 +120,9 @@ impl Attempt<'_> {
             }
         };
         let late = || {
-            let error = ProxyError::HandOverTooLate {
-                limit: self.dispatcher.limits.hand_over,
-            };
+            let error = ProxyError::HandOverTooLate { limit: self.dispatcher.limits.hand_over };
             let _ = end.set((LegStatus::Timeout, Verdict::Ailing));
-            LegFailure {
-                error,
-                status: LegStatus::Timeout,
-                verdict: Verdict::Ailing,
-                retry: Retry::Never,
-            }
+            LegFailure { error, status: LegStatus::Timeout, verdict: Verdict::Ailing, retry: Retry::Never }
         };
         let result = match timeout_at(deadline, connect).await.map_err(|_| late())? {
             Some(result) => result,

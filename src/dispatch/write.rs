@@ -64,19 +64,9 @@ impl Attempt<'_> {
         exchange: &mut Option<Exchange>,
     ) -> Result<Response<Relay>, Failure> {
         let dispatcher = self.dispatcher;
-        let Picked {
-            prefill: prefill_seat,
-            decode: decode_seat,
-            rank,
-            contact,
-            ..
-        } = picked;
+        let Picked { prefill: prefill_seat, decode: decode_seat, rank, contact, .. } = picked;
         let (prefill, decode) = (prefill_seat.engine.clone(), decode_seat.engine.clone());
-        let pair = Pair {
-            prefill: &prefill.registration,
-            decode: &decode.registration,
-            rank,
-        };
+        let pair = Pair { prefill: &prefill.registration, decode: &decode.registration, rank };
         let (prefill_body, decode_body) = (
             enrich::prefill_leg(self.request, &pair, &self.ids),
             enrich::decode_leg_write(self.request, &pair, &self.ids),
@@ -114,20 +104,9 @@ impl Attempt<'_> {
         let sending: DecodeFuture = Box::pin(leg.decode());
         // From here on decode may accept: what happens to prefill's blocks depends on its answer.
         held.let_go();
-        let rest = Rest {
-            held,
-            contact,
-            engine: decode,
-            transfer_id: self.ids.transfer_id.clone(),
-            sent,
-            end,
-        };
-        let legs = Legs {
-            dispatcher,
-            prefill: Some(prefill_leg),
-            decode: Some(Decode::Sending(sending)),
-            rest: Some(rest),
-        };
+        let rest = Rest { held, contact, engine: decode, transfer_id: self.ids.transfer_id.clone(), sent, end };
+        let legs =
+            Legs { dispatcher, prefill: Some(prefill_leg), decode: Some(Decode::Sending(sending)), rest: Some(rest) };
         self.commit(legs, exchange).await
     }
 
@@ -257,29 +236,14 @@ impl Legs<'_> {
         let (Some(Decode::Head(response, seat)), Some(rest), Some(prefill)) =
             (self.decode.take(), self.rest.take(), self.prefill.take())
         else {
-            return Err(Failure {
-                error: ProxyError::Internal,
-                retry: Retry::Never,
-            });
+            return Err(Failure { error: ProxyError::Internal, retry: Retry::Never });
         };
         let (head, body) = response.into_parts();
-        let Rest {
-            held,
-            contact,
-            engine,
-            transfer_id,
-            ..
-        } = rest;
+        let Rest { held, contact, engine, transfer_id, .. } = rest;
         let parked = match (&first, prefill) {
             (None, prefill) => {
                 let keeper = self.dispatcher.keeper.clone();
-                Some(Parked {
-                    keeper,
-                    prefill,
-                    held,
-                    decode: engine,
-                    transfer_id,
-                })
+                Some(Parked { keeper, prefill, held, decode: engine, transfer_id })
             }
             // Decode was first: prefill finishes unseen, and its outcome is counted.
             (Some(_), PrefillLeg::Running(running)) => {
@@ -288,18 +252,7 @@ impl Legs<'_> {
             }
             (Some(_), _) => None,
         };
-        self.dispatcher.answer(
-            head,
-            Open {
-                body,
-                first,
-                seat,
-                contact,
-                parked,
-            },
-            exchange,
-            limits,
-        )
+        self.dispatcher.answer(head, Open { body, first, seat, contact, parked }, exchange, limits)
     }
 }
 
@@ -315,27 +268,14 @@ impl Drop for Legs<'_> {
             }
             return;
         }
-        let Rest {
-            held,
-            contact,
-            engine,
-            transfer_id,
-            ..
-        } = rest;
+        let Rest { held, contact, engine, transfer_id, .. } = rest;
         let keeper = self.dispatcher.keeper.clone();
         let prefill = self.prefill.take().unwrap_or(PrefillLeg::Failed);
         let decode = match decode {
             Decode::Sending(sending) => DecodeLeg::Sending(sending),
             Decode::Head(response, seat) => DecodeLeg::Open(response.into_body(), seat),
         };
-        Parked {
-            keeper,
-            prefill,
-            held,
-            decode: engine,
-            transfer_id,
-        }
-        .drain(decode, contact);
+        Parked { keeper, prefill, held, decode: engine, transfer_id }.drain(decode, contact);
     }
 }
 

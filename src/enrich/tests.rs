@@ -10,10 +10,7 @@ fn engine(role: Role, host: &str, ports: [u16; 3]) -> Registration {
     let [http, handshake, notify] = ports;
     Registration {
         role,
-        http: HttpAddress {
-            host: host.to_owned(),
-            port: http,
-        },
+        http: HttpAddress { host: host.to_owned(), port: http },
         kv: KvEndpoint {
             host: host.to_owned(),
             handshake,
@@ -52,10 +49,7 @@ fn value(segments: &Segments) -> Value {
 
 /// Both legs of a WRITE exchange.
 fn legs(request: &Request, pair: &Pair<'_>, ids: &Ids) -> (Value, Value) {
-    (
-        value(&prefill_leg(request, pair, ids)),
-        value(&decode_leg_write(request, pair, ids)),
-    )
+    (value(&prefill_leg(request, pair, ids)), value(&decode_leg_write(request, pair, ids)))
 }
 
 fn to_decode(ids: &Ids) -> Value {
@@ -74,10 +68,7 @@ fn to_prefill(ids: &Ids) -> Value {
 fn read_params(answer: &Value, pair: &Pair<'_>, ids: &Ids) -> Value {
     let answer = Bytes::from(json!({"id": "x", "choices": [], "kv_transfer_params": answer}).to_string());
     let params = PrefillParams::from_answer(&answer).unwrap();
-    let request = request(
-        Api::Chat,
-        r#"{"messages":[],"kv_transfer_params":{"remote_host":"evil"}}"#,
-    );
+    let request = request(Api::Chat, r#"{"messages":[],"kv_transfer_params":{"remote_host":"evil"}}"#);
     let leg = value(&decode_leg_read(&request, pair, ids, &params));
     assert_eq!(leg["request_id"], ids.request_id);
     leg["kv_transfer_params"].clone()
@@ -115,16 +106,8 @@ fn ids_have_the_form_that_engines_search() {
     let hex = |text: &str| text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let ids = Ids::fresh(&pair, false);
     let start = "___prefill_addr_host:10.0.0.1,handshake:6301,notify:61005___decode_addr_host:10.0.0.2,handshake:7301,notify:7501_";
-    assert!(
-        ids.request_id.strip_prefix(start).is_some_and(hex),
-        "{}",
-        ids.request_id
-    );
-    assert!(
-        ids.transfer_id.strip_prefix("tx-").is_some_and(hex),
-        "{}",
-        ids.transfer_id
-    );
+    assert!(ids.request_id.strip_prefix(start).is_some_and(hex), "{}", ids.request_id);
+    assert!(ids.transfer_id.strip_prefix("tx-").is_some_and(hex), "{}", ids.transfer_id);
     let other = Ids::fresh(&pair, true);
     assert!(hex(&other.request_id) && other.transfer_id != ids.transfer_id);
     assert!(!ids.transfer_id.ends_with(&ids.request_id[start.len()..]));
@@ -164,10 +147,7 @@ fn read_keeps_prefills_answer_and_adds_what_is_absent() {
     let mut answer = json!({"do_remote_prefill": true, "do_remote_decode": false, "remote_block_ids": [4, 5, 6],
         "remote_engine_id": "e", "tp_size": 8, "remote_host": "10.0.0.1", "remote_port": "6301"});
     let got = read_params(&answer, &pair, &ids);
-    for (key, value) in [
-        ("transfer_id", json!(ids.transfer_id)),
-        ("remote_handshake_port", json!(6301)),
-    ] {
+    for (key, value) in [("transfer_id", json!(ids.transfer_id)), ("remote_handshake_port", json!(6301))] {
         answer[key] = value;
     }
     answer["remote_notify_port"] = json!(61005);
@@ -209,15 +189,7 @@ fn ranks_agree_on_both_legs() {
     let answer = |rank: Value| json!({"remote_block_ids": [1], "remote_dp_rank": rank});
     let rank_of = |answer: &Value| read_params(answer, &pinned, &ids)["remote_dp_rank"].clone();
     assert_eq!(rank_of(&answer(json!(3))), 3);
-    for bad in [
-        json!(4),
-        json!(-1),
-        json!(1.5),
-        json!("1"),
-        json!(null),
-        json!(true),
-        json!([1]),
-    ] {
+    for bad in [json!(4), json!(-1), json!(1.5), json!("1"), json!(null), json!(true), json!([1])] {
         assert_eq!(rank_of(&answer(bad.clone())), 2, "{bad}");
     }
     assert_eq!(rank_of(&json!({"remote_block_ids": [1]})), 2);
@@ -252,10 +224,7 @@ fn a_clients_own_ids_and_params_never_pass() {
     let ids = Ids::fresh(&pair, false);
     let text = r#"{"kv_transfer_params":{"remote_host":"evil"},"request_id":"evil","\u006bv_transfer_params":"evil","request_id":"evil"}"#;
     let request = request(Api::Chat, text);
-    for leg in [
-        prefill_leg(&request, &pair, &ids),
-        decode_leg_write(&request, &pair, &ids),
-    ] {
+    for leg in [prefill_leg(&request, &pair, &ids), decode_leg_write(&request, &pair, &ids)] {
         assert!(!String::from_utf8(leg.to_vec()).unwrap().contains("evil"));
         assert_eq!(value(&leg)["request_id"], ids.request_id);
     }
@@ -285,13 +254,7 @@ fn limits_on_both_legs() {
     // 39.
     let one = json!({"max_tokens": 1, "min_tokens": 1});
     let same = |text: &str| serde_json::from_str::<Value>(text).unwrap();
-    check(
-        Api::Completions,
-        r#"{"max_tokens":1}"#,
-        one.clone(),
-        json!({"max_tokens": 1}),
-        json!({"max_tokens": 1}),
-    );
+    check(Api::Completions, r#"{"max_tokens":1}"#, one.clone(), json!({"max_tokens": 1}), json!({"max_tokens": 1}));
     check(
         Api::Chat,
         r#"{"max_completion_tokens":50}"#,
@@ -304,13 +267,7 @@ fn limits_on_both_legs() {
     check(Api::Completions, null, one.clone(), same(null), same(null));
     // 41.
     let text = r#"{"max_tokens":20,"min_tokens":20}"#;
-    check(
-        Api::Chat,
-        text,
-        one,
-        same(text),
-        json!({"max_tokens": 19, "min_tokens": 19}),
-    );
+    check(Api::Chat, text, one, same(text), json!({"max_tokens": 19, "min_tokens": 19}));
     check(
         Api::Responses,
         r#"{"input":"x","max_output_tokens":7}"#,
@@ -358,15 +315,9 @@ fn a_long_prompt_is_shared_by_both_legs() {
     let (p, d) = (p1(), d1());
     let pair = pair(&p, &d, None);
     let ids = Ids::fresh(&pair, false);
-    let text = format!(
-        r#"{{"model":"m","prompt":"{}","max_tokens":9,"stream":true}}"#,
-        "x".repeat(100_000)
-    );
+    let text = format!(r#"{{"model":"m","prompt":"{}","max_tokens":9,"stream":true}}"#, "x".repeat(100_000));
     let request = request(Api::Completions, &text);
-    for leg in [
-        prefill_leg(&request, &pair, &ids),
-        decode_leg_write(&request, &pair, &ids),
-    ] {
+    for leg in [prefill_leg(&request, &pair, &ids), decode_leg_write(&request, &pair, &ids)] {
         let inside = request.body.text().as_ptr_range();
         let shared = leg.parts().iter().filter(|part| inside.contains(&part.as_ptr()));
         assert!(shared.map(Bytes::len).sum::<usize>() >= 100_000);

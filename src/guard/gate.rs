@@ -79,15 +79,7 @@ enum State {
 impl Gate {
     /// A gate that will introduce its peer to the ROUTER as `identity`.
     pub fn new(identity: Identity) -> Self {
-        Self {
-            state: State::Greeting,
-            held: Vec::new(),
-            identity,
-            ready: false,
-            frames: 0,
-            bytes: 0,
-            completed: 0,
-        }
+        Self { state: State::Greeting, held: Vec::new(), identity, ready: false, frames: 0, bytes: 0, completed: 0 }
     }
 
     /// Takes the next bytes of the peer. What was accepted before a rejection is in `output` all the same, so the
@@ -173,9 +165,7 @@ impl Gate {
         if self.held.len() < size {
             return Ok(rest);
         }
-        let length = self.held[1..]
-            .iter()
-            .fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
+        let length = self.held[1..].iter().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
         self.state = if flags & COMMAND != 0 {
             if length > MAX_COMMAND_BYTES {
                 return Err(Reject::TooBig);
@@ -183,16 +173,11 @@ impl Gate {
             if length == 0 {
                 return Err(Reject::Command);
             }
-            State::Command {
-                length: usize::try_from(length).map_err(|_| Reject::TooBig)?,
-            }
+            State::Command { length: usize::try_from(length).map_err(|_| Reject::TooBig)? }
         } else {
             self.admit_frame(length)?;
             output.forward.extend_from_slice(&self.held);
-            State::Body {
-                left: length,
-                last: flags & MORE == 0,
-            }
+            State::Body { left: length, last: flags & MORE == 0 }
         };
         self.held.clear();
         if let State::Body { left: 0, last } = self.state {
@@ -274,10 +259,7 @@ fn answer_command(command: &[u8], output: &mut Output) -> Result<(), Reject> {
         return Ok(());
     }
     // A two-byte time to live comes first; then the context that the answer repeats.
-    let context = command
-        .strip_prefix(b"\x04PING")
-        .and_then(|ping| ping.get(2..))
-        .ok_or(Reject::Command)?;
+    let context = command.strip_prefix(b"\x04PING").and_then(|ping| ping.get(2..)).ok_or(Reject::Command)?;
     if context.len() > MAX_PING_CONTEXT {
         return Err(Reject::Command);
     }
@@ -290,9 +272,7 @@ fn answer_command(command: &[u8], output: &mut Output) -> Result<(), Reject> {
 fn socket_type(mut properties: &[u8]) -> Result<&[u8], Reject> {
     let mut found = None;
     while let Some((&name_length, rest)) = properties.split_first() {
-        let (name, rest) = rest
-            .split_at_checked(usize::from(name_length))
-            .ok_or(Reject::Handshake)?;
+        let (name, rest) = rest.split_at_checked(usize::from(name_length)).ok_or(Reject::Handshake)?;
         let (value_length, rest) = rest.split_first_chunk::<4>().ok_or(Reject::Handshake)?;
         let value_length = usize::try_from(u32::from_be_bytes(*value_length)).map_err(|_| Reject::Handshake)?;
         let (value, rest) = rest.split_at_checked(value_length).ok_or(Reject::Handshake)?;

@@ -59,11 +59,7 @@ mod tests {
             ("[fe80::1%7]:1", "[fe80::1%7]:1"),
         ] {
             let identity = Identity::new(u64::MAX, given.parse().unwrap());
-            assert_eq!(
-                Identity::address(identity.as_ref()),
-                Some(seen.parse().unwrap()),
-                "{given}"
-            );
+            assert_eq!(Identity::address(identity.as_ref()), Some(seen.parse().unwrap()), "{given}");
         }
     }
 
@@ -73,14 +69,7 @@ mod tests {
         let mut marked_otherwise = good.as_ref().to_vec();
         marked_otherwise[0] = 0;
         let longer = [good.as_ref(), b"x"].concat();
-        for bytes in [
-            &b""[..],
-            b"engine-1",
-            &[0; 16],
-            &marked_otherwise,
-            &longer,
-            &good.as_ref()[..30],
-        ] {
+        for bytes in [&b""[..], b"engine-1", &[0; 16], &marked_otherwise, &longer, &good.as_ref()[..30]] {
             assert_eq!(Identity::address(bytes), None);
         }
     }

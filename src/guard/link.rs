@@ -62,18 +62,11 @@ impl Den {
     /// Makes the directory; without one, links will be abstract addresses. A link is worn after `life` connections.
     pub fn create(life: u64) -> Self {
         let owner_only = Permissions::from_mode(0o700);
-        let directory = tempfile::Builder::new()
-            .prefix("moriio-proxy-")
-            .permissions(owner_only)
-            .tempdir();
+        let directory = tempfile::Builder::new().prefix("moriio-proxy-").permissions(owner_only).tempdir();
         if let Err(error) = &directory {
             warn!(%error, "no private directory for discovery, falling back to an abstract socket address");
         }
-        Self {
-            directory: directory.ok(),
-            life,
-            opened: 0,
-        }
+        Self { directory: directory.ok(), life, opened: 0 }
     }
 
     /// A fresh address and the listener bound to it.
@@ -97,13 +90,7 @@ impl Den {
 impl Link {
     fn new(path: PathBuf, life: u64) -> Self {
         let (closed, worn) = (CancellationToken::new(), CancellationToken::new());
-        Self {
-            path,
-            closed,
-            life,
-            used: AtomicU64::new(0),
-            worn,
-        }
+        Self { path, closed, life, used: AtomicU64::new(0), worn }
     }
 
     /// Resolves when the ROUTER has had as many connections as it should: it keeps some memory of each.

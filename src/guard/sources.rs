@@ -19,10 +19,7 @@ pub struct Seat {
 impl Sources {
     /// At most `limit` connections from one address, but always one.
     pub fn new(limit: usize) -> Self {
-        Self {
-            limit: limit.max(1),
-            counts: Mutex::default(),
-        }
+        Self { limit: limit.max(1), counts: Mutex::default() }
     }
 
     /// Counts a connection from `source`, unless there are too many.
@@ -34,10 +31,7 @@ impl Sources {
             return None;
         }
         *count += 1;
-        Some(Seat {
-            sources: Arc::clone(self),
-            source,
-        })
+        Some(Seat { sources: Arc::clone(self), source })
     }
 }
 

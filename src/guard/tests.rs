@@ -29,12 +29,7 @@ struct Bed {
 }
 
 fn limits() -> Limits {
-    Limits {
-        max_peers: 100,
-        per_source: 100,
-        handshake: PATIENCE,
-        message: PATIENCE,
-    }
+    Limits { max_peers: 100, per_source: 100, handshake: PATIENCE, message: PATIENCE }
 }
 
 fn bed(limits: Limits) -> Bed {
@@ -42,19 +37,11 @@ fn bed(limits: Limits) -> Bed {
     let (link, inner) = den.open().unwrap();
     inner.set_nonblocking(true).unwrap();
     let (report, rejects) = mpsc::unbounded_channel();
-    let guard = Arc::new(Guard::new(limits, Arc::new(link), move |reason| {
-        report.send(reason).unwrap_or_default()
-    }));
+    let guard = Arc::new(Guard::new(limits, Arc::new(link), move |reason| report.send(reason).unwrap_or_default()));
     let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap();
     tokio::spawn(Arc::clone(&guard).run(TcpListener::from_std(socket).unwrap()));
-    Bed {
-        address,
-        guard,
-        router: UnixListener::from_std(inner).unwrap(),
-        rejects,
-        den,
-    }
+    Bed { address, guard, router: UnixListener::from_std(inner).unwrap(), rejects, den }
 }
 
 impl Bed {
@@ -144,17 +131,8 @@ async fn messages_before_a_bad_one_arrive() {
 
 #[tokio::test]
 async fn unfinished_handshakes_end_in_time() {
-    let mut bed = bed(Limits {
-        handshake: SHORT,
-        ..limits()
-    });
-    for bytes in [
-        &b""[..],
-        &GREETING[..1],
-        &GREETING[..20],
-        &GREETING,
-        &[&GREETING, &DEALER[..9]].concat(),
-    ] {
+    let mut bed = bed(Limits { handshake: SHORT, ..limits() });
+    for bytes in [&b""[..], &GREETING[..1], &GREETING[..20], &GREETING, &[&GREETING, &DEALER[..9]].concat()] {
         let mut peer = bed.connect(bytes).await;
         to_end(&mut peer).await;
         assert_eq!(bed.reject().await, Reject::Timeout, "{bytes:?}");
@@ -163,10 +141,7 @@ async fn unfinished_handshakes_end_in_time() {
 
 #[tokio::test]
 async fn begun_messages_end_in_time_and_silence_may_last() {
-    let mut bed = bed(Limits {
-        message: SHORT,
-        ..limits()
-    });
+    let mut bed = bed(Limits { message: SHORT, ..limits() });
     let mut silent = bed.shaken().await;
     let (mut silent_inner, _) = bed.accept().await;
     for begun in [&b"\x00"[..], b"\x00\x05abc", b"\x01\x01x", b"\x04\x05"] {
@@ -184,10 +159,7 @@ async fn begun_messages_end_in_time_and_silence_may_last() {
 
 #[tokio::test]
 async fn router_that_does_not_answer_ends_the_connection() {
-    let mut bed = bed(Limits {
-        handshake: Duration::from_secs(1),
-        ..limits()
-    });
+    let mut bed = bed(Limits { handshake: Duration::from_secs(1), ..limits() });
     loop {
         let mut peer = bed.connect(&[&GREETING, DEALER].concat()).await;
         to_end(&mut peer).await;
@@ -201,10 +173,7 @@ async fn router_that_does_not_answer_ends_the_connection() {
 
 #[tokio::test]
 async fn one_address_gets_its_share_only() {
-    let mut bed = bed(Limits {
-        per_source: 2,
-        ..limits()
-    });
+    let mut bed = bed(Limits { per_source: 2, ..limits() });
     let first = bed.shaken().await;
     let (mut first_inner, _) = bed.accept().await;
     let _second = bed.shaken().await;

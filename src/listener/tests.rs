@@ -40,12 +40,7 @@ fn bed(capacity: usize, change: impl FnOnce(&mut ListenerSettings)) -> Bed {
     let deaf = Arc::new(AtomicBool::new(false));
     let report = move |incident| report.send(incident).unwrap_or_default();
     let listener = start_with(settings, sink, report, Arc::clone(&deaf)).unwrap();
-    Bed {
-        listener,
-        heard,
-        incidents,
-        deaf,
-    }
+    Bed { listener, heard, incidents, deaf }
 }
 
 impl Drop for Bed {
@@ -62,10 +57,7 @@ impl Drop for Bed {
 impl Bed {
     async fn dealer(&self) -> DealerSocket {
         let mut dealer = DealerSocket::new();
-        dealer
-            .connect(&format!("tcp://{}", self.listener.local_addr()))
-            .await
-            .unwrap();
+        dealer.connect(&format!("tcp://{}", self.listener.local_addr())).await.unwrap();
         dealer
     }
 
@@ -82,9 +74,7 @@ impl Bed {
 
     async fn incident(&mut self, wanted: Incident) {
         let found = async { while self.incidents.recv().await.unwrap() != wanted {} };
-        timeout(PATIENCE, found)
-            .await
-            .unwrap_or_else(|_| panic!("no {wanted:?}"));
+        timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("no {wanted:?}"));
     }
 
     /// A new client is heard, whatever else arrives. It may take several: limits and watchdogs set short by a test can
@@ -121,10 +111,7 @@ async fn payloads_arrive_with_their_peers_addresses() {
     for number in 0..20 {
         let message = [0, 1, number];
         let mut peer = bed.raw(&shaken(&message)).await;
-        let expected = Heard {
-            payload: vec![number].into(),
-            peer: Some(peer.local_addr().unwrap()),
-        };
+        let expected = Heard { payload: vec![number].into(), peer: Some(peer.local_addr().unwrap()) };
         assert_eq!(bed.next().await, expected);
         peer.write_all(&message).await.unwrap();
         assert_eq!(bed.next().await, expected);
@@ -139,10 +126,7 @@ async fn dealer_and_delimited_payloads_are_heard_and_others_counted() {
     dealer.send(Bytes::from_static(b"plain").into()).await.unwrap();
     assert_eq!(bed.next().await.payload, "plain");
     let frames = |frames: &[&'static str]| -> ZmqMessage {
-        let frames: Vec<Bytes> = frames
-            .iter()
-            .map(|frame| Bytes::from_static(frame.as_bytes()))
-            .collect();
+        let frames: Vec<Bytes> = frames.iter().map(|frame| Bytes::from_static(frame.as_bytes())).collect();
         frames.try_into().unwrap()
     };
     dealer.send(frames(&["", "delimited"])).await.unwrap();
@@ -152,9 +136,7 @@ async fn dealer_and_delimited_payloads_are_heard_and_others_counted() {
         bed.incident(Incident::Malformed).await;
     }
     let mut req = ReqSocket::new();
-    req.connect(&format!("tcp://{}", bed.listener.local_addr()))
-        .await
-        .unwrap();
+    req.connect(&format!("tcp://{}", bed.listener.local_addr())).await.unwrap();
     req.send(Bytes::from_static(b"asked").into()).await.unwrap();
     assert_eq!(bed.next().await.payload, "asked");
 }
@@ -167,10 +149,7 @@ async fn two_live_clients_of_one_identity_are_both_heard() {
         let mut options = SocketOptions::default();
         options.peer_identity("same".parse::<PeerIdentity>().unwrap());
         let mut dealer = DealerSocket::with_options(options);
-        dealer
-            .connect(&format!("tcp://{}", bed.listener.local_addr()))
-            .await
-            .unwrap();
+        dealer.connect(&format!("tcp://{}", bed.listener.local_addr())).await.unwrap();
         clients.push(dealer);
     }
     let mut peers = HashSet::new();
@@ -214,9 +193,7 @@ async fn worn_router_is_replaced() {
     let mut bed = bed(1024, |settings| settings.renew_after = 20);
     for _ in 0..20 {
         let mut peer = bed.raw(&shaken(b"\x00\x01x")).await;
-        peer.read_exact(&mut vec![0; GREETING.len() + ROUTER_READY.len()])
-            .await
-            .unwrap();
+        peer.read_exact(&mut vec![0; GREETING.len() + ROUTER_READY.len()]).await.unwrap();
     }
     bed.incident(Incident::Rebuilt).await;
     bed.serves_good_client().await;
@@ -264,10 +241,7 @@ async fn stop_closes_the_port_and_ends_everyone() {
     assert!(first.heard.recv().await.is_none());
     ended(&mut live).await;
     ended(&mut silent).await;
-    assert_eq!(
-        TcpStream::connect(bound).await.unwrap_err().kind(),
-        std::io::ErrorKind::ConnectionRefused
-    );
+    assert_eq!(TcpStream::connect(bound).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
 
     let mut second = bed(1024, |settings| settings.address = bound);
     second.serves_good_client().await;

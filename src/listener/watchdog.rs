@@ -38,13 +38,7 @@ impl Watchdog {
     /// A watchdog for the port bound at `address`; `pulse` goes up while it runs.
     pub fn new(address: SocketAddr, interval: Duration, pulse: Arc<AtomicU64>) -> Self {
         let marker = [&[MARK], Uuid::new_v4().as_bytes().as_slice()].concat();
-        Self {
-            address: reachable(address),
-            interval,
-            marker: marker.into(),
-            heard: AtomicU64::new(0),
-            pulse,
-        }
+        Self { address: reachable(address), interval, marker: marker.into(), heard: AtomicU64::new(0), pulse }
     }
 
     /// Whether `payload` is the marker; notes that it was heard.

@@ -32,10 +32,7 @@ fn every_row_is_complete_and_named_once() {
         assert_eq!(row.key.row().variable, row.variable);
         assert!(row.flag.is_empty() || names.insert(row.flag), "{row:?}");
         assert!(names.insert(row.variable), "{row:?}");
-        assert!(
-            !row.meaning.contains('|') && !row.meaning.ends_with('.') && !row.meaning.is_empty(),
-            "{row:?}"
-        );
+        assert!(!row.meaning.contains('|') && !row.meaning.ends_with('.') && !row.meaning.is_empty(), "{row:?}");
         assert!(!row.default.contains('|'), "{row:?}");
         let expected = format!("PROXY_{}", row.flag.replace('-', "_").to_uppercase());
         match row.key {
@@ -58,14 +55,8 @@ fn flags_are_read_at_the_top_and_in_a_subcommand() {
     assert!(cli.command.is_none());
 
     let cli = parse("check --retries -1 --health-waits-for-pair=no").unwrap();
-    let Some(Command::Check(options)) = cli.command else {
-        panic!("no subcommand")
-    };
-    assert_eq!(
-        options.typed(Key::Retries),
-        Some("-1"),
-        "left to the configuration to refuse"
-    );
+    let Some(Command::Check(options)) = cli.command else { panic!("no subcommand") };
+    assert_eq!(options.typed(Key::Retries), Some("-1"), "left to the configuration to refuse");
     assert_eq!(options.typed(Key::HealthWaitsForPair), Some("no"));
     assert_eq!(cli.serve, ServeOptions::default());
 }
@@ -104,10 +95,7 @@ fn help_names_every_flag_variable_and_default() {
         assert!(help.contains(&row.name()), "{row:?}");
         assert!(help.contains(&format!("[env: {}]", row.variable)), "{row:?}");
         let shows_default = !row.default.is_empty() && row.kind != Kind::Switch;
-        assert!(
-            !shows_default || help.contains(&format!("[default: {}]", row.default)),
-            "{row:?}"
-        );
+        assert!(!shows_default || help.contains(&format!("[default: {}]", row.default)), "{row:?}");
     }
 }
 
@@ -115,27 +103,14 @@ fn help_names_every_flag_variable_and_default() {
 fn readme_has_a_line_for_every_option() {
     let table = readme_table();
     assert_eq!(table.lines().count(), TABLE.len() + 2);
-    assert!(
-        table
-            .lines()
-            .all(|line| line.starts_with('|') && line.ends_with('|') && line.matches('|').count() == 5)
-    );
-    assert!(
-        table.contains("| `--port` | `PROXY_HTTP_PORT` | `30000` | Port on which"),
-        "{table}"
-    );
-    assert!(
-        table.contains("| none | `OPENAI_API_KEY` | none | Key engines"),
-        "{table}"
-    );
+    assert!(table.lines().all(|line| line.starts_with('|') && line.ends_with('|') && line.matches('|').count() == 5));
+    assert!(table.contains("| `--port` | `PROXY_HTTP_PORT` | `30000` | Port on which"), "{table}");
+    assert!(table.contains("| none | `OPENAI_API_KEY` | none | Key engines"), "{table}");
 }
 
 #[test]
 fn a_secret_is_never_printed() {
     let options = ServeOptions::default().with(Key::ApiKey, "hush").with(Key::Port, "1");
-    let shown = format!(
-        "{options:?} {options:#?} {:?}",
-        parse("--api-key hush check --api-key=hush").unwrap()
-    );
+    let shown = format!("{options:?} {options:#?} {:?}", parse("--api-key hush check --api-key=hush").unwrap());
     assert!(shown.contains("***") && !shown.contains("hush"), "{shown}");
 }

@@ -6,20 +6,13 @@ use crate::engine::{Dialect, KvEndpoint, Role};
 const LIMITS: RegistryLimits = RegistryLimits {
     ttl: Duration::from_secs(15),
     max_engines: 3,
-    breaker: BreakerLimits {
-        failures: 5,
-        open: Duration::from_secs(5),
-        open_max: Duration::from_secs(30),
-    },
+    breaker: BreakerLimits { failures: 5, open: Duration::from_secs(5), open_max: Duration::from_secs(30) },
 };
 
 fn says(port: u16, role: Role) -> Registration {
     Registration {
         role,
-        http: HttpAddress {
-            host: "10.0.0.1".into(),
-            port,
-        },
+        http: HttpAddress { host: "10.0.0.1".into(), port },
         kv: KvEndpoint {
             host: "10.0.0.1".into(),
             handshake: port + 1000,
@@ -77,39 +70,16 @@ fn cases_4_7_8_refresh_restart_and_move() {
     registry.hear(says(1, Role::Prefill), None, now);
     probe(&mut registry, now, Probe::Alive(None));
     let before = pool(&registry);
-    assert_eq!(
-        registry.hear(
-            Registration {
-                index: Some(2),
-                ..says(1, Role::Prefill)
-            },
-            None,
-            now
-        ),
-        Outcome::Refreshed
-    );
+    assert_eq!(registry.hear(Registration { index: Some(2), ..says(1, Role::Prefill) }, None, now), Outcome::Refreshed);
     assert!(registry.publish().is_empty());
     assert!(Arc::ptr_eq(&before, &pool(&registry)), "a ping publishes nothing");
 
-    assert_eq!(
-        registry.hear(says(1, Role::Prefill), None, now),
-        Outcome::Restarted,
-        "the index fell back"
-    );
-    let mut moved = Registration {
-        index: Some(2),
-        ..says(1, Role::Prefill)
-    };
+    assert_eq!(registry.hear(says(1, Role::Prefill), None, now), Outcome::Restarted, "the index fell back");
+    let mut moved = Registration { index: Some(2), ..says(1, Role::Prefill) };
     moved.kv.handshake = 6401;
     assert_eq!(registry.hear(moved, None, now), Outcome::Restarted);
     assert_eq!(registry.publish().len(), 2, "two lives have ended");
-    assert_eq!(
-        (
-            pool(&registry).prefill.len(),
-            pool(&registry).prefill[0].registration.kv.handshake
-        ),
-        (1, 6401)
-    );
+    assert_eq!((pool(&registry).prefill.len(), pool(&registry).prefill[0].registration.kv.handshake), (1, 6401));
 
     assert_eq!(registry.hear(says(1, Role::Decode), None, now), Outcome::Restarted);
     registry.publish();
@@ -169,28 +139,11 @@ fn a_late_health_answer_does_not_stop_a_ready_engine() {
 fn cases_9_22_one_mode_until_its_last_engine_leaves() {
     let (mut registry, start) = registry();
     registry.hear(says(1, Role::Prefill), None, start);
-    registry.hear(
-        Registration {
-            mode: Mode::Write,
-            ..says(2, Role::Decode)
-        },
-        None,
-        start,
-    );
+    registry.hear(Registration { mode: Mode::Write, ..says(2, Role::Decode) }, None, start);
     probe(&mut registry, start, Probe::Alive(None));
-    assert_eq!(
-        (pool(&registry).mode, pool(&registry).decode[0].state),
-        (Some(Mode::Read), State::OtherMode)
-    );
+    assert_eq!((pool(&registry).mode, pool(&registry).decode[0].state), (Some(Mode::Read), State::OtherMode));
     let later = start + LIMITS.ttl + Duration::from_secs(1);
-    registry.hear(
-        Registration {
-            mode: Mode::Write,
-            ..says(2, Role::Decode)
-        },
-        None,
-        later,
-    );
+    registry.hear(Registration { mode: Mode::Write, ..says(2, Role::Decode) }, None, later);
     let orders = registry.due(later);
     for order in orders {
         let alive = order.registration.role == Role::Decode;
@@ -198,10 +151,7 @@ fn cases_9_22_one_mode_until_its_last_engine_leaves() {
         registry.probed(&order.registration.http, order.incarnation, result, later);
     }
     registry.publish();
-    assert_eq!(
-        (pool(&registry).mode, pool(&registry).decode[0].state),
-        (Some(Mode::Write), State::Ready)
-    );
+    assert_eq!((pool(&registry).mode, pool(&registry).decode[0].state), (Some(Mode::Write), State::Ready));
 }
 
 #[test]

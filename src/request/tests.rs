@@ -23,39 +23,16 @@ fn fields_at_fault_are_named() {
     check(Completions, "[]", "");
     check(Completions, "{", "");
     // Case 40, and limits of every wrong kind.
-    for value in [
-        "0",
-        "-1",
-        "1.5",
-        "\"5\"",
-        "true",
-        "[1]",
-        "{}",
-        "1e400",
-        "99999999999999999999999",
-        "0.0",
-    ] {
+    for value in ["0", "-1", "1.5", "\"5\"", "true", "[1]", "{}", "1e400", "99999999999999999999999", "0.0"] {
         check(Completions, &format!(r#"{{"max_tokens":{value}}}"#), "max_tokens");
-        check(
-            Chat,
-            &format!(r#"{{"max_completion_tokens":{value}}}"#),
-            "max_completion_tokens",
-        );
-        check(
-            Responses,
-            &format!(r#"{{"max_output_tokens":{value}}}"#),
-            "max_output_tokens",
-        );
+        check(Chat, &format!(r#"{{"max_completion_tokens":{value}}}"#), "max_completion_tokens");
+        check(Responses, &format!(r#"{{"max_output_tokens":{value}}}"#), "max_output_tokens");
         let text = format!(r#"{{"sampling_params":{{"max_tokens":{value}}}}}"#);
         check(Generate, &text, "sampling_params.max_tokens");
     }
     check(Completions, r#"{"max_tokens":0,"echo":true}"#, "max_tokens");
     check(Completions, r#"{"max_tokens":5,"max_\u0074okens":0}"#, "max_tokens");
-    check(
-        Completions,
-        r#"{"max_tokens":null,"min_tokens":null,"n":null,"stream":null}"#,
-        "ok",
-    );
+    check(Completions, r#"{"max_tokens":null,"min_tokens":null,"n":null,"stream":null}"#, "ok");
     check(Completions, r#"{"max_tokens":16.0,"min_tokens":0}"#, "ok");
     check(Completions, r#"{"min_tokens":-1}"#, "min_tokens");
     check(Responses, r#"{"max_tokens":0}"#, "ok");
@@ -79,11 +56,7 @@ fn fields_at_fault_are_named() {
     check(Completions, r#"{"prompt_embeds":["a","b"]}"#, "prompt_embeds");
     check(Completions, r#"{"prompt":"a","prompt_embeds":"b"}"#, "prompt_embeds");
     check(Responses, r#"{"background":true}"#, "background");
-    check(
-        Responses,
-        r#"{"background":false,"input":["a","b"],"previous_response_id":"r"}"#,
-        "ok",
-    );
+    check(Responses, r#"{"background":false,"input":["a","b"],"previous_response_id":"r"}"#, "ok");
     check(Responses, r#"{"prompt":{"id":"x"},"input":[{},{}]}"#, "ok");
     check(Generate, r#"{"sampling_params":null}"#, "ok");
     check(Generate, r#"{"sampling_params":[1]}"#, "sampling_params");
@@ -109,10 +82,7 @@ fn decode_gets_one_less_but_never_none() {
     check(limits(Some(1), None, Some(1)), limits(Some(1), None, Some(1)));
     check(limits(None, Some(50), None), limits(None, Some(49), None));
     check(limits(Some(10), None, Some(10)), limits(Some(9), None, Some(9)));
-    check(
-        limits(Some(10), Some(100), Some(50)),
-        limits(Some(9), Some(99), Some(50)),
-    );
+    check(limits(Some(10), Some(100), Some(50)), limits(Some(9), Some(99), Some(50)));
     check(limits(None, None, Some(20)), limits(None, None, Some(20)));
 }
 

@@ -66,11 +66,6 @@ async fn forward(server: &Server, head: &http::request::Parts, body: Body) -> Re
         response.headers_mut().remove(http::header::CONTENT_LENGTH);
         Ok(response)
     };
-    let late = ProxyError::Timeout {
-        role,
-        what: "answer",
-        limit: LIMIT,
-        option: "fixed",
-    };
+    let late = ProxyError::Timeout { role, what: "answer", limit: LIMIT, option: "fixed" };
     tokio::time::timeout(LIMIT, answer).await.unwrap_or(Err(late))
 }

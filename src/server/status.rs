@@ -22,10 +22,7 @@ pub(super) struct Health {
 
 impl Health {
     pub(super) fn new(waits: bool) -> Self {
-        Health {
-            waits,
-            reached: AtomicBool::new(false),
-        }
+        Health { waits, reached: AtomicBool::new(false) }
     }
 
     fn is_up(&self, pool: &Pool) -> bool {
@@ -49,10 +46,7 @@ pub(super) async fn health(State(server): State<Arc<Server>>) -> Response {
         true => (StatusCode::OK, "healthy"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "waiting for the first pair"),
     };
-    answer(
-        status,
-        &json!({"status": word, "prefill_instances": prefill, "decode_instances": decode}),
-    )
+    answer(status, &json!({"status": word, "prefill_instances": prefill, "decode_instances": decode}))
 }
 
 pub(super) async fn liveness() -> Response {
@@ -69,11 +63,7 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
     let (prefill, decode) = counts(&pool);
     let mut usable = false;
     let mut stale = Vec::new();
-    for (p, d) in pool
-        .prefill
-        .iter()
-        .flat_map(|p| pool.decode.iter().map(move |d| (p, d)))
-    {
+    for (p, d) in pool.prefill.iter().flat_map(|p| pool.decode.iter().map(move |d| (p, d))) {
         let Some(mode) = pool.mode else { break };
         if !(p.is_usable(now) && d.is_usable(now)) {
             continue;
@@ -82,20 +72,12 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
         usable |= !barred;
         // With hundreds of engines the list could be long; the operator needs the first few.
         if barred && stale.len() < 64 {
-            let restart = if mode == crate::engine::Mode::Write {
-                &p.name
-            } else {
-                &d.name
-            };
+            let restart = if mode == crate::engine::Mode::Write { &p.name } else { &d.name };
             stale.push(json!({"prefill": p.name, "decode": d.name, "restart": restart}));
         }
     }
     let engines: Vec<_> = pool.engines().map(|engine| describe(engine, now)).collect();
-    let status = if usable {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if usable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
         "status": if usable { "ready" } else { "no usable pair" },
         "prefill_instances": prefill,

@@ -40,23 +40,13 @@ pub(crate) struct Holds {
 impl Drop for Holds {
     fn drop(&mut self) {
         let completed = self.completed;
-        self.core.books.count(|counters| {
-            if completed {
-                counters.completed += 1
-            } else {
-                counters.aborted += 1
-            }
-        });
+        self.core.books.count(|counters| if completed { counters.completed += 1 } else { counters.aborted += 1 });
     }
 }
 
 /// An error in OpenAI's shape.
 pub(crate) fn error(status: StatusCode, message: &str) -> Response<Body> {
-    let kind = if status.is_server_error() {
-        "InternalServerError"
-    } else {
-        "BadRequestError"
-    };
+    let kind = if status.is_server_error() { "InternalServerError" } else { "BadRequestError" };
     let body = json!({"error": {"message": message, "type": kind, "param": null, "code": status.as_u16()}});
     json_response(status, body.to_string())
 }
@@ -69,9 +59,7 @@ pub(crate) fn json_response(status: StatusCode, body: String) -> Response<Body> 
 fn typed(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
     response
 }
 
@@ -104,11 +92,7 @@ impl Answer {
         {
             self.link.cut(reset).await;
         }
-        if self
-            .faults
-            .hang_after
-            .is_some_and(|tokens| position >= tokens.min(self.ask.limit))
-        {
+        if self.faults.hang_after.is_some_and(|tokens| position >= tokens.min(self.ask.limit)) {
             std::future::pending::<()>().await;
         }
         if position == self.ask.limit {
@@ -196,11 +180,7 @@ impl Answer {
                 return None;
             }
             answer.pass(position).await;
-            let chunk = if position == limit {
-                answer.tail()
-            } else {
-                answer.chunk(position)
-            };
+            let chunk = if position == limit { answer.tail() } else { answer.chunk(position) };
             if position == limit {
                 answer.holds.completed = true;
                 // Whoever has read the last byte finds the blocks free.
@@ -211,20 +191,12 @@ impl Answer {
             }
             Some((Ok::<_, std::io::Error>(Bytes::from(chunk)), (answer, position + 1)))
         });
-        typed(
-            StatusCode::OK,
-            "text/event-stream; charset=utf-8",
-            Body::from_stream(chunks),
-        )
+        typed(StatusCode::OK, "text/event-stream; charset=utf-8", Body::from_stream(chunks))
     }
 
     /// What the chunks of completions and chat have in common.
     fn chunk_prefix(&self) -> String {
-        let object = if self.ask.surface == Surface::Chat {
-            "chat.completion.chunk"
-        } else {
-            "text_completion"
-        };
+        let object = if self.ask.surface == Surface::Chat { "chat.completion.chunk" } else { "text_completion" };
         let head = json!({"id": self.id(), "object": object, "created": now(), "model": self.core.settings.model});
         let head = head.to_string();
         format!("data: {},\"choices\":[{{\"index\":0,", head.trim_end_matches('}'))
@@ -245,11 +217,7 @@ impl Answer {
                     format!("{prefix}\"delta\":{{{delta}}},\"logprobs\":null,\"finish_reason\":{reason}}}]}}\n\n")
                 };
                 let role = "\"role\":\"assistant\",\"content\":\"\"";
-                let role = if position == 0 {
-                    chat(role, &Value::Null)
-                } else {
-                    String::new()
-                };
+                let role = if position == 0 { chat(role, &Value::Null) } else { String::new() };
                 role + &chat(&format!("\"content\":\"{piece}\""), &reason)
             }
             Surface::Responses => {
@@ -300,14 +268,9 @@ fn data(value: &Value) -> String {
 }
 
 fn event(value: &Value) -> String {
-    format!(
-        "event: {}\ndata: {value}\n\n",
-        value["type"].as_str().unwrap_or_default()
-    )
+    format!("event: {}\ndata: {value}\n\n", value["type"].as_str().unwrap_or_default())
 }
 
 fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |age| age.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
 }

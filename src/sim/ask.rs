@@ -83,10 +83,8 @@ impl Ask {
         if options.is_some() && !stream {
             return Err("Stream options can only be defined when `stream=True`.".into());
         }
-        let include_usage = options
-            .and_then(|options| options.get("include_usage"))
-            .and_then(Value::as_bool)
-            .unwrap_or(false);
+        let include_usage =
+            options.and_then(|options| options.get("include_usage")).and_then(Value::as_bool).unwrap_or(false);
         let request_id = request_id(headers, &body);
         // A rank that is no number is ignored, one that does not exist is not.
         let rank = headers
@@ -98,28 +96,16 @@ impl Ask {
             Some(Ok(rank)) if rank < dp as usize => Some(rank),
             Some(_) => return Err(format!("data_parallel_rank is out of range [0, {dp})")),
         };
-        Ok(Self {
-            surface,
-            request_id,
-            rank,
-            prompt,
-            limit,
-            stream,
-            include_usage,
-            headers: headers.clone(),
-            body,
-        })
+        Ok(Self { surface, request_id, rank, prompt, limit, stream, include_usage, headers: headers.clone(), body })
     }
 
     /// The transfer params, if the request has any.
     pub(crate) fn params(&self) -> Option<&Map<String, Value>> {
         let body = match self.surface {
-            Surface::Generate => self.body.get("kv_transfer_params").or_else(|| {
-                self.body
-                    .get("sampling_params")?
-                    .get("extra_args")?
-                    .get("kv_transfer_params")
-            }),
+            Surface::Generate => self
+                .body
+                .get("kv_transfer_params")
+                .or_else(|| self.body.get("sampling_params")?.get("extra_args")?.get("kv_transfer_params")),
             _ => self.body.get("kv_transfer_params"),
         };
         body.and_then(Value::as_object)
@@ -189,9 +175,7 @@ fn limit(surface: Surface, limits: &Map<String, Value>) -> Result<usize, String>
         Some(value) => value.as_u64().ok_or("min_tokens must be an integer of 0 or more")?,
     };
     if min > limit as u64 {
-        return Err(format!(
-            "min_tokens must be less than or equal to max_tokens={limit}, got {min}."
-        ));
+        return Err(format!("min_tokens must be less than or equal to max_tokens={limit}, got {min}."));
     }
     Ok(limit)
 }

@@ -7,12 +7,8 @@ use super::core::Core;
 use super::params::{Facts, decode_address, prefill_address};
 use super::settings::Mode;
 
-const FOREIGN_HEADERS: [&str; 4] = [
-    "x-prefiller-host-port",
-    "x-encoder-hosts-ports",
-    "x-data-parallel-host-port",
-    "x-kv-cache-source-host-port",
-];
+const FOREIGN_HEADERS: [&str; 4] =
+    ["x-prefiller-host-port", "x-encoder-hosts-ports", "x-data-parallel-host-port", "x-kv-cache-source-host-port"];
 
 /// All keys that vLLM or a proxy has any business to put into transfer params.
 const KNOWN_PARAMS: [&str; 20] = [
@@ -55,16 +51,8 @@ pub(crate) fn leg(core: &Core, ask: &Ask, facts: Facts) {
     siblings(ask, &note);
     let Some(params) = ask.params() else { return };
     identifiers(core, ask, params, facts, &note);
-    let wanted = if facts.prefill {
-        "do_remote_decode"
-    } else {
-        "do_remote_prefill"
-    };
-    let unwanted = if facts.prefill {
-        "do_remote_prefill"
-    } else {
-        "do_remote_decode"
-    };
+    let wanted = if facts.prefill { "do_remote_decode" } else { "do_remote_prefill" };
+    let unwanted = if facts.prefill { "do_remote_prefill" } else { "do_remote_decode" };
     if params.get(wanted).and_then(Value::as_bool) != Some(true) {
         note(format!("leg without {wanted}"));
     }
@@ -75,9 +63,7 @@ pub(crate) fn leg(core: &Core, ask: &Ask, facts: Facts) {
         note(format!("foreign transfer param {key}"));
     }
     let built_by_proxy = facts.prefill || facts.mode == Mode::Write;
-    for key in NUMBERS
-        .iter()
-        .filter(|key| built_by_proxy && params.get(**key).is_some_and(|value| !value.is_number()))
+    for key in NUMBERS.iter().filter(|key| built_by_proxy && params.get(**key).is_some_and(|value| !value.is_number()))
     {
         note(format!("{key} is {}, a number is due", params[*key]));
     }
@@ -162,11 +148,7 @@ fn identifiers(core: &Core, ask: &Ask, params: &Map<String, Value>, facts: Facts
 
 /// Request id and transfer params must name the same peer.
 fn addresses(id: &str, params: &Map<String, Value>, facts: Facts, note: &dyn Fn(String)) {
-    let embedded = if facts.prefill {
-        decode_address(id)
-    } else {
-        prefill_address(id)
-    };
+    let embedded = if facts.prefill { decode_address(id) } else { prefill_address(id) };
     let Some((host, handshake, notify)) = embedded else {
         return;
     };
@@ -174,10 +156,7 @@ fn addresses(id: &str, params: &Map<String, Value>, facts: Facts, note: &dyn Fn(
         Value::String(text) => text.parse::<u64>().ok(),
         value => value.as_u64(),
     };
-    let differs = params
-        .get("remote_host")
-        .and_then(Value::as_str)
-        .is_some_and(|other| other != host)
+    let differs = params.get("remote_host").and_then(Value::as_str).is_some_and(|other| other != host)
         || port("remote_handshake_port").is_some_and(|other| Some(other) != handshake.map(u64::from))
         || port("remote_notify_port").is_some_and(|other| other != u64::from(notify));
     if differs {
@@ -194,11 +173,7 @@ fn prefill(ask: &Ask, note: &dyn Fn(String)) {
     }
     let limits = ask.limits();
     let one = |key: &str| limits.get(key).and_then(Value::as_u64) == Some(1);
-    let main = if ask.surface == Surface::Responses {
-        "max_output_tokens"
-    } else {
-        "max_tokens"
-    };
+    let main = if ask.surface == Surface::Responses { "max_output_tokens" } else { "max_tokens" };
     if !one(main) {
         note(format!("prefill leg whose {main} is not 1"));
     }

@@ -96,9 +96,7 @@ pub enum RunError {
 /// Starts the engines, prints a line for each, and serves until `stop`.
 pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let mut engines = Vec::new();
-    let roles = (0..options.prefill)
-        .map(|_| Role::Prefill)
-        .chain((0..options.decode).map(|_| Role::Decode));
+    let roles = (0..options.prefill).map(|_| Role::Prefill).chain((0..options.decode).map(|_| Role::Decode));
     for (role, number) in roles.zip(0..) {
         let http_port = match options.http_port {
             0 => 0,
@@ -118,9 +116,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
             model: options.model.clone(),
             ..Settings::new(role, options.mode, options.registration.clone())
         };
-        let engine = Engine::start(settings)
-            .await
-            .map_err(|source| RunError::Engine { role, number, source })?;
+        let engine = Engine::start(settings).await.map_err(|source| RunError::Engine { role, number, source })?;
         println!("{}", describe(&engine));
         engines.push(engine);
     }
@@ -128,9 +124,8 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         None => None,
         Some(port) => {
             let address = SocketAddr::new(options.host, port);
-            let control = Control::start(address, &engines)
-                .await
-                .map_err(|source| RunError::Control { port, source })?;
+            let control =
+                Control::start(address, &engines).await.map_err(|source| RunError::Control { port, source })?;
             println!("control http://{}", control.address());
             Some(control)
         }
@@ -165,9 +160,6 @@ fn duration(text: &str) -> Result<Duration, String> {
         Some(number) => (number, 0.001),
         None => (text.strip_suffix('s').unwrap_or(text), 1.0),
     };
-    let number: f64 = number
-        .trim()
-        .parse()
-        .map_err(|_| format!("{text:?} is no duration such as 30s, 500ms or 2"))?;
+    let number: f64 = number.trim().parse().map_err(|_| format!("{text:?} is no duration such as 30s, 500ms or 2"))?;
     Duration::try_from_secs_f64(number * unit).map_err(|error| error.to_string())
 }

@@ -175,10 +175,7 @@ impl Core {
             free: Vec::new(),
             content: HashMap::new(),
         };
-        let state = State {
-            pools: (0..settings.dp).map(|_| pool()).collect(),
-            ..State::default()
-        };
+        let state = State { pools: (0..settings.dp).map(|_| pool()).collect(), ..State::default() };
         Self {
             minor,
             nonce,
@@ -325,11 +322,7 @@ impl Blocks {
 
     /// Puts blocks into a guard's care.
     pub(crate) fn of(core: &Arc<Core>, rank: usize, ids: Vec<u32>) -> Self {
-        Self {
-            core: core.clone(),
-            rank,
-            ids,
-        }
+        Self { core: core.clone(), rank, ids }
     }
 
     /// Takes the blocks out of this guard's care.
@@ -356,10 +349,7 @@ pub(crate) struct Gauge {
 impl Gauge {
     pub(crate) fn new(core: &Arc<Core>, field: fn(&mut State) -> &mut u64) -> Self {
         *field(&mut lock(&core.state)) += 1;
-        Self {
-            core: core.clone(),
-            field,
-        }
+        Self { core: core.clone(), field }
     }
 }
 

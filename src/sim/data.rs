@@ -76,19 +76,12 @@ fn read(core: &Core, access: &Access) -> (&'static str, Vec<u8>) {
     }
     match state.held.get(&access.transfer) {
         Some(held) if held.rank != access.dp_rank as usize => {
-            core.books.violation(format!(
-                "{} read from rank {}, it is on {}",
-                access.transfer, access.dp_rank, held.rank
-            ));
+            core.books
+                .violation(format!("{} read from rank {}, it is on {}", access.transfer, access.dp_rank, held.rank));
         }
         Some(held) if held.blocks.starts_with(&access.blocks) => {}
-        Some(_) => core
-            .books
-            .violation(format!("{} read with other block ids than it has", access.transfer)),
-        None => core.books.violation(format!(
-            "{} read with stale block ids: nothing is held for it",
-            access.transfer
-        )),
+        Some(_) => core.books.violation(format!("{} read with other block ids than it has", access.transfer)),
+        None => core.books.violation(format!("{} read with stale block ids: nothing is held for it", access.transfer)),
     }
     let mut bytes = Vec::with_capacity(access.blocks.len() * (access.end - access.start));
     for id in &access.blocks {
@@ -114,18 +107,14 @@ fn write(core: &Core, access: &Access, bytes: &[u8]) -> &'static str {
         None => mismatch = Some("no request waits for it"),
         Some(target) => {
             if let Some(claimed) = target.claimed_tp.filter(|claimed| *claimed != access.tp_size) {
-                core.books.violation(format!(
-                    "decode leg says prefill's tp size is {claimed}, it is {}",
-                    access.tp_size
-                ));
+                core.books
+                    .violation(format!("decode leg says prefill's tp size is {claimed}, it is {}", access.tp_size));
             }
             if target.rank != access.dp_rank as usize || !access.blocks.iter().all(|id| target.blocks.contains(id)) {
                 mismatch = Some("the blocks belong to another request");
             }
             for id in &access.blocks {
-                let bits = (access.start..access.end)
-                    .filter(|at| own.contains(at))
-                    .fold(0, |bits, at| bits | 1 << at);
+                let bits = (access.start..access.end).filter(|at| own.contains(at)).fold(0, |bits, at| bits | 1 << at);
                 *target.written.entry(*id).or_insert(0) |= bits;
             }
         }
@@ -141,8 +130,7 @@ fn write(core: &Core, access: &Access, bytes: &[u8]) -> &'static str {
     }
     if let Some(why) = mismatch {
         core.books.count(|counters| counters.kv_mismatch += 1);
-        core.books
-            .violation(format!("KV of {} written although {why}", access.transfer));
+        core.books.violation(format!("KV of {} written although {why}", access.transfer));
     }
     "ok"
 }

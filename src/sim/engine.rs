@@ -42,15 +42,7 @@ impl Engine {
         let ports = Arc::new(reserve(&settings)?);
         let core = Arc::new(Core::new(settings.clone(), minor, books.clone(), ports.clone()));
         let delay = settings.boot_delay;
-        let inner = Arc::new(Inner {
-            settings,
-            minor,
-            books,
-            life: Mutex::new(Life {
-                core: core.clone(),
-                ports,
-            }),
-        });
+        let inner = Arc::new(Inner { settings, minor, books, life: Mutex::new(Life { core: core.clone(), ports }) });
         boot(&core, delay);
         if delay.is_zero() {
             opened(&core).await?;
@@ -185,21 +177,10 @@ impl Inner {
         let ports = if same_ports {
             self.ports()
         } else {
-            Arc::new(reserve(&Settings {
-                http_port: 0,
-                ..self.settings.clone()
-            })?)
+            Arc::new(reserve(&Settings { http_port: 0, ..self.settings.clone() })?)
         };
-        let core = Arc::new(Core::new(
-            self.settings.clone(),
-            self.minor,
-            self.books.clone(),
-            ports.clone(),
-        ));
-        *lock(&self.life) = Life {
-            core: core.clone(),
-            ports,
-        };
+        let core = Arc::new(Core::new(self.settings.clone(), self.minor, self.books.clone(), ports.clone()));
+        *lock(&self.life) = Life { core: core.clone(), ports };
         // The ping of a restarted engine is always earlier than its HTTP port.
         boot(&core, self.settings.boot_delay.max(Duration::from_millis(20)));
         if self.settings.boot_delay.is_zero() {
@@ -238,12 +219,7 @@ fn boot(core: &Arc<Core>, delay: Duration) {
                 move |core, stream| notify::serve(core, stream, rank),
             ));
         }
-        booting.spawn(listen_raw(
-            booting.clone(),
-            |core| core.ports.data.listen(),
-            None,
-            data::serve,
-        ));
+        booting.spawn(listen_raw(booting.clone(), |core| core.ports.data.listen(), None, data::serve));
         booting.spawn(transfer::reap(booting.clone()));
         booting.spawn(http::listen(booting.clone()));
     });
@@ -253,9 +229,7 @@ fn boot(core: &Arc<Core>, delay: Duration) {
 async fn opened(core: &Arc<Core>) -> io::Result<()> {
     loop {
         if core.token.is_cancelled() {
-            return Err(io::Error::other(
-                core.books.counters().died_of.unwrap_or_else(|| "stopped".into()),
-            ));
+            return Err(io::Error::other(core.books.counters().died_of.unwrap_or_else(|| "stopped".into())));
         }
         if *core.books.refuse.borrow() || tokio::net::TcpStream::connect(core.ports.http.address()).await.is_ok() {
             return Ok(());

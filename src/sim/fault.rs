@@ -83,10 +83,7 @@ impl Fault {
 
     /// A fault for the next `count` occasions.
     pub fn times(kind: FaultKind, count: u32) -> Self {
-        Self {
-            kind,
-            count: Some(count),
-        }
+        Self { kind, count: Some(count) }
     }
 }
 

@@ -77,12 +77,7 @@ pub(crate) async fn serve(core: Arc<Core>, stream: TcpStream, offset: u32) {
             continue;
         }
         if message.len() != 1 || message[0] != GET {
-            go_deaf(
-                &core,
-                true,
-                offset,
-                &format!("handshake message of {} frames", message.len()),
-            );
+            go_deaf(&core, true, offset, &format!("handshake message of {} frames", message.len()));
             continue;
         }
         let Ok((metadata, regions)) = describe(&core, offset) else {
@@ -126,10 +121,7 @@ fn describe(core: &Core, offset: u32) -> Result<(Bytes, Bytes), rmp_serde::encod
     };
     let region = Bin(format!("dp{dp_rank}tp{tp_rank}").into_bytes());
     let regions = std::collections::BTreeMap::from([("layer.0", vec![region])]);
-    Ok((
-        rmp_serde::to_vec_named(&metadata)?.into(),
-        rmp_serde::to_vec_named(&regions)?.into(),
-    ))
+    Ok((rmp_serde::to_vec_named(&metadata)?.into(), rmp_serde::to_vec_named(&regions)?.into()))
 }
 
 async fn dial(host: &str, port: u16) -> io::Result<Metadata> {
@@ -203,11 +195,7 @@ pub(crate) async fn meet(core: &Arc<Core>, peer: &Peer) {
         true => core.minor <= 22,
         false => !(23..=26).contains(&core.minor),
     };
-    let limit = if for_ever {
-        Duration::MAX
-    } else {
-        core.settings.transfer_timeout
-    };
+    let limit = if for_ever { Duration::MAX } else { core.settings.transfer_timeout };
     let (waits, (end, ended)) = (Frozen::new(core), oneshot::channel::<()>());
     // The step goes on when the request's client has gone.
     core.spawn(async move {
@@ -246,8 +234,7 @@ pub(crate) fn audit_first_contact(core: &Core, peer: &Peer) {
 fn note_overlap(core: &Core, peer: &Peer) {
     core.books.count(|counters| counters.first_contact_overlaps += 1);
     if core.minor < 31 {
-        core.books
-            .violation(format!("first contact with {} by several requests at once", peer.host));
+        core.books.violation(format!("first contact with {} by several requests at once", peer.host));
     }
 }
 
@@ -273,15 +260,9 @@ async fn dial_all(core: &Core, host: &str, ports: Vec<u16>) {
 /// Records what a leg said wrongly about a peer that is known by now.
 pub(crate) fn audit_sizes(core: &Core, peer: &Peer, metadata: &Metadata) {
     if metadata.tp_size != peer.tp {
-        core.books.violation(format!(
-            "leg says the peer's tp size is {}, it is {}",
-            peer.tp, metadata.tp_size
-        ));
+        core.books.violation(format!("leg says the peer's tp size is {}, it is {}", peer.tp, metadata.tp_size));
     }
     if metadata.dp_size != peer.dp_size {
-        core.books.violation(format!(
-            "leg says the peer's dp size is {}, it is {}",
-            peer.dp_size, metadata.dp_size
-        ));
+        core.books.violation(format!("leg says the peer's dp size is {}, it is {}", peer.dp_size, metadata.dp_size));
     }
 }

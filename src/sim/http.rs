@@ -118,11 +118,7 @@ async fn route(core: Arc<Core>, link: Arc<Link>, request: Request<Incoming>) -> 
         ("GET", "/health") => {
             let sick = core.books.strike(|kind| *kind == FaultKind::Unhealthy).is_some();
             let mut response = Response::new(Body::empty());
-            *response.status_mut() = if sick {
-                StatusCode::SERVICE_UNAVAILABLE
-            } else {
-                StatusCode::OK
-            };
+            *response.status_mut() = if sick { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
             response
         }
         ("GET", "/version") => ok(json!({"version": core.settings.release})),
@@ -168,12 +164,7 @@ async fn generate(
     body: Bytes,
 ) -> Response<Body> {
     let ask = Ask::parse(surface, &head.headers, &body, core.settings.dp);
-    let params = ask
-        .as_ref()
-        .ok()
-        .and_then(Ask::params)
-        .cloned()
-        .map_or(Value::Null, Value::Object);
+    let params = ask.as_ref().ok().and_then(Ask::params).cloned().map_or(Value::Null, Value::Object);
     let faults = core.books.enter(received(head, &body, params));
     if let Some(milliseconds) = faults.delay_milliseconds {
         sleep(Duration::from_millis(milliseconds)).await;
@@ -198,23 +189,14 @@ async fn generate(
             return error(StatusCode::BAD_REQUEST, &message);
         }
     };
-    Leg {
-        core,
-        link,
-        ask,
-        faults,
-    }
-    .run()
-    .await
+    Leg { core, link, ask, faults }.run().await
 }
 
 fn received(head: &http::request::Parts, body: &Bytes, transfer_params: Value) -> ReceivedLeg {
-    let headers = head.headers.iter().map(|(name, value)| {
-        (
-            name.as_str().to_string(),
-            String::from_utf8_lossy(value.as_bytes()).into_owned(),
-        )
-    });
+    let headers = head
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str().to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
     ReceivedLeg {
         sequence: 0,
         path: head.uri.path().to_string(),

@@ -36,10 +36,7 @@ impl Leg {
         let core = self.core.clone();
         if self.ask.blocks() > core.settings.blocks as usize {
             core.books.count(|counters| counters.rejected += 1);
-            return error(
-                StatusCode::BAD_REQUEST,
-                "This model's maximum context length is exceeded.",
-            );
+            return error(StatusCode::BAD_REQUEST, "This model's maximum context length is exceeded.");
         }
         let rank = self.ask.rank.unwrap_or_else(|| {
             let mut state = lock(&core.state);
@@ -55,13 +52,7 @@ impl Leg {
             return self.generate(blocks).await;
         }
         let (minor, tp, mode) = (core.minor, core.settings.tp, core.settings.mode);
-        let facts = Facts {
-            prefill: core.prefill(),
-            mode,
-            minor,
-            tp,
-            rank,
-        };
+        let facts = Facts { prefill: core.prefill(), mode, minor, tp, rank };
         audit::leg(&core, &self.ask, facts);
         let plan = match plan(facts, &self.ask) {
             Ok(plan) => plan,
@@ -74,18 +65,12 @@ impl Leg {
         match plan {
             Plan::Plain => self.plain(rank).await,
             Plan::Prefill { transfer, peer } => self.prefill(rank, &transfer, peer).await,
-            Plan::Decode {
-                transfer,
-                peer,
-                notifies,
-                ..
-            } if core.write() => self.write_decode(rank, &transfer, peer, notifies).await,
-            Plan::Decode {
-                transfer, peer, blocks, ..
-            } => self.read_decode(rank, &transfer, &peer, &blocks).await,
+            Plan::Decode { transfer, peer, notifies, .. } if core.write() => {
+                self.write_decode(rank, &transfer, peer, notifies).await
+            }
+            Plan::Decode { transfer, peer, blocks, .. } => self.read_decode(rank, &transfer, &peer, &blocks).await,
             Plan::Garbage => {
-                core.books
-                    .violation("READ decode leg without block ids or engine id: its KV is garbage");
+                core.books.violation("READ decode leg without block ids or engine id: its KV is garbage");
                 core.books.count(|counters| counters.decode_legs += 1);
                 let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
                 self.generate(blocks).await
@@ -176,13 +161,7 @@ impl Leg {
         let core = self.core.clone();
         core.books.count(|counters| counters.decode_legs += 1);
         let (request, peer) = (self.internal_id(), peer.clone());
-        let mut debt = Debt {
-            core: core.clone(),
-            request,
-            transfer: transfer.into(),
-            peer,
-            owed: true,
-        };
+        let mut debt = Debt { core: core.clone(), request, transfer: transfer.into(), peer, owed: true };
         let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
         meet(&core, &debt.peer).await;
         core.thawed().await;
@@ -245,11 +224,7 @@ impl Leg {
 
     /// The engine's own name for the request, which only old releases let out.
     fn internal_id(&self) -> String {
-        let prefix = if self.ask.surface == super::ask::Surface::Chat {
-            "chatcmpl"
-        } else {
-            "cmpl"
-        };
+        let prefix = if self.ask.surface == super::ask::Surface::Chat { "chatcmpl" } else { "cmpl" };
         format!("{prefix}-{}-0", self.ask.request_id.as_deref().unwrap_or_default())
     }
 
@@ -265,10 +240,8 @@ impl Leg {
 
     fn voice(&self, blocks: &Blocks) -> Voice {
         let state = lock(&self.core.state);
-        let content: Vec<Block> = blocks.ids[..self.ask.prompt.blocks()]
-            .iter()
-            .map(|id| state.pools[blocks.rank].read(*id))
-            .collect();
+        let content: Vec<Block> =
+            blocks.ids[..self.ask.prompt.blocks()].iter().map(|id| state.pools[blocks.rank].read(*id)).collect();
         self.ask.prompt.voice(content.iter())
     }
 
@@ -280,12 +253,7 @@ impl Leg {
     }
 
     fn answer(self, voice: Voice, transfer_params: Value, blocks: Option<Blocks>, running: Gauge) -> Answer {
-        let holds = Holds {
-            core: self.core.clone(),
-            blocks,
-            completed: false,
-            running: Some(running),
-        };
+        let holds = Holds { core: self.core.clone(), blocks, completed: false, running: Some(running) };
         Answer {
             core: self.core,
             link: self.link,
@@ -301,13 +269,7 @@ impl Leg {
 
 fn facts(core: &Core, rank: usize) -> Facts {
     let (minor, tp, mode) = (core.minor, core.settings.tp, core.settings.mode);
-    Facts {
-        prefill: core.prefill(),
-        mode,
-        minor,
-        tp,
-        rank,
-    }
+    Facts { prefill: core.prefill(), mode, minor, tp, rank }
 }
 
 /// Counts a 400. Decode then tells prefill that nobody will come for its blocks, if it can make out who that is.
@@ -335,11 +297,7 @@ impl Arrival {
     fn park(core: &Arc<Core>, transfer: &str, blocks: Blocks, prompt_blocks: &[u32], peer: &Peer) -> (Self, Woken) {
         let (wake, woken) = oneshot::channel();
         let rank = blocks.rank;
-        let waiter = Waiter {
-            rank,
-            done: Default::default(),
-            wake,
-        };
+        let waiter = Waiter { rank, done: Default::default(), wake };
         let target = Target {
             rank,
             blocks: prompt_blocks.iter().copied().collect(),
@@ -350,14 +308,7 @@ impl Arrival {
         state.parked.insert(transfer.to_string(), waiter);
         state.targets.insert(transfer.to_string(), target);
         drop(state);
-        (
-            Self {
-                core: core.clone(),
-                transfer: transfer.to_string(),
-                blocks: Some(blocks),
-            },
-            woken,
-        )
+        (Self { core: core.clone(), transfer: transfer.to_string(), blocks: Some(blocks) }, woken)
     }
 
     /// Ends the parking; says whether all KV had come.
@@ -365,10 +316,7 @@ impl Arrival {
         let target = lock(&self.core.state).targets.remove(&self.transfer);
         let complete =
             target.is_some_and(|target| target.blocks.iter().all(|id| target.written.get(id) == Some(&u32::MAX)));
-        let blocks = self
-            .blocks
-            .take()
-            .unwrap_or_else(|| Blocks::of(&self.core, 0, Vec::new()));
+        let blocks = self.blocks.take().unwrap_or_else(|| Blocks::of(&self.core, 0, Vec::new()));
         (blocks, complete)
     }
 }

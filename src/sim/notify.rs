@@ -68,11 +68,7 @@ fn map(core: &Arc<Core>, offset: u32, message: &Value) -> Result<(), String> {
     };
     let transfer = || -> Result<String, String> {
         let key = if core.minor <= 17 { "req_id" } else { "transfer_id" };
-        Ok(message
-            .get(key)
-            .and_then(Value::as_str)
-            .ok_or_else(|| format!("KeyError: {key}"))?
-            .to_string())
+        Ok(message.get(key).and_then(Value::as_str).ok_or_else(|| format!("KeyError: {key}"))?.to_string())
     };
     let number = |key: &str| message.get(key).and_then(Value::as_u64).map(|number| number as u32);
     match (kind, core.prefill()) {
@@ -90,20 +86,10 @@ fn map(core: &Arc<Core>, offset: u32, message: &Value) -> Result<(), String> {
             Ok(())
         }
         ("release", true) if core.minor >= 24 => {
-            release(
-                core,
-                offset,
-                &transfer()?,
-                Release {
-                    consumer_tp: number("consumer_tp_size"),
-                },
-            );
+            release(core, offset, &transfer()?, Release { consumer_tp: number("consumer_tp_size") });
             Ok(())
         }
-        (kind, prefill) => Err(format!(
-            "message of type {kind:?} on {}",
-            if prefill { "prefill" } else { "decode" }
-        )),
+        (kind, prefill) => Err(format!("message of type {kind:?} on {}", if prefill { "prefill" } else { "decode" })),
     }
 }
 
@@ -130,11 +116,7 @@ fn text(core: &Arc<Core>, offset: u32, payload: &Bytes) -> Result<(), String> {
 
 /// Which data-parallel and tensor-parallel rank listens at `offset`.
 fn ranks(core: &Core, offset: u32) -> (usize, u32) {
-    if core.settings.dp > 1 {
-        (offset as usize, 0)
-    } else {
-        (0, offset)
-    }
+    if core.settings.dp > 1 { (offset as usize, 0) } else { (0, offset) }
 }
 
 fn remote_blocks(core: &Arc<Core>, offset: u32, transfer: String, message: &Value) -> Result<(), String> {
@@ -148,13 +130,8 @@ fn remote_blocks(core: &Arc<Core>, offset: u32, transfer: String, message: &Valu
     }
     let own = [("sim_peer_tp", core.settings.tp), ("sim_peer_dp", core.settings.dp)];
     for (key, size) in own {
-        if let Some(claimed) = message
-            .get(key)
-            .and_then(Value::as_u64)
-            .filter(|claimed| *claimed != u64::from(size))
-        {
-            core.books
-                .violation(format!("decode leg says {key} is {claimed}, prefill has {size}"));
+        if let Some(claimed) = message.get(key).and_then(Value::as_u64).filter(|claimed| *claimed != u64::from(size)) {
+            core.books.violation(format!("decode leg says {key} is {claimed}, prefill has {size}"));
         }
     }
     let (rank, tp_rank) = ranks(core, offset);
@@ -252,11 +229,7 @@ fn release(core: &Arc<Core>, offset: u32, transfer: &str, release: Release) {
         apply(core, state, transfer, &[(tp_rank, release)]);
     } else if !state.ended.contains(transfer) && state.early_releases.len() < 4096 {
         // The transfer may only just be computed: releases wait for it.
-        state
-            .early_releases
-            .entry(transfer.to_string())
-            .or_default()
-            .push((tp_rank, release));
+        state.early_releases.entry(transfer.to_string()).or_default().push((tp_rank, release));
     }
 }
 
@@ -280,18 +253,13 @@ fn apply(core: &Arc<Core>, mut state: std::sync::MutexGuard<'_, State>, transfer
         entry.1 = (consumer / core.settings.tp).max(1);
         // Size 1 is also what a proxy says that gives up a transfer in decode's place.
         if consumer > 1 {
-            wrong = held
-                .claimed_tp
-                .filter(|claimed| *claimed != consumer)
-                .map(|claimed| (claimed, consumer));
+            wrong = held.claimed_tp.filter(|claimed| *claimed != consumer).map(|claimed| (claimed, consumer));
         }
     }
     let complete = (0..core.settings.tp).all(|tp| held.releases.get(&tp).is_some_and(|(came, needed)| came >= needed));
     drop(state);
     if let Some((claimed, consumer)) = wrong {
-        core.books.violation(format!(
-            "prefill leg says decode's tp size is {claimed}, it is {consumer}"
-        ));
+        core.books.violation(format!("prefill leg says decode's tp size is {claimed}, it is {consumer}"));
     }
     if complete && core.free_held(transfer) {
         core.books.count(|counters| counters.released += 1);

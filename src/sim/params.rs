@@ -25,12 +25,7 @@ pub(crate) enum Plan {
     /// Prefill and give the KV away; no peer needs to be known for that in READ.
     Prefill { transfer: String, peer: Option<Peer> },
     /// Decode from a peer's KV. `notifies`: whether this rank asks the peer to write.
-    Decode {
-        transfer: String,
-        peer: Peer,
-        blocks: Vec<u32>,
-        notifies: bool,
-    },
+    Decode { transfer: String, peer: Peer, blocks: Vec<u32>, notifies: bool },
     /// Decode that takes its KV for loaded and never loads it.
     Garbage,
 }
@@ -50,11 +45,7 @@ pub(crate) fn plan(facts: Facts, ask: &Ask) -> Result<Plan, String> {
     let Some(params) = ask.params() else {
         return Ok(Plan::Plain);
     };
-    let wanted = if facts.prefill {
-        "do_remote_decode"
-    } else {
-        "do_remote_prefill"
-    };
+    let wanted = if facts.prefill { "do_remote_decode" } else { "do_remote_prefill" };
     if params.get(wanted).and_then(Value::as_bool) != Some(true) {
         return Ok(Plan::Plain);
     }
@@ -79,45 +70,25 @@ pub(crate) fn plan(facts: Facts, ask: &Ask) -> Result<Plan, String> {
     }
     if facts.prefill {
         if !write && facts.minor >= 31 {
-            return Ok(Plan::Prefill {
-                transfer,
-                peer: peer(facts, params, request_id).ok(),
-            });
+            return Ok(Plan::Prefill { transfer, peer: peer(facts, params, request_id).ok() });
         }
-        return Ok(Plan::Prefill {
-            transfer,
-            peer: Some(peer(facts, params, request_id)?),
-        });
+        return Ok(Plan::Prefill { transfer, peer: Some(peer(facts, params, request_id)?) });
     }
     let peer = peer(facts, params, request_id)?;
     if write {
         let notifies = notifies(facts, params, &peer)?;
-        return Ok(Plan::Decode {
-            transfer,
-            peer,
-            blocks: Vec::new(),
-            notifies,
-        });
+        return Ok(Plan::Decode { transfer, peer, blocks: Vec::new(), notifies });
     }
     let loadable = params.contains_key("remote_engine_id") && (facts.minor > 19 || params.contains_key("remote_port"));
     let blocks = block_ids(facts.minor, params.get("remote_block_ids").unwrap_or(&Value::Null))?;
     if !loadable || blocks.is_empty() {
         return Ok(Plan::Garbage);
     }
-    Ok(Plan::Decode {
-        transfer,
-        peer,
-        blocks,
-        notifies: true,
-    })
+    Ok(Plan::Decode { transfer, peer, blocks, notifies: true })
 }
 
 fn present(params: &Map<String, Value>, key: &str) -> Result<(), String> {
-    if params.contains_key(key) {
-        Ok(())
-    } else {
-        Err(format!("KeyError: {key}"))
-    }
+    if params.contains_key(key) { Ok(()) } else { Err(format!("KeyError: {key}")) }
 }
 
 fn transfer_id(facts: Facts, params: &Map<String, Value>, ask: &Ask) -> Result<String, String> {
@@ -126,11 +97,9 @@ fn transfer_id(facts: Facts, params: &Map<String, Value>, ask: &Ask) -> Result<S
     }
     match params.get("transfer_id") {
         Some(Value::String(id)) => Ok(id.clone()),
-        None if facts.minor >= 28 => Ok(format!(
-            "sidecar-{}-{}",
-            ask.internal_id(),
-            if facts.prefill { "p" } else { "d" }
-        )),
+        None if facts.minor >= 28 => {
+            Ok(format!("sidecar-{}-{}", ask.internal_id(), if facts.prefill { "p" } else { "d" }))
+        }
         None => Err("KeyError: transfer_id".into()),
         Some(other) => Err(format!("transfer_id is no string: {other}")),
     }
@@ -143,10 +112,7 @@ fn notifies(facts: Facts, params: &Map<String, Value>, peer: &Peer) -> Result<bo
     if let Some(leader) = params.get("is_request_leader") {
         return leader.as_bool().ok_or_else(|| "is_request_leader is no bool".into());
     }
-    let overridden = params
-        .get("remote_dp_rank_override")
-        .and_then(Value::as_bool)
-        .unwrap_or(false);
+    let overridden = params.get("remote_dp_rank_override").and_then(Value::as_bool).unwrap_or(false);
     Ok(!overridden || facts.rank as u32 == peer.dp_rank)
 }
 
@@ -159,9 +125,7 @@ fn block_ids(minor: u32, value: &Value) -> Result<Vec<u32>, String> {
         _ => return Err(wrong()),
     };
     let numbers = |list: &[Value]| -> Option<Vec<u32>> {
-        list.iter()
-            .map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()))
-            .collect()
+        list.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect()
     };
     if minor < 30 || list.is_empty() {
         return numbers(list).ok_or_else(wrong);
@@ -172,11 +136,7 @@ fn block_ids(minor: u32, value: &Value) -> Result<Vec<u32>, String> {
 
 /// Where the peer is, taken from where this release looks.
 fn peer(facts: Facts, params: &Map<String, Value>, request_id: &str) -> Result<Peer, String> {
-    let embedded = if facts.prefill {
-        decode_address(request_id)
-    } else {
-        prefill_address(request_id)
-    };
+    let embedded = if facts.prefill { decode_address(request_id) } else { prefill_address(request_id) };
     let explicit = explicit(facts, params)?;
     let unparsable = || format!("cannot parse peer address from request id {request_id:?}");
     let (host, handshake, notify) = match facts.minor {
@@ -226,10 +186,9 @@ fn explicit(facts: Facts, params: &Map<String, Value>) -> Result<Option<Address>
             .and_then(|port| u16::try_from(port).ok())
             .map(Some)
             .ok_or_else(|| format!("{key} {port} is no port")),
-        Some(Value::String(port)) if facts.minor >= 24 => port
-            .parse()
-            .map(Some)
-            .map_err(|_| format!("ValueError: {key} {port:?}")),
+        Some(Value::String(port)) if facts.minor >= 24 => {
+            port.parse().map(Some).map_err(|_| format!("ValueError: {key} {port:?}"))
+        }
         Some(other) => Err(format!("TypeError: {key} {other}")),
     };
     let (handshake, notify) = (port("remote_handshake_port")?, port("remote_notify_port")?);

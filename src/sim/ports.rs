@@ -21,11 +21,7 @@ impl Reserved {
     pub(crate) fn new(host: IpAddr, port: u16) -> io::Result<Self> {
         let address = SocketAddr::new(host, port);
         // A port that somebody chose may have connections of an earlier run lingering on it.
-        if port == 0 {
-            Self::exclusive(address)
-        } else {
-            Self::of(bound(address, true)?)
-        }
+        if port == 0 { Self::exclusive(address) } else { Self::of(bound(address, true)?) }
     }
 
     /// Takes a port that nobody at all has bound.
@@ -39,10 +35,7 @@ impl Reserved {
     fn of(socket: Socket) -> io::Result<Self> {
         let address = socket.local_addr()?.as_socket();
         let address = address.ok_or_else(|| io::Error::other("bound socket has no internet address"))?;
-        Ok(Self {
-            address,
-            _socket: socket,
-        })
+        Ok(Self { address, _socket: socket })
     }
 
     /// Takes `count` consecutive free ports.
@@ -53,9 +46,8 @@ impl Reserved {
         for _ in 0..PROBES {
             let place = uuid::Uuid::new_v4().as_u128() % QUIET_PORTS.len() as u128;
             let base = QUIET_PORTS.start + place as u16;
-            let range: io::Result<Vec<Self>> = (base..base + count)
-                .map(|port| Self::exclusive(SocketAddr::new(host, port)))
-                .collect();
+            let range: io::Result<Vec<Self>> =
+                (base..base + count).map(|port| Self::exclusive(SocketAddr::new(host, port))).collect();
             if let Ok(range) = range {
                 return Ok(range);
             }

@@ -115,10 +115,7 @@ impl Settings {
         match (numbers.next(), numbers.next()) {
             (Some(Ok(0)), Some(Ok(minor))) => Ok(minor),
             (Some(Ok(_)), Some(Ok(_))) => Ok(u32::MAX),
-            _ => Err(invalid(format!(
-                "release {:?} is not a version such as 0.32.0",
-                self.release
-            ))),
+            _ => Err(invalid(format!("release {:?} is not a version such as 0.32.0", self.release))),
         }
     }
 

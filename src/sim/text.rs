@@ -32,20 +32,14 @@ impl Prompt {
             other => other,
         };
         match value {
-            Value::String(text) => Self {
-                digest: digest(text.as_bytes()),
-                tokens: text.len().div_ceil(4).max(1),
-            },
+            Value::String(text) => Self { digest: digest(text.as_bytes()), tokens: text.len().div_ceil(4).max(1) },
             other => {
                 let text = other.to_string();
                 let tokens = match other {
                     Value::Array(items) if items.iter().all(Value::is_number) => items.len(),
                     _ => text.len().div_ceil(4),
                 };
-                Self {
-                    digest: digest(text.as_bytes()),
-                    tokens: tokens.max(1),
-                }
+                Self { digest: digest(text.as_bytes()), tokens: tokens.max(1) }
             }
         }
     }
@@ -92,11 +86,7 @@ impl Voice {
     /// The text of output token `position`: one word, after a space unless it is the first.
     pub(crate) fn piece(self, position: usize) -> String {
         let word = WORDS[self.token(position)];
-        if position == 0 {
-            word.to_string()
-        } else {
-            format!(" {word}")
-        }
+        if position == 0 { word.to_string() } else { format!(" {word}") }
     }
 
     /// The first `tokens` output tokens.

@@ -66,11 +66,7 @@ fn report_failure(core: &Core, peer: &Peer, transfer: &str) {
     }
     for dp in 0..peer.dp_size {
         for tp in 0..peer.tp {
-            core.notify(
-                &peer.host,
-                notify_port(peer, dp + tp),
-                notify::write_failed_message(transfer),
-            );
+            core.notify(&peer.host, notify_port(peer, dp + tp), notify::write_failed_message(transfer));
         }
     }
 }
@@ -96,10 +92,7 @@ pub(crate) fn push_if_due(core: &Arc<Core>, transfer: &str) {
         return;
     };
     if held.rank != allocation.rank {
-        core.books.violation(format!(
-            "{transfer} asked of rank {}, it is on {}",
-            allocation.rank, held.rank
-        ));
+        core.books.violation(format!("{transfer} asked of rank {}, it is on {}", allocation.rank, held.rank));
         return;
     }
     let Some(peer) = held.target.take() else { return };
@@ -121,8 +114,7 @@ async fn push(core: Arc<Core>, transfer: String, blocks: Vec<u32>, peer: Peer, a
             core.free_held(&transfer);
         }
         Err(Failure::Stale(reason)) => {
-            core.die(format!("transfer {transfer} to {}: {reason}", peer.host))
-                .await;
+            core.die(format!("transfer {transfer} to {}: {reason}", peer.host)).await;
         }
         Err(Failure::Refused(_)) => report_failure(&core, &peer, &transfer),
     }
@@ -143,9 +135,7 @@ async fn write_all(
             audit_sizes(core, peer, &metadata);
             if allocation.sender.is_some_and(|nonce| nonce != metadata.nonce) {
                 core.books.count(|counters| counters.kv_mismatch += 1);
-                core.books.violation(format!(
-                    "{transfer} asked for by another engine than its prefill leg named"
-                ));
+                core.books.violation(format!("{transfer} asked for by another engine than its prefill leg named"));
             }
             let bytes = overlap(own, size, tp, peer.tp);
             let mut content = Vec::with_capacity(blocks.len() * bytes.len());
@@ -220,16 +210,8 @@ pub(crate) fn release(core: &Core, request: &str, transfer: &str, peer: &Peer) {
     let size = core.settings.tp;
     for own in 0..size {
         for tp in shares(own, size, peer.tp) {
-            let offset = if core.minor <= 24 {
-                own
-            } else {
-                peer.dp_rank * peer.tp + tp
-            };
-            core.notify(
-                &peer.host,
-                notify_port(peer, offset),
-                notify::release_message(core, request, transfer),
-            );
+            let offset = if core.minor <= 24 { own } else { peer.dp_rank * peer.tp + tp };
+            core.notify(&peer.host, notify_port(peer, offset), notify::release_message(core, request, transfer));
         }
     }
 }
@@ -243,11 +225,7 @@ pub(crate) async fn pull(
     local: (usize, &[u32]),
 ) -> Result<(), String> {
     if local.1.len() > remote.len() {
-        return Err(format!(
-            "prompt needs {} blocks, the peer reported {}",
-            local.1.len(),
-            remote.len()
-        ));
+        return Err(format!("prompt needs {} blocks, the peer reported {}", local.1.len(), remote.len()));
     }
     let remote = &remote[..local.1.len()];
     let mut content = vec![[0u8; BLOCK_BYTES]; remote.len()];
@@ -258,15 +236,7 @@ pub(crate) async fn pull(
                 continue;
             };
             audit_sizes(core, peer, &metadata);
-            read_shard(
-                core,
-                transfer,
-                &metadata,
-                remote,
-                overlap(own, size, tp, peer.tp),
-                &mut content,
-            )
-            .await?;
+            read_shard(core, transfer, &metadata, remote, overlap(own, size, tp, peer.tp), &mut content).await?;
         }
     }
     {

@@ -42,15 +42,9 @@ impl Connection {
     /// Greets on a stream in the name of `socket_type`.
     pub(crate) async fn greet(stream: TcpStream, socket_type: &str) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        let mut connection = Self {
-            stream,
-            buffer: BytesMut::new(),
-            partial: Vec::new(),
-        };
+        let mut connection = Self { stream, buffer: BytesMut::new(), partial: Vec::new() };
         let greeting = connection.exchange_greeting(socket_type);
-        timeout(GREETING_LIMIT, greeting)
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        timeout(GREETING_LIMIT, greeting).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok(connection)
     }
 

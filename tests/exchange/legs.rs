@@ -66,20 +66,11 @@ async fn case_24_write_bodies() {
 #[tokio::test(flavor = "multi_thread")]
 async fn case_30_dialect_a_gets_numbers() {
     let plan = Plan::new(Mode::Write);
-    let world = Plan {
-        release: "0.18.1",
-        ..plan
-    };
+    let world = Plan { release: "0.18.1", ..plan };
     let world = world.start().await;
     Ask::new(Api::Completions, 1, 5, false).check(&world.proxy).await;
     for leg in [last(&world.prefill[0]), last(&world.decode[0])] {
-        for key in [
-            "remote_port",
-            "remote_handshake_port",
-            "remote_notify_port",
-            "remote_dp_size",
-            "tp_size",
-        ] {
+        for key in ["remote_port", "remote_handshake_port", "remote_notify_port", "remote_dp_size", "tp_size"] {
             assert!(leg.transfer_params[key].is_u64(), "{key}: {}", leg.transfer_params);
         }
     }
@@ -90,24 +81,14 @@ async fn case_30_dialect_a_gets_numbers() {
 async fn case_25_ids_embed_both_addresses_and_are_never_used_twice() {
     for mode in [Mode::Read, Mode::Write] {
         let plan = Plan::new(mode);
-        let world = Plan {
-            release: "0.23.0",
-            ..plan
-        };
+        let world = Plan { release: "0.23.0", ..plan };
         let world = world.start().await;
         let mut seen = std::collections::HashSet::new();
         for seed in 0..5 {
-            Ask::new(Api::Completions, seed, 3, seed % 2 == 0)
-                .check(&world.proxy)
-                .await;
+            Ask::new(Api::Completions, seed, 3, seed % 2 == 0).check(&world.proxy).await;
             let (p, d) = (last(&world.prefill[0]), last(&world.decode[0]));
-            let address = |e: &Engine| {
-                format!(
-                    "host:127.0.0.1,handshake:{},notify:{}",
-                    e.handshake_port(),
-                    e.notify_port()
-                )
-            };
+            let address =
+                |e: &Engine| format!("host:127.0.0.1,handshake:{},notify:{}", e.handshake_port(), e.notify_port());
             let (prefill, decode) = (address(&world.prefill[0]), address(&world.decode[0]));
             let id = p.header("x-request-id").unwrap().to_owned();
             let begin = format!("___prefill_addr_{prefill}___decode_addr_{decode}_");
@@ -134,10 +115,7 @@ async fn newer_engines_get_an_id_without_addresses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn case_31_legs_go_to_the_path_that_was_asked_for() {
     let plan = Plan::new(Mode::Write);
-    let world = Plan {
-        release: "0.19.0",
-        ..plan
-    };
+    let world = Plan { release: "0.19.0", ..plan };
     let world = world.start().await;
     for api in Api::ALL {
         Ask::new(api, 3, 3, false).check(&world.proxy).await;
@@ -231,14 +209,7 @@ async fn case_38_what_a_client_may_not_choose() {
         assert!(!text.contains("mine"), "{text}");
         for leg in [last(&world.prefill[0]), last(&world.decode[0])] {
             let all = format!("{:?} {}", leg.headers, leg.body);
-            for foreign in [
-                "mine",
-                "10.9.9.9",
-                "evil",
-                "x-data-parallel-rank",
-                "host-port",
-                "hosts-ports",
-            ] {
+            for foreign in ["mine", "10.9.9.9", "evil", "x-data-parallel-rank", "host-port", "hosts-ports"] {
                 assert!(!all.contains(foreign), "{foreign} in {all}");
             }
             assert_eq!(leg.header("authorization"), Some("Bearer of-the-client"));
@@ -256,18 +227,8 @@ type Limits = (Value, Value, Value, Value);
 #[tokio::test(flavor = "multi_thread")]
 async fn case_39_and_41_token_limits() {
     let rows: [Limits; 7] = [
-        (
-            json!({"max_tokens": 1}),
-            json!({"max_tokens": 1}),
-            json!({"max_tokens": 1}),
-            json!({"max_tokens": 1}),
-        ),
-        (
-            json!({"max_tokens": 10}),
-            json!({"max_tokens": 1}),
-            json!({"max_tokens": 9}),
-            json!({"max_tokens": 10}),
-        ),
+        (json!({"max_tokens": 1}), json!({"max_tokens": 1}), json!({"max_tokens": 1}), json!({"max_tokens": 1})),
+        (json!({"max_tokens": 10}), json!({"max_tokens": 1}), json!({"max_tokens": 9}), json!({"max_tokens": 10})),
         (
             json!({"max_completion_tokens": 50}),
             json!({"max_tokens": 1, "max_completion_tokens": 1}),
@@ -301,18 +262,13 @@ async fn case_39_and_41_token_limits() {
             let world = plan.start().await;
             for (client, prefill, minus_one, exact) in &rows {
                 let mut body = json!({"model": "sim-model", "messages": [{"role": "user", "content": "hello there"}]});
-                body.as_object_mut()
-                    .unwrap()
-                    .extend(client.as_object().unwrap().clone());
+                body.as_object_mut().unwrap().extend(client.as_object().unwrap().clone());
                 let answer = post(&world.proxy, "/v1/chat/completions", &body).await;
                 assert_eq!(answer.status, 200, "{}", answer.body);
                 let limits = |leg: &ReceivedLeg| {
                     let mut limits = leg.json();
                     let of = ["max_tokens", "max_completion_tokens", "min_tokens"];
-                    limits
-                        .as_object_mut()
-                        .unwrap()
-                        .retain(|key, _| of.contains(&key.as_str()));
+                    limits.as_object_mut().unwrap().retain(|key, _| of.contains(&key.as_str()));
                     limits
                 };
                 let mut prefill = prefill.clone();

@@ -66,9 +66,7 @@ async fn case_48_chunks_pass_as_they_come() {
         let body = completion("some words", 100, true);
         let mut stream = Stream::open(&world.proxy, "/v1/completions", &body).await;
         // Three events arrive although the rest never comes, each as its own.
-        stream
-            .read_until("three events", |seen| seen.matches("\n\n").count() == 3)
-            .await;
+        stream.read_until("three events", |seen| seen.matches("\n\n").count() == 3).await;
         drop(stream);
         world.settle().await;
         assert_eq!(world.decode[0].counters().aborted, 1);

@@ -11,10 +11,7 @@ async fn case_23_no_pair_is_503_and_asks_nobody() {
     for (prefill, decode) in [(0, 0), (1, 0), (0, 1)] {
         let world = Plan::new(Mode::Read).engines(prefill, decode).start().await;
         let answer = post(&world.proxy, "/v1/completions", &completion("a", 3, false)).await;
-        assert_eq!(
-            (answer.status, answer.code().as_str(), answer.source()),
-            (503, "no_pair", "proxy")
-        );
+        assert_eq!((answer.status, answer.code().as_str(), answer.source()), (503, "no_pair", "proxy"));
         assert_eq!(answer.header("content-type"), "application/json");
         assert_eq!(world.total(|c| c.legs), 0);
         world.settle().await;
@@ -27,81 +24,36 @@ async fn case_40_and_42_bad_requests_name_the_field() {
     let chat = "/v1/chat/completions";
     let rows = [
         ("/v1/completions", json!({"prompt": "a", "max_tokens": 0}), "max_tokens"),
-        (
-            "/v1/completions",
-            json!({"prompt": "a", "max_tokens": -1}),
-            "max_tokens",
-        ),
-        (
-            "/v1/completions",
-            json!({"prompt": "a", "max_tokens": 1.5}),
-            "max_tokens",
-        ),
-        (
-            "/v1/completions",
-            json!({"prompt": "a", "max_tokens": "7"}),
-            "max_tokens",
-        ),
-        (
-            "/v1/completions",
-            json!({"prompt": "a", "min_tokens": -2}),
-            "min_tokens",
-        ),
+        ("/v1/completions", json!({"prompt": "a", "max_tokens": -1}), "max_tokens"),
+        ("/v1/completions", json!({"prompt": "a", "max_tokens": 1.5}), "max_tokens"),
+        ("/v1/completions", json!({"prompt": "a", "max_tokens": "7"}), "max_tokens"),
+        ("/v1/completions", json!({"prompt": "a", "min_tokens": -2}), "min_tokens"),
         ("/v1/completions", json!({"prompt": "a", "stream": "yes"}), "stream"),
         ("/v1/completions", json!({"prompt": "a", "n": 2}), "n"),
         ("/v1/completions", json!({"prompt": "a", "best_of": 3}), "best_of"),
         ("/v1/completions", json!({"prompt": ["a", "b"]}), "prompt"),
         ("/v1/completions", json!({"prompt": [[1], [2]]}), "prompt"),
-        (
-            chat,
-            json!({"messages": [], "max_completion_tokens": 0}),
-            "max_completion_tokens",
-        ),
+        (chat, json!({"messages": [], "max_completion_tokens": 0}), "max_completion_tokens"),
         (chat, json!({"messages": [], "n": 4}), "n"),
-        (
-            "/v1/responses",
-            json!({"input": "a", "max_output_tokens": 0}),
-            "max_output_tokens",
-        ),
+        ("/v1/responses", json!({"input": "a", "max_output_tokens": 0}), "max_output_tokens"),
         ("/v1/responses", json!({"input": "a", "background": true}), "background"),
         (
             "/inference/v1/generate",
             json!({"token_ids": [1], "sampling_params": {"max_tokens": 0}}),
             "sampling_params.max_tokens",
         ),
-        (
-            "/inference/v1/generate",
-            json!({"token_ids": [1], "sampling_params": {"n": 2}}),
-            "sampling_params.n",
-        ),
+        ("/inference/v1/generate", json!({"token_ids": [1], "sampling_params": {"n": 2}}), "sampling_params.n"),
     ];
     for (path, body, param) in rows {
         let answer = post(&world.proxy, path, &body).await;
-        assert_eq!(
-            (answer.status, answer.source()),
-            (400, "client"),
-            "{body} {}",
-            answer.body
-        );
+        assert_eq!((answer.status, answer.source()), (400, "client"), "{body} {}", answer.body);
         assert_eq!(answer.json()["error"]["param"], param, "{}", answer.body);
         assert_eq!(answer.json()["error"]["type"], "invalid_request_error");
     }
-    for text in [
-        "",
-        "{",
-        "[]",
-        "null",
-        "{\"prompt\": \"a\"} x",
-        "{\"prompt\": \"\u{1}\"",
-        "not json",
-    ] {
+    for text in ["", "{", "[]", "null", "{\"prompt\": \"a\"} x", "{\"prompt\": \"\u{1}\"", "not json"] {
         let sent = client().post(world.proxy.url("/v1/completions")).body(text).send();
         let answer = Answer::of(sent.await.unwrap()).await;
-        assert_eq!(
-            (answer.status, answer.code().as_str()),
-            (400, "invalid_request"),
-            "{text}"
-        );
+        assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_request"), "{text}");
     }
     assert_eq!(world.total(|c| c.legs), 0);
     generate(&world.proxy, "after all that", 3, false).await;
@@ -129,19 +81,12 @@ async fn routes_that_do_not_exist_never_reach_an_engine() {
             assert_eq!(answer.source(), "client");
         }
     }
-    for (method, path) in [
-        ("GET", "/v1/completions"),
-        ("PUT", "/v1/chat/completions"),
-        ("POST", "/health"),
-        ("DELETE", "/v1/models"),
-    ] {
+    for (method, path) in
+        [("GET", "/v1/completions"), ("PUT", "/v1/chat/completions"), ("POST", "/health"), ("DELETE", "/v1/models")]
+    {
         let sent = client().request(method.parse().unwrap(), world.proxy.url(path)).send();
         let answer = Answer::of(sent.await.unwrap()).await;
-        assert_eq!(
-            (answer.status, answer.code().as_str()),
-            (405, "method_not_allowed"),
-            "{method} {path}"
-        );
+        assert_eq!((answer.status, answer.code().as_str()), (405, "method_not_allowed"), "{method} {path}");
     }
     assert_eq!(world.total(|c| c.legs), 0);
     world.settle().await;
@@ -172,10 +117,7 @@ async fn case_54_health_and_ready() {
         async |proxy: &crate::support::Proxy| Answer::of(reqwest::get(proxy.url("/health")).await.unwrap()).await;
     let before = health(&world.proxy).await;
     assert_eq!(before.status, 200);
-    assert_eq!(
-        before.json(),
-        json!({"status": "healthy", "prefill_instances": 0, "decode_instances": 0})
-    );
+    assert_eq!(before.json(), json!({"status": "healthy", "prefill_instances": 0, "decode_instances": 0}));
     assert_eq!(world.proxy.ready().await.0, 503);
     let plan = Plan::new(Mode::Read);
     for role in [moriio_proxy::sim::Role::Prefill, moriio_proxy::sim::Role::Decode] {
@@ -185,10 +127,7 @@ async fn case_54_health_and_ready() {
     world.until_ready(2).await;
     assert_eq!(world.proxy.ready().await.0, 200);
     let after = health(&world.proxy).await.json();
-    assert_eq!(
-        (&after["prefill_instances"], &after["decode_instances"]),
-        (&json!(1), &json!(1))
-    );
+    assert_eq!((&after["prefill_instances"], &after["decode_instances"]), (&json!(1), &json!(1)));
     world.settle().await;
 }
 
@@ -196,11 +135,7 @@ async fn case_54_health_and_ready() {
 async fn the_key_that_clients_must_present() {
     let world = Plan::new(Mode::Read).with(Key::ApiKey, "open-sesame").start().await;
     let body = completion("some words", 3, false).to_string();
-    for (key, status) in [
-        (None, 401),
-        (Some("Bearer wrong"), 401),
-        (Some("Bearer open-sesame"), 200),
-    ] {
+    for (key, status) in [(None, 401), (Some("Bearer wrong"), 401), (Some("Bearer open-sesame"), 200)] {
         let mut sent = client().post(world.proxy.url("/v1/completions")).body(body.clone());
         if let Some(key) = key {
             sent = sent.header("authorization", key);
@@ -221,10 +156,7 @@ async fn more_requests_than_allowed_at_once() {
     let mut first = Stream::open(&world.proxy, "/v1/completions", &body).await;
     first.read_until("a chunk", |seen| seen.contains("data: ")).await;
     let answer = post(&world.proxy, "/v1/completions", &body).await;
-    assert_eq!(
-        (answer.status, answer.code().as_str(), answer.source()),
-        (429, "too_many_requests", "proxy")
-    );
+    assert_eq!((answer.status, answer.code().as_str(), answer.source()), (429, "too_many_requests", "proxy"));
     assert_eq!(answer.header("retry-after"), "1");
     drop(first);
     // The stream's end makes room.
@@ -236,10 +168,7 @@ async fn more_requests_than_allowed_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compressed_body_is_refused() {
     let world = Plan::new(Mode::Read).start().await;
-    let sent = client()
-        .post(world.proxy.url("/v1/completions"))
-        .header("content-encoding", "gzip")
-        .body("x");
+    let sent = client().post(world.proxy.url("/v1/completions")).header("content-encoding", "gzip").body("x");
     let answer = Answer::of(sent.send().await.unwrap()).await;
     assert_eq!((answer.status, answer.source()), (400, "client"));
     assert_eq!(answer.json()["error"]["param"], "content-encoding");

@@ -19,12 +19,7 @@ async fn every_api(world: &World) {
 async fn sizes(mode: Mode, release: &'static str, sizes: &[(u32, u32)]) {
     for (dp, tp) in sizes {
         let plan = Plan::new(mode);
-        let world = Plan {
-            release,
-            dp: *dp,
-            tp: *tp,
-            ..plan
-        };
+        let world = Plan { release, dp: *dp, tp: *tp, ..plan };
         let world = world.start().await;
         every_api(&world).await;
         world.settle().await;
@@ -125,14 +120,8 @@ async fn case_36_sizes_that_differ() {
             every_api(&world).await;
             let (prefill, decode) = (world.prefill[0].legs(), world.decode[0].legs());
             let (p, d) = (&prefill[0].transfer_params, &decode[0].transfer_params);
-            assert_eq!(
-                [&p["remote_tp_size"], &p["tp_size"]],
-                [&serde_json::json!(engines[1].2); 2]
-            );
-            assert_eq!(
-                [&d["remote_tp_size"], &d["tp_size"]],
-                [&serde_json::json!(engines[0].2); 2]
-            );
+            assert_eq!([&p["remote_tp_size"], &p["tp_size"]], [&serde_json::json!(engines[1].2); 2]);
+            assert_eq!([&d["remote_tp_size"], &d["tp_size"]], [&serde_json::json!(engines[0].2); 2]);
             world.settle().await;
         }
     }

@@ -27,11 +27,7 @@ async fn hand_over(release: &str, dp: u32, params: Value) -> (Value, Value, Fake
     let decode = decode.await;
     crate::support::until("the engines as they are", || async {
         let (status, body) = world.proxy.ready().await;
-        let sizes = body["engines"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|e| e["tp_size"] == 8 && e["dp_size"] == dp);
+        let sizes = body["engines"].as_array().unwrap().iter().any(|e| e["tp_size"] == 8 && e["dp_size"] == dp);
         (status == 200 && sizes).then_some(()).ok_or_else(|| body.to_string())
     })
     .await;

@@ -90,16 +90,10 @@ async fn case_47_decodes_refusal_passes_as_it_is() {
         let world = Plan::new(mode).start().await;
         let body = r#"{"error":{"message":"slow down","code":7}}"#;
         for status in [429, 400, 500] {
-            let kind = FaultKind::Status {
-                status,
-                body: body.into(),
-            };
+            let kind = FaultKind::Status { status, body: body.into() };
             world.decode[0].set_fault(Fault::times(kind, 1));
             let answer = ask(&world, true).await;
-            assert_eq!(
-                (answer.status, answer.body.as_str(), answer.source()),
-                (status, body, "decode")
-            );
+            assert_eq!((answer.status, answer.body.as_str(), answer.source()), (status, body, "decode"));
             assert_eq!(answer.header("content-type"), "application/json");
             assert_eq!(answer.header("x-request-id"), "");
         }
@@ -113,22 +107,18 @@ async fn case_47_decodes_refusal_passes_as_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decode_that_never_answers_is_504() {
     join_all([Mode::Read, Mode::Write].map(|mode| async move {
-        join_all(
-            [(true, "--first-byte-timeout"), (false, "--answer-timeout")].map(|(stream, option)| async move {
-                let plan = Plan::new(mode)
-                    .with(Key::FirstByteTimeout, "2s")
-                    .with(Key::ConnectTimeout, "1s");
-                let mut plan = plan.with(Key::AnswerTimeout, "2s").with(Key::UnparkTimeout, "2s");
-                plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(1);
-                let world = plan.start().await;
-                world.decode[0].set_fault(Fault::times(FaultKind::Hang, 1));
-                let answer = ask(&world, stream).await;
-                assert_eq!(told(&answer), expected(504, "engine_timeout", "decode"));
-                let message = message(&answer);
-                assert!(message.contains("decode") && message.contains(option), "{message}");
-                afterwards(&world).await;
-            }),
-        )
+        join_all([(true, "--first-byte-timeout"), (false, "--answer-timeout")].map(|(stream, option)| async move {
+            let plan = Plan::new(mode).with(Key::FirstByteTimeout, "2s").with(Key::ConnectTimeout, "1s");
+            let mut plan = plan.with(Key::AnswerTimeout, "2s").with(Key::UnparkTimeout, "2s");
+            plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(1);
+            let world = plan.start().await;
+            world.decode[0].set_fault(Fault::times(FaultKind::Hang, 1));
+            let answer = ask(&world, stream).await;
+            assert_eq!(told(&answer), expected(504, "engine_timeout", "decode"));
+            let message = message(&answer);
+            assert!(message.contains("decode") && message.contains(option), "{message}");
+            afterwards(&world).await;
+        }))
         .await;
     }))
     .await;

@@ -59,16 +59,10 @@ async fn case_44_read_prefills_refusal_passes_as_it_is() {
     let world = Plan::new(Mode::Read).start().await;
     let body = r#"{"error": {"message":  "too long", "odd": 1.0}}"#;
     for status in [400, 404, 422, 429, 500] {
-        let kind = FaultKind::Status {
-            status,
-            body: body.into(),
-        };
+        let kind = FaultKind::Status { status, body: body.into() };
         world.prefill[0].set_fault(Fault::times(kind, 1));
         let answer = ask(&world).await;
-        assert_eq!(
-            (answer.status, answer.body.as_str(), answer.source()),
-            (status, body, "prefill")
-        );
+        assert_eq!((answer.status, answer.body.as_str(), answer.source()), (status, body, "prefill"));
         assert_eq!(answer.header("content-type"), "application/json");
     }
     assert_eq!(world.decode[0].counters().legs, 0);
@@ -83,16 +77,10 @@ async fn case_46_write_prefills_failure_is_told_while_decode_is_parked() {
         let world = Plan { release, ..plan }.start().await;
         for status in [500, 400] {
             let body = r#"{"error": "no"}"#;
-            let kind = FaultKind::Status {
-                status,
-                body: body.into(),
-            };
+            let kind = FaultKind::Status { status, body: body.into() };
             world.prefill[0].set_fault(Fault::times(kind, 1));
             let answer = ask(&world).await;
-            assert_eq!(
-                (answer.status, answer.body.as_str(), answer.source()),
-                (status, body, "prefill")
-            );
+            assert_eq!((answer.status, answer.body.as_str(), answer.source()), (status, body, "prefill"));
         }
         // The decode legs were woken, not closed: no block is lost.
         world.settle().await;

@@ -14,10 +14,7 @@ async fn ask(world: &World) -> Answer {
 }
 
 fn failing(status: u16) -> FaultKind {
-    FaultKind::Status {
-        status,
-        body: format!(r#"{{"error":"{status}"}}"#),
-    }
+    FaultKind::Status { status, body: format!(r#"{{"error":"{status}"}}"#) }
 }
 
 async fn world(options: &[(Key, &'static str)]) -> World {
@@ -80,11 +77,7 @@ async fn case_46_both_fail_and_one_of_them_is_told() {
                 (_, FaultKind::Hang) => &["prefill"],
                 _ => &["prefill", "decode"],
             };
-            assert!(
-                sources.contains(&answer.source()),
-                "{prefill:?} {decode:?}: {}",
-                answer.body
-            );
+            assert!(sources.contains(&answer.source()), "{prefill:?} {decode:?}: {}", answer.body);
             world.prefill[0].clear_faults();
             world.decode[0].clear_faults();
             generate(&world.proxy, "words in between", 3, false).await;
@@ -106,10 +99,7 @@ async fn a_decode_that_is_first_commits_for_good() {
     stream.read_until("a chunk", |seen| seen.contains("data: ")).await;
     world.prefill[0].crash().await;
     let answer = stream.finish().await;
-    assert_eq!(
-        (answer.text(), answer.whole),
-        (expected_text(&json!("some words"), 100), true)
-    );
+    assert_eq!((answer.text(), answer.whole), (expected_text(&json!("some words"), 100), true));
     world.settle().await;
     let broken = "moriio_legs_total{role=\"prefill\"";
     assert_eq!(world.proxy.metric(broken).await, 1.0);

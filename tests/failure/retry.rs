@@ -9,10 +9,7 @@ use super::message;
 use crate::support::{Plan, completion, generate, post, until};
 
 fn unavailable() -> FaultKind {
-    FaultKind::Status {
-        status: 503,
-        body: r#"{"error":"loading"}"#.into(),
-    }
+    FaultKind::Status { status: 503, body: r#"{"error":"loading"}"#.into() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,10 +27,7 @@ async fn a_503_of_prefill_is_tried_again_with_new_ids() {
                 })
                 .collect()
         };
-        assert_eq!(
-            (legs.len(), ids("transfer").len(), ids("x-request-id").len()),
-            (3, 3, 3)
-        );
+        assert_eq!((legs.len(), ids("transfer").len(), ids("x-request-id").len()), (3, 3, 3));
         assert_eq!(world.proxy.metric("moriio_attempts_total{cause=\"retry\"").await, 2.0);
         world.settle().await;
     }
@@ -92,11 +86,7 @@ async fn attempts_that_all_failed_are_told_together() {
         assert!(message(&answer).contains("2 attempts"), "{}", answer.body);
     } else {
         // A probe was faster than the first or the second attempt.
-        assert!(
-            ["no_pair", "engine_unreachable"].contains(&answer.code().as_str()),
-            "{}",
-            answer.body
-        );
+        assert!(["no_pair", "engine_unreachable"].contains(&answer.code().as_str()), "{}", answer.body);
     }
     assert_eq!(world.decode[0].counters().legs, 0);
     world.settle().await;
@@ -118,11 +108,7 @@ async fn a_connection_that_died_unread_is_replaced() {
                 let answer = post(&world.proxy, "/v1/completions", &body).await;
                 let struck = engine.counters().faulted > before;
                 engine.clear_faults();
-                assert!(
-                    answer.status == 200 || (struck && answer.status == 502),
-                    "{}",
-                    answer.body
-                );
+                assert!(answer.status == 200 || (struck && answer.status == 502), "{}", answer.body);
                 (struck && answer.status == 200)
                     .then_some(())
                     .ok_or_else(|| format!("struck: {struck}, status {}", answer.status))

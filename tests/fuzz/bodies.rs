@@ -60,12 +60,7 @@ fn splicing_is_editing() {
         if let Ok(Value::Object(mut object)) = value {
             edit_value(&mut object, &edits);
             let spliced: Value = serde_json::from_slice(&spliced.to_vec()).expect("an edited body is JSON");
-            assert_eq!(
-                spliced,
-                Value::Object(object),
-                "{} {edits:?}",
-                String::from_utf8_lossy(&text)
-            );
+            assert_eq!(spliced, Value::Object(object), "{} {edits:?}", String::from_utf8_lossy(&text));
         }
     });
 }

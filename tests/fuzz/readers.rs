@@ -16,10 +16,7 @@ pub fn registrations() -> Vec<Vec<u8>> {
         "handshake_port": 6301, "notify_port": 61005, "dp_size": 8, "tp_size": 1, "transfer_mode": "READ"});
     let b = json!({"type": "D", "http_address": "10.0.0.2:8000", "dp_size": 1, "tp_size": 8, "transfer_mode": "WRITE",
         "zmq_address": "host:10.0.0.2,handshake:6301,notify:61005"});
-    [a, b]
-        .iter()
-        .map(|value| rmp_serde::to_vec_named(value).unwrap())
-        .collect()
+    [a, b].iter().map(|value| rmp_serde::to_vec_named(value).unwrap()).collect()
 }
 
 fn registration() -> Registration {
@@ -146,11 +143,7 @@ fn requests_become_two_legs_or_an_error() {
         let Ok(request) = Request::parse(api, Bytes::from(text.clone()), TokenBudget::MinusOne) else {
             return;
         };
-        let pair = Pair {
-            prefill: &prefill,
-            decode: &decode,
-            rank: Some(3),
-        };
+        let pair = Pair { prefill: &prefill, decode: &decode, rank: Some(3) };
         let ids = Ids::fresh(&pair, random.one_in(2));
         let first = prefill_leg(&request, &pair, &ids);
         assert_eq!(first.len(), first.to_vec().len() as u64);
@@ -170,19 +163,12 @@ fn requests_become_two_legs_or_an_error() {
             assert_eq!(leg["kv_transfer_params"]["do_remote_decode"], saves);
             assert_ne!(leg["kv_transfer_params"]["remote_host"], "10.9.9.9");
             let limit = |key: &str| {
-                if api == Api::Generate {
-                    &leg["sampling_params"][key]
-                } else {
-                    &leg[key]
-                }
+                if api == Api::Generate { &leg["sampling_params"][key] } else { &leg[key] }
             };
             for key in ["max_tokens", "max_completion_tokens", "max_output_tokens"] {
                 let clamped = limit(key).is_null() || limit(key).as_f64().is_some_and(|number| number >= 1.0);
                 let known = api != Api::Responses || key == "max_output_tokens";
-                assert!(
-                    clamped || !known || key == "max_output_tokens" || api == Api::Generate,
-                    "{key}: {leg}"
-                );
+                assert!(clamped || !known || key == "max_output_tokens" || api == Api::Generate, "{key}: {leg}");
             }
             if saves {
                 assert_eq!(leg["stream"], false);
@@ -196,14 +182,8 @@ fn requests_become_two_legs_or_an_error() {
 fn prefills_answer_gives_params_with_blocks_or_an_error() {
     let answer = json!({"id": "x", "choices": [{"text": "a"}], "usage": {"prompt_tokens_details": {"cached_tokens": 4}},
         "kv_transfer_params": {"remote_block_ids": [[1, 2], [3]], "remote_host": "10.0.0.1", "remote_dp_rank": 2, "tp_size": null}});
-    let words: [&[u8]; 6] = [
-        b"\"remote_block_ids\":",
-        b"\"remote_dp_rank\":",
-        b"null",
-        b"[]",
-        b"\"kv_transfer_params\":{",
-        b"}",
-    ];
+    let words: [&[u8]; 6] =
+        [b"\"remote_block_ids\":", b"\"remote_dp_rank\":", b"null", b"[]", b"\"kv_transfer_params\":{", b"}"];
     let words: Vec<&[u8]> = JSON_WORDS.iter().copied().chain(words).collect();
     fuzz("PrefillParams::from_answer", |random| {
         let mut text = answer.to_string().into_bytes();
@@ -214,10 +194,9 @@ fn prefills_answer_gives_params_with_blocks_or_an_error() {
             return;
         };
         assert!(params.named_rank(8).is_none_or(|rank| rank < 8));
-        if let (Ok(whole), Ok(own)) = (
-            serde_json::from_slice::<Value>(&text),
-            serde_json::from_slice::<Value>(params.text()),
-        ) {
+        if let (Ok(whole), Ok(own)) =
+            (serde_json::from_slice::<Value>(&text), serde_json::from_slice::<Value>(params.text()))
+        {
             assert_eq!(whole["kv_transfer_params"], own);
             assert!(own["remote_block_ids"].is_array());
         }

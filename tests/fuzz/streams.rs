@@ -105,11 +105,7 @@ fn pool(metrics: &Metrics) -> Pool {
         let Ok(Message::Register(registration, _)) = dialect::decode(&bytes) else {
             panic!("an engine's own message");
         };
-        let limits = BreakerLimits {
-            failures: 0,
-            open: Duration::ZERO,
-            open_max: Duration::ZERO,
-        };
+        let limits = BreakerLimits { failures: 0, open: Duration::ZERO, open_max: Duration::ZERO };
         let vitals = Vitals::new(limits, metrics.engine(registration.role, "x"));
         Arc::new(Engine::new(registration, None, State::Ready, incarnation, vitals).unwrap())
     });
@@ -122,16 +118,9 @@ fn pool(metrics: &Metrics) -> Pool {
 fn the_end_marker_is_seen_however_it_is_cut() {
     let metrics = Arc::new(Metrics::new());
     let pool = pool(&metrics);
-    let rules = PickRules {
-        engine_in_flight: 0,
-        first_contact: false,
-        allow_stale: true,
-    };
+    let rules = PickRules { engine_in_flight: 0, first_contact: false, allow_stale: true };
     let selector = Selector::new(rules);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let words: [&str; 6] = [
         "data: {\"text\":\"a\"}\n\n",
         "data: {\"text\":\"data: [DONE]\"}\n\n",
@@ -140,14 +129,8 @@ fn the_end_marker_is_seen_however_it_is_cut() {
         "[DONE]\n\n",
         "x",
     ];
-    let ends: [&str; 6] = [
-        "data: [DONE]\n\n",
-        "data: [DONE]\r\n\r\n",
-        "data: [DONE]\n",
-        "data: [DONE]",
-        "data: [DONE]x\n",
-        "",
-    ];
+    let ends: [&str; 6] =
+        ["data: [DONE]\n\n", "data: [DONE]\r\n\r\n", "data: [DONE]\n", "data: [DONE]", "data: [DONE]x\n", ""];
     let seed = variable("MORIIO_FUZZ_SEED").unwrap_or_else(|| Random::of_the_moment().next());
     let _inside = runtime.enter();
     once("Relay", seed, |random| {
@@ -157,11 +140,7 @@ fn the_end_marker_is_seen_however_it_is_cut() {
             if text.is_empty() {
                 text.push('x');
             }
-            let pieces = random
-                .split(text.as_bytes())
-                .into_iter()
-                .map(Bytes::copy_from_slice)
-                .collect();
+            let pieces = random.split(text.as_bytes()).into_iter().map(Bytes::copy_from_slice).collect();
             (text, relay(&selector, &pool, &metrics, pieces))
         });
         let cases: Vec<_> = cases.collect();

@@ -42,8 +42,7 @@ async fn the_limit_on_bodies_is_exact() {
     let since = legs(&world);
     for announced in ["2001", "18446744073709551615", "9223372036854775807"] {
         let mut wire = Wire::open(world.proxy.http).await;
-        wire.send(&completions(&format!("content-length: {announced}\r\n"), b"{"))
-            .await;
+        wire.send(&completions(&format!("content-length: {announced}\r\n"), b"{")).await;
         match wire.answer().await {
             // No number of bytes at all: refused with the head.
             Some(reply) if matches!(reply.status, 400 | 431) => {}
@@ -70,8 +69,7 @@ async fn bodies_in_crumbs_are_one_request() {
     let whole = body(&"in crumbs ".repeat(40));
     let crumbs: Vec<&[u8]> = whole.chunks(1).collect();
     let mut wire = Wire::open(world.proxy.http).await;
-    wire.send(&completions("transfer-encoding: chunked\r\n", &chunked(&crumbs)))
-        .await;
+    wire.send(&completions("transfer-encoding: chunked\r\n", &chunked(&crumbs))).await;
     assert_eq!(wire.answer().await.expect("an answer").status, 200);
     // Head and body byte by byte, on the same connection.
     wire.drip(&framed(&body("x")), Duration::ZERO).await;
@@ -91,12 +89,7 @@ async fn broken_uploads_reach_no_engine() {
     let half = &whole[..whole.len() / 2];
     let announced = completions(&format!("content-length: {}\r\n", whole.len()), half);
     let in_chunks = completions("transfer-encoding: chunked\r\n", &chunked(&[half])[..half.len()]);
-    for (reset, bytes) in [
-        (true, &announced),
-        (false, &announced),
-        (true, &in_chunks),
-        (false, &in_chunks),
-    ] {
+    for (reset, bytes) in [(true, &announced), (false, &announced), (true, &in_chunks), (false, &in_chunks)] {
         let mut wire = Wire::open(world.proxy.http).await;
         wire.send(bytes).await;
         match reset {
@@ -138,21 +131,9 @@ async fn bodies_that_are_no_plain_json_are_refused() {
         let headers = format!("content-encoding: {coding}\r\ncontent-length: {}\r\n", good.len());
         wire.send(&completions(&headers, &good)).await;
         let reply = wire.answer().await.expect("an answer");
-        assert_eq!(
-            (reply.status, reply.json()["error"]["param"].as_str()),
-            (400, Some("content-encoding"))
-        );
+        assert_eq!((reply.status, reply.json()["error"]["param"].as_str()), (400, Some("content-encoding")));
     }
-    for bytes in [
-        &b""[..],
-        b"[]",
-        b"null",
-        b"{",
-        b"{}{}",
-        b"\xff\xfe",
-        b"\x1f\x8b\x08\0\0\0\0\0",
-        &deep,
-    ] {
+    for bytes in [&b""[..], b"[]", b"null", b"{", b"{}{}", b"\xff\xfe", b"\x1f\x8b\x08\0\0\0\0\0", &deep] {
         let mut wire = Wire::open(world.proxy.http).await;
         wire.send(&framed(bytes)).await;
         let reply = wire.answer().await.expect("an answer");
@@ -175,10 +156,7 @@ async fn only_wanted_bodies_are_asked_for() {
     assert_eq!(wire.answer().await.expect("an answer").status, 200);
     for (headers, status) in [
         ("expect: 100-continue\r\ncontent-length: 2001\r\n", 413),
-        (
-            "expect: 100-continue\r\ncontent-encoding: gzip\r\ncontent-length: 20\r\n",
-            400,
-        ),
+        ("expect: 100-continue\r\ncontent-encoding: gzip\r\ncontent-length: 20\r\n", 400),
     ] {
         let mut wire = Wire::open(world.proxy.http).await;
         wire.send(&completions(headers, b"")).await;

@@ -18,19 +18,9 @@ async fn apart() -> (Served, [Engine; 2]) {
         settings.ping_interval = Duration::from_millis(200);
         Engine::start(settings)
     };
-    let engines = [
-        engine(Role::Prefill).await.unwrap(),
-        engine(Role::Decode).await.unwrap(),
-    ];
+    let engines = [engine(Role::Prefill).await.unwrap(), engine(Role::Decode).await.unwrap()];
     until("a pair", || async {
-        match client()
-            .get(served.url("/ready"))
-            .send()
-            .await
-            .unwrap()
-            .status()
-            .as_u16()
-        {
+        match client().get(served.url("/ready")).send().await.unwrap().status().as_u16() {
             200 => Ok(()),
             status => Err(status.to_string()),
         }
@@ -47,9 +37,7 @@ fn resident(process: u32) -> u64 {
 }
 
 async fn completes(served: &Served) {
-    let sent = client()
-        .post(served.url("/v1/completions"))
-        .body(completion("a good request", 4, false).to_string());
+    let sent = client().post(served.url("/v1/completions")).body(completion("a good request", 4, false).to_string());
     assert_eq!(sent.send().await.unwrap().status(), 200);
 }
 
@@ -86,8 +74,7 @@ async fn a_client_that_never_reads_holds_its_own_stream_back() {
     completes(&served).await;
     let before = resident(process);
     let mut wire = Wire::open(served.http).await;
-    wire.send(&framed(completion("endless", TOKENS, true).to_string().as_bytes()))
-        .await;
+    wire.send(&framed(completion("endless", TOKENS, true).to_string().as_bytes())).await;
     let decode = &engines[1];
     let mut last = 0;
     let mut still = 0;
@@ -128,18 +115,13 @@ async fn who_has_said_its_last_word_has_left() {
         wire.send(&framed(&body("half"))[..90]).await;
         wire.finish_sending().await;
         let said = wire.closed().await;
-        assert!(
-            said.is_empty() || said.starts_with(b"HTTP/1.1 400"),
-            "{}",
-            String::from_utf8_lossy(&said)
-        );
+        assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&said));
     }
     still_good(&world, "half a request", &since, 0).await;
     for stream in [false, true] {
         // A whole one: whether it is still answered or taken for gone, nothing is left behind.
         let mut wire = Wire::open(world.proxy.http).await;
-        wire.send(&framed(completion("last words", 50, stream).to_string().as_bytes()))
-            .await;
+        wire.send(&framed(completion("last words", 50, stream).to_string().as_bytes())).await;
         wire.finish_sending().await;
         wire.closed().await;
     }

@@ -12,24 +12,13 @@ struct Case {
 }
 
 fn case(name: &'static str, bytes: Vec<u8>, status: &'static [u16], accepted: u64) -> Case {
-    Case {
-        name,
-        bytes,
-        status,
-        accepted,
-    }
+    Case { name, bytes, status, accepted }
 }
 
 /// Sends each on a connection of its own, reads one answer, and looks whether the connection says more than it should.
 async fn check(cases: Vec<Case>) {
     let world = world(plan()).await;
-    for Case {
-        name,
-        bytes,
-        status,
-        accepted,
-    } in cases
-    {
+    for Case { name, bytes, status, accepted } in cases {
         let since = legs(&world);
         let mut wire = Wire::open(world.proxy.http).await;
         wire.send(&bytes).await;
@@ -61,42 +50,17 @@ async fn a_request_of_two_lengths_is_never_two() {
             &[400],
             0,
         ),
-        case(
-            "a list of lengths",
-            with(format!("content-length: {length}, 3\r\n"), b""),
-            &[400],
-            0,
-        ),
+        case("a list of lengths", with(format!("content-length: {length}, 3\r\n"), b""), &[400], 0),
         case(
             "the same length twice",
             with(format!("content-length: {length}\r\ncontent-length: {length}\r\n"), b""),
             &[200, 400],
             1,
         ),
-        case(
-            "a signed length",
-            with(format!("content-length: +{length}\r\n"), b""),
-            &[400],
-            0,
-        ),
-        case(
-            "a negative length",
-            with("content-length: -1\r\n".into(), b""),
-            &[400],
-            0,
-        ),
-        case(
-            "a length beyond any number",
-            with("content-length: 99999999999999999999999\r\n".into(), b""),
-            &[400],
-            0,
-        ),
-        case(
-            "a length with a blank inside",
-            with(format!("content-length: {length} 1\r\n"), b""),
-            &[400],
-            0,
-        ),
+        case("a signed length", with(format!("content-length: +{length}\r\n"), b""), &[400], 0),
+        case("a negative length", with("content-length: -1\r\n".into(), b""), &[400], 0),
+        case("a length beyond any number", with("content-length: 99999999999999999999999\r\n".into(), b""), &[400], 0),
+        case("a length with a blank inside", with(format!("content-length: {length} 1\r\n"), b""), &[400], 0),
         case("length, then chunks", both(&announced, chunks), &[200, 400], 1),
         case("chunks, then length", both(chunks, &announced), &[200, 400], 1),
         case(
@@ -168,35 +132,15 @@ async fn broken_lines_are_refused_or_read_in_one_way() {
         case("a folded line", head("host: proxy\r\nx-note: a\r\n b\r\n"), &[400], 0),
         case("a folded first line", head(" x: y\r\nhost: proxy\r\n"), &[400], 0),
         case("a NUL in a value", head("host: proxy\r\nx-note: a\0b\r\n"), &[400], 0),
-        case(
-            "a carriage return in a value",
-            head("host: proxy\r\nx-note: a\rb\r\n"),
-            &[400],
-            0,
-        ),
+        case("a carriage return in a value", head("host: proxy\r\nx-note: a\rb\r\n"), &[400], 0),
         case("a NUL in a name", head("host: proxy\r\nx\0y: a\r\n"), &[400], 0),
         case("no colon", head("host: proxy\r\nnonsense\r\n"), &[400], 0),
         case("an empty name", head("host: proxy\r\n: a\r\n"), &[400], 0),
         // Line feeds alone end lines for some readers; either way it is one request.
         case("line feeds alone", bare(head("host: proxy\r\n")), &[200], 1),
-        case(
-            "garbage",
-            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(),
-            &[400],
-            0,
-        ),
-        case(
-            "a bad method",
-            b"P\0ST / HTTP/1.1\r\nhost: p\r\n\r\n".to_vec(),
-            &[400],
-            0,
-        ),
-        case(
-            "a bad version",
-            b"POST / HTTP/1.9\r\nhost: p\r\n\r\n".to_vec(),
-            &[400],
-            0,
-        ),
+        case("garbage", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), &[400], 0),
+        case("a bad method", b"P\0ST / HTTP/1.1\r\nhost: p\r\n\r\n".to_vec(), &[400], 0),
+        case("a bad version", b"POST / HTTP/1.9\r\nhost: p\r\n\r\n".to_vec(), &[400], 0),
         case("no version", b"GET /health\r\n\r\n".to_vec(), &[400], 0),
     ])
     .await;
@@ -216,12 +160,7 @@ async fn heads_have_limits() {
         case("50 lines", with(many(50)), &[200], 1),
         case("3000 lines", with(many(3000)), &[400, 431], 0),
         case("a target of 70 KB", target(70_000), &[414, 431], 0),
-        case(
-            "a head without end",
-            format!("GET / HTTP/1.1\r\n{}", line(1 << 20)).into_bytes(),
-            &[431],
-            0,
-        ),
+        case("a head without end", format!("GET / HTTP/1.1\r\n{}", line(1 << 20)).into_bytes(), &[431], 0),
     ])
     .await;
 }
@@ -233,79 +172,31 @@ async fn versions_targets_and_methods() {
         let head = format!("{line}\r\nhost: proxy\r\ncontent-length: {}\r\n\r\n", good.len());
         [head.as_bytes(), &good].concat()
     };
-    let old = format!(
-        "POST /v1/completions HTTP/1.0\r\ncontent-length: {}\r\n\r\n",
-        good.len()
-    );
+    let old = format!("POST /v1/completions HTTP/1.0\r\ncontent-length: {}\r\n\r\n", good.len());
     check(vec![
         case("HTTP/1.0 without a host", [old.as_bytes(), &good].concat(), &[200], 1),
         case(
             "HTTP/1.0 in chunks",
-            [
-                &b"POST /v1/completions HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n"[..],
-                &chunked(&[&good]),
-            ]
-            .concat(),
+            [&b"POST /v1/completions HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n"[..], &chunked(&[&good])].concat(),
             &[400],
             0,
         ),
-        case(
-            "HTTP/2 by preface",
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec(),
-            &[0, 400],
-            0,
-        ),
+        case("HTTP/2 by preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec(), &[0, 400], 0),
         case(
             "a target with another host",
             as_first_line("POST http://203.0.113.9:9/v1/completions HTTP/1.1"),
             &[200],
             1,
         ),
-        case(
-            "a tunnel",
-            b"CONNECT 203.0.113.9:22 HTTP/1.1\r\nhost: p\r\n\r\n".to_vec(),
-            &[404, 405],
-            0,
-        ),
-        case(
-            "a way up",
-            as_first_line("POST /v1/../v1/completions HTTP/1.1"),
-            &[404],
-            0,
-        ),
-        case(
-            "an escaped path",
-            as_first_line("POST /v1%2fcompletions HTTP/1.1"),
-            &[404],
-            0,
-        ),
-        case(
-            "two slashes",
-            as_first_line("POST //v1/completions HTTP/1.1"),
-            &[404],
-            0,
-        ),
-        case(
-            "another method",
-            as_first_line("PUT /v1/completions HTTP/1.1"),
-            &[405],
-            0,
-        ),
-        case(
-            "an engine's control route",
-            as_first_line("POST /reset_prefix_cache HTTP/1.1"),
-            &[404],
-            0,
-        ),
+        case("a tunnel", b"CONNECT 203.0.113.9:22 HTTP/1.1\r\nhost: p\r\n\r\n".to_vec(), &[404, 405], 0),
+        case("a way up", as_first_line("POST /v1/../v1/completions HTTP/1.1"), &[404], 0),
+        case("an escaped path", as_first_line("POST /v1%2fcompletions HTTP/1.1"), &[404], 0),
+        case("two slashes", as_first_line("POST //v1/completions HTTP/1.1"), &[404], 0),
+        case("another method", as_first_line("PUT /v1/completions HTTP/1.1"), &[405], 0),
+        case("an engine's control route", as_first_line("POST /reset_prefix_cache HTTP/1.1"), &[404], 0),
         case(
             "an upgrade",
-            completions(
-                &format!(
-                    "connection: upgrade\r\nupgrade: h2c\r\ncontent-length: {}\r\n",
-                    good.len()
-                ),
-                &good,
-            ),
+            completions(&format!("connection: upgrade\r\nupgrade: h2c\r\ncontent-length: {}\r\n", good.len()), &good),
             &[200],
             1,
         ),

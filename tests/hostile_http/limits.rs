@@ -11,20 +11,10 @@ use crate::support::{PATIENCE, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_sends_nothing_or_crumbs_loses_the_connection() {
-    let world = world(
-        plan()
-            .with(Key::HeaderTimeout, "200ms")
-            .with(Key::KeepAliveTimeout, "400ms"),
-    )
-    .await;
+    let world = world(plan().with(Key::HeaderTimeout, "200ms").with(Key::KeepAliveTimeout, "400ms")).await;
     let since = legs(&world);
     let mut silent = Vec::new();
-    for begun in [
-        &b""[..],
-        b"P",
-        b"POST /v1/completions HTTP/1.1\r\n",
-        b"POST / HTTP/1.1\r\nhost: a\r\nx: ",
-    ] {
+    for begun in [&b""[..], b"P", b"POST /v1/completions HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nhost: a\r\nx: "] {
         for _ in 0..10 {
             let mut wire = Wire::open(world.proxy.http).await;
             wire.send(begun).await;
@@ -37,9 +27,7 @@ async fn who_sends_nothing_or_crumbs_loses_the_connection() {
         let head = completions(&format!("x-long: {}\r\n", "y".repeat(1 << 16)), b"");
         dripping.drip(&head, Duration::from_millis(50)).await;
     };
-    tokio::time::timeout(PATIENCE, drip)
-        .await
-        .expect("the proxy closes on a dripping head");
+    tokio::time::timeout(PATIENCE, drip).await.expect("the proxy closes on a dripping head");
     for mut wire in silent {
         let said = wire.closed().await;
         assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 408"), "{said:?}");
@@ -59,11 +47,9 @@ async fn slow_bodies_are_told_so() {
     let since = legs(&world);
     let whole = body(&"z".repeat(50_000));
     let length = format!("content-length: {}\r\n", whole.len());
-    for (headers, begun) in [
-        (length.as_str(), &b""[..]),
-        (&length, b"{"),
-        ("transfer-encoding: chunked\r\n", b"1\r\n{\r\n"),
-    ] {
+    for (headers, begun) in
+        [(length.as_str(), &b""[..]), (&length, b"{"), ("transfer-encoding: chunked\r\n", b"1\r\n{\r\n")]
+    {
         let mut wire = Wire::open(world.proxy.http).await;
         wire.send(&completions(headers, begun)).await;
         let reply = wire.answer().await.expect("an answer");
@@ -74,9 +60,7 @@ async fn slow_bodies_are_told_so() {
     let mut dripping = Wire::open(world.proxy.http).await;
     let slow = framed(&whole);
     let drip = dripping.drip(&slow, Duration::from_millis(20));
-    tokio::time::timeout(PATIENCE, drip)
-        .await
-        .expect("the proxy closes on a dripping body");
+    tokio::time::timeout(PATIENCE, drip).await.expect("the proxy closes on a dripping body");
     assert_eq!(dripping.answer().await.expect("an answer").status, 408);
     still_good(&world, "slow bodies", &since, 0).await;
     world.settle().await;

@@ -41,17 +41,12 @@ impl Wire {
     pub async fn open(address: SocketAddr) -> Wire {
         let stream = timeout(PATIENCE, TcpStream::connect(address)).await.unwrap().unwrap();
         stream.set_nodelay(true).unwrap();
-        Wire {
-            stream,
-            unread: Vec::new(),
-        }
+        Wire { stream, unread: Vec::new() }
     }
 
     /// Sends; a proxy that has closed already is no failure here.
     pub async fn send(&mut self, bytes: &[u8]) {
-        let _ = timeout(PATIENCE, self.stream.write_all(bytes))
-            .await
-            .expect("the proxy reads");
+        let _ = timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the proxy reads");
     }
 
     /// Sends one byte at a time until all is sent or the proxy has closed.
@@ -76,19 +71,13 @@ impl Wire {
 
     /// The next answer; nothing when the proxy closes without one.
     pub async fn answer(&mut self) -> Option<Reply> {
-        timeout(PATIENCE, self.read())
-            .await
-            .expect("an answer or an end in time")
+        timeout(PATIENCE, self.read()).await.expect("an answer or an end in time")
     }
 
     /// As [`Wire::answer`], but nothing at all may come for so long.
     pub async fn stays_silent(&mut self, time: Duration) {
         let early = timeout(time, self.fill()).await;
-        assert!(
-            early.is_err(),
-            "something came: {:?}",
-            String::from_utf8_lossy(&self.unread)
-        );
+        assert!(early.is_err(), "something came: {:?}", String::from_utf8_lossy(&self.unread));
     }
 
     /// Waits until the proxy has closed; gives what it said before.
@@ -109,9 +98,7 @@ impl Wire {
         let status = head.split(' ').nth(1)?.parse().ok()?;
         let field = |name: &str| {
             let lower = head.to_ascii_lowercase();
-            let line = lower
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            let line = lower.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
             line.map(str::to_owned)
         };
         let body = match (status, field("content-length"), field("transfer-encoding")) {

@@ -14,24 +14,11 @@ use crate::support::{client, until};
 /// A proxy that may hold so many descriptors: the process, where clients and where engines connect.
 fn start(descriptors: u32) -> (Running, SocketAddr, SocketAddr) {
     let limit = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
-    let arguments = [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--ping-host",
-        "127.0.0.1",
-        "--ping-port",
-        "0",
-        "--log-format",
-        "json",
-    ];
+    let arguments =
+        ["--host", "127.0.0.1", "--port", "0", "--ping-host", "127.0.0.1", "--ping-port", "0", "--log-format", "json"];
     let mut command = Command::new("sh");
     command.args(["-c", &limit, BINARY]).args(arguments);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap());
     let process = Running { child };
@@ -56,11 +43,7 @@ fn spent(process: u32) -> u64 {
 
 async fn healthy(http: SocketAddr) {
     until("an answer", || async {
-        let sent = client()
-            .get(format!("http://{http}/health"))
-            .timeout(Duration::from_secs(5))
-            .send()
-            .await;
+        let sent = client().get(format!("http://{http}/health")).timeout(Duration::from_secs(5)).send().await;
         sent.map(drop).map_err(|error| error.to_string())
     })
     .await;
@@ -79,10 +62,7 @@ async fn connections_beyond_the_descriptors_wait_quietly() {
     let before = spent(id);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let spent = spent(id) - before;
-    assert!(
-        spent < 100,
-        "{spent} hundredths of a second in two seconds of nothing to do"
-    );
+    assert!(spent < 100, "{spent} hundredths of a second in two seconds of nothing to do");
     drop(crowd);
     healthy(http).await;
     let open = std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count();

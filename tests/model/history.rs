@@ -53,11 +53,7 @@ impl History {
             first_contact: random.one_in(2),
             allow_stale: random.one_in(4),
         };
-        let limits = RegistryLimits {
-            ttl: Duration::from_secs(15),
-            max_engines: MAX_ENGINES,
-            breaker: BREAKER,
-        };
+        let limits = RegistryLimits { ttl: Duration::from_secs(15), max_engines: MAX_ENGINES, breaker: BREAKER };
         History {
             random,
             registry: Registry::new(limits, Arc::new(Metrics::new())),
@@ -89,12 +85,7 @@ impl History {
             self.end_something();
         }
         self.compare();
-        assert!(
-            self.lives
-                .values()
-                .chain(self.ghosts.values())
-                .all(|life| life.seats == 0)
-        );
+        assert!(self.lives.values().chain(self.ghosts.values()).all(|life| life.seats == 0));
         picks
     }
 
@@ -113,20 +104,10 @@ impl History {
         let pool = self.pool();
         let mut lives = BTreeMap::new();
         for engine in pool.engines() {
-            let fresh = || Life {
-                says: engine.registration.clone(),
-                ready: false,
-                seats: 0,
-                circuit: Default::default(),
-            };
+            let fresh =
+                || Life { says: engine.registration.clone(), ready: false, seats: 0, circuit: Default::default() };
             let life = self.lives.remove(&engine.incarnation).unwrap_or_else(fresh);
-            lives.insert(
-                engine.incarnation,
-                Life {
-                    says: engine.registration.clone(),
-                    ..life
-                },
-            );
+            lives.insert(engine.incarnation, Life { says: engine.registration.clone(), ..life });
         }
         self.ghosts.append(&mut self.lives);
         self.lives = lives;
@@ -135,21 +116,11 @@ impl History {
     fn hear(&mut self) {
         let port = 1 + self.random.below(usize::from(PORTS)) as u16;
         let role = if port % 2 == 0 { Role::Decode } else { Role::Prefill };
-        let mode = if self.random.one_in(12) {
-            Mode::Write
-        } else {
-            Mode::Read
-        };
-        let says = registration(
-            port,
-            role,
-            mode,
-            1 + u32::from(port % 3),
-            1 + self.random.below(2) as u64,
-        );
+        let mode = if self.random.one_in(12) { Mode::Write } else { Mode::Read };
+        let says = registration(port, role, mode, 1 + u32::from(port % 3), 1 + self.random.below(2) as u64);
         let known = self.lives.values().any(|life| life.says.http == says.http);
         let count = self.lives.len();
-        let outcome = self.registry.hear(says, self.now);
+        let outcome = self.registry.hear(says, None, self.now);
         self.publish();
         match (known, outcome) {
             (false, Outcome::Full) => assert_eq!(count, MAX_ENGINES),
@@ -171,25 +142,16 @@ impl History {
                 2 => Probe::Unhealthy,
                 _ => Probe::Alive(None),
             };
-            self.registry
-                .probed(&order.registration.http, order.incarnation, probe, self.now);
+            self.registry.probed(&order.registration.http, order.incarnation, probe, self.now);
             // A result for a life that is over changes nothing.
-            self.registry.probed(
-                &order.registration.http,
-                order.incarnation.wrapping_sub(1),
-                Probe::Refused,
-                self.now,
-            );
+            self.registry.probed(&order.registration.http, order.incarnation.wrapping_sub(1), Probe::Refused, self.now);
         }
         self.publish();
         let pool = self.pool();
         for engine in pool.engines() {
             let life = self.lives.get_mut(&engine.incarnation).unwrap();
             life.ready = engine.state == State::Ready;
-            assert!(
-                !life.ready || Some(life.says.mode) == pool.mode,
-                "ready means of the pool's mode"
-            );
+            assert!(!life.ready || Some(life.says.mode) == pool.mode, "ready means of the pool's mode");
         }
     }
 
@@ -224,9 +186,7 @@ impl History {
         }
         let mode = pool.mode.unwrap_or(Mode::Read);
         let (prefills, decodes) = (self.of(Role::Prefill), self.of(Role::Decode));
-        let possible = prefills
-            .iter()
-            .any(|p| decodes.iter().any(|d| self.allowed(mode, *p, *d)));
+        let possible = prefills.iter().any(|p| decodes.iter().any(|d| self.allowed(mode, *p, *d)));
         let picked = match self.selector.pick(&pool, self.now) {
             Ok(picked) => picked,
             Err(NoPick::Busy | NoPick::Nobody) => {
@@ -235,11 +195,7 @@ impl History {
             }
         };
         let (p, d) = (picked.prefill.engine.incarnation, picked.decode.engine.incarnation);
-        assert!(
-            self.allowed(mode, p, d),
-            "{p} and {d} are no pair to pick: {:?}",
-            self.lives
-        );
+        assert!(self.allowed(mode, p, d), "{p} and {d} are no pair to pick: {:?}", self.lives);
         let ports = (self.lives[&p].says.http.port, self.lives[&d].says.http.port);
         let dp_size = self.lives[&p].says.dp_size;
         assert_eq!(picked.rank.is_some(), dp_size > 1);
@@ -255,19 +211,10 @@ impl History {
         let mut take = |life: u64, seat: Seat| {
             let model = self.lives.get_mut(&life).unwrap();
             model.seats += 1;
-            Leg {
-                seat,
-                life,
-                trial: model.circuit.admit(),
-            }
+            Leg { seat, life, trial: model.circuit.admit() }
         };
         let legs = vec![take(p, picked.prefill), take(d, picked.decode)];
-        self.open.push(Open {
-            legs,
-            contact: Some(picked.contact),
-            key,
-            first,
-        });
+        self.open.push(Open { legs, contact: Some(picked.contact), key, first });
         true
     }
 
@@ -322,11 +269,7 @@ impl History {
         }
         drop(seat);
         let dropped = Instant::now();
-        let model = self
-            .lives
-            .get_mut(&life)
-            .or_else(|| self.ghosts.get_mut(&life))
-            .unwrap();
+        let model = self.lives.get_mut(&life).or_else(|| self.ghosts.get_mut(&life)).unwrap();
         model.end_leg(trial, end, dropped);
     }
 

@@ -6,26 +6,15 @@ use std::time::{Duration, Instant};
 use moriio_proxy::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration, Role};
 use moriio_proxy::health::BreakerLimits;
 
-pub const BREAKER: BreakerLimits = BreakerLimits {
-    failures: 2,
-    open: Duration::from_secs(3600),
-    open_max: Duration::from_secs(7200),
-};
+pub const BREAKER: BreakerLimits =
+    BreakerLimits { failures: 2, open: Duration::from_secs(3600), open_max: Duration::from_secs(7200) };
 
 /// Registrations differ in what matters to picking only.
 pub fn registration(port: u16, role: Role, mode: Mode, dp_size: u32, index: u64) -> Registration {
     Registration {
         role,
-        http: HttpAddress {
-            host: "10.0.0.1".into(),
-            port,
-        },
-        kv: KvEndpoint {
-            host: "10.0.0.1".into(),
-            handshake: 1000 + port,
-            notify: 2000 + port,
-            text: String::new(),
-        },
+        http: HttpAddress { host: "10.0.0.1".into(), port },
+        kv: KvEndpoint { host: "10.0.0.1".into(), handshake: 1000 + port, notify: 2000 + port, text: String::new() },
         dp_size,
         tp_size: 1,
         mode,
@@ -97,11 +86,7 @@ impl Life {
             }
             (None, _, End::Nothing) | (Some(_), false, _) => return,
         };
-        self.circuit = Circuit {
-            failures: 0,
-            open: Some((at + period, period)),
-            trial: false,
-        };
+        self.circuit = Circuit { failures: 0, open: Some((at + period, period)), trial: false };
     }
 }
 

@@ -34,11 +34,7 @@ impl Agent {
                 command.env_remove(name);
             }
         }
-        let spawned = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn();
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn();
         let mut child = spawned.expect("the interpreter starts");
         let input = child.stdin.take().expect("piped");
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -57,10 +53,7 @@ impl Agent {
 
     /// Has a command done and gives its result.
     pub async fn ask(&mut self, command: Value) -> Value {
-        self.input
-            .write_all(format!("{command}\n").as_bytes())
-            .await
-            .expect("the script listens");
+        self.input.write_all(format!("{command}\n").as_bytes()).await.expect("the script listens");
         let mut answer = self.line().await;
         if let Some(why) = answer.get("failed") {
             panic!("{command} failed: {why}");
@@ -86,9 +79,7 @@ impl Sockets {
 
     pub async fn open(&mut self, name: &str, kind: &str, address: impl ToString) {
         let address = address.to_string();
-        self.0
-            .ask(json!({"do": "open", "name": name, "kind": kind, "address": address}))
-            .await;
+        self.0.ask(json!({"do": "open", "name": name, "kind": kind, "address": address})).await;
     }
 
     /// Sends a map as an engine does: one frame of msgpack.
@@ -101,9 +92,7 @@ impl Sockets {
     }
 
     pub async fn repeat(&mut self, name: &str, map: &Value, seconds: f64) {
-        self.0
-            .ask(json!({"do": "repeat", "name": name, "frames": [{"pack": map}], "seconds": seconds}))
-            .await;
+        self.0.ask(json!({"do": "repeat", "name": name, "frames": [{"pack": map}], "seconds": seconds})).await;
     }
 
     pub async fn quiet(&mut self, name: &str) {
@@ -112,18 +101,13 @@ impl Sockets {
 
     /// Waits until an event of the connection has been seen so many times since it was opened.
     pub async fn until(&mut self, name: &str, event: &str, count: u32) {
-        self.0
-            .ask(json!({"do": "until", "name": name, "event": event, "count": count}))
-            .await;
+        self.0.ask(json!({"do": "until", "name": name, "event": event, "count": count})).await;
     }
 
     /// Waits until a dead proxy's connections have ended, and gives how many there ever were.
     pub async fn until_down(&mut self, name: &str) -> u32 {
         let ended = self.0.ask(json!({"do": "until_down", "name": name})).await;
-        ended
-            .as_u64()
-            .and_then(|count| count.try_into().ok())
-            .expect("a number")
+        ended.as_u64().and_then(|count| count.try_into().ok()).expect("a number")
     }
 
     /// Whether anything was sent back.

@@ -43,9 +43,7 @@ async fn barriers_see_no_step_back_until_the_port_closes() {
     python();
     let proxy = Served::start(&["--engine-ttl", "1s"]);
     let (host, port) = (proxy.http.ip().to_string(), proxy.http.port().to_string());
-    let mut scripts: Vec<Agent> = (0..3)
-        .map(|_| Agent::start("barrier.py", &[host.clone(), port.clone()]))
-        .collect();
+    let mut scripts: Vec<Agent> = (0..3).map(|_| Agent::start("barrier.py", &[host.clone(), port.clone()])).collect();
     for script in &mut scripts {
         rounds(script, 1).await;
     }
@@ -67,9 +65,7 @@ async fn barriers_see_no_step_back_until_the_port_closes() {
         let answer = client().get(proxy.url("/metrics")).send().await.expect("an answer");
         let text = answer.text().await.expect("text");
         let line = text.lines().find(|line| line.starts_with("moriio_connections "));
-        let open: u32 = line
-            .and_then(|line| line.split(' ').nth(1)?.parse().ok())
-            .expect("a gauge");
+        let open: u32 = line.and_then(|line| line.split(' ').nth(1)?.parse().ok()).expect("a gauge");
         // The one that asks, and what the scripts have open at this moment.
         if open <= 4 { Ok(()) } else { Err(open.to_string()) }
     })
@@ -84,13 +80,7 @@ async fn barriers_see_no_step_back_until_the_port_closes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_health_opens_once_and_the_port_closes_before_the_last_stream_ends() {
     python();
-    let proxy = Served::start(&[
-        "--health-waits-for-pair",
-        "--engine-ttl",
-        "1s",
-        "--drain-timeout",
-        "600s",
-    ]);
+    let proxy = Served::start(&["--health-waits-for-pair", "--engine-ttl", "1s", "--drain-timeout", "600s"]);
     let arguments = [proxy.http.ip().to_string(), proxy.http.port().to_string()];
     let mut script = Agent::start("barrier.py", &arguments);
     for _ in 0..3 {

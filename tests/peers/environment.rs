@@ -22,9 +22,7 @@ pub fn python() -> &'static Path {
 fn make() -> Result<PathBuf, String> {
     let told = |what: &str, error: std::io::Error| format!("{what}: {error}");
     let wanted = fs::read_to_string(REQUIREMENTS).map_err(|error| told(REQUIREMENTS, error))?;
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .ok_or("cargo names no target directory")?;
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().ok_or("cargo names no target directory")?;
     let lock = File::create(target.join("python-peers.lock")).map_err(|error| told("lock file", error))?;
     lock.lock().map_err(|error| told("lock file", error))?;
 
@@ -45,9 +43,7 @@ fn make() -> Result<PathBuf, String> {
     let mut tries = 1;
     while let Err(why) = run(&mut pip) {
         if tries == TRIES {
-            return Err(format!(
-                "pip could not install tests/python/requirements.txt in {TRIES} tries: {why}"
-            ));
+            return Err(format!("pip could not install tests/python/requirements.txt in {TRIES} tries: {why}"));
         }
         tries += 1;
     }

@@ -53,21 +53,15 @@ async fn announced_pools_generate_what_one_engine_would() {
         let proxy = Proxy::start(&[(Key::DecodeTokenBudget, "exact")]);
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
         for _ in 0..2 {
-            for (side, role, dialect) in [
-                (&mut prefill, Role::Prefill, prefill_says),
-                (&mut decode, Role::Decode, decode_says),
-            ] {
+            for (side, role, dialect) in
+                [(&mut prefill, Role::Prefill, prefill_says), (&mut decode, Role::Decode, decode_says)]
+            {
                 let one = engine(role, mode, release, |settings| (settings.dp, settings.tp) = (dp, tp)).await;
                 announce(&mut sockets, &proxy, &one, dialect).await;
                 side.push(one);
             }
         }
-        let world = World {
-            proxy,
-            prefill,
-            decode,
-            mode,
-        };
+        let world = World { proxy, prefill, decode, mode };
         world.until_ready(4).await;
         for tokens in [1, 3, 12] {
             generates(&world.proxy, tokens).await;
@@ -159,11 +153,7 @@ async fn an_expired_engine_ends_its_streams_and_comes_back_with_a_ping() {
     }
     until("an empty pool", || async {
         let seen = engines(&proxy).await;
-        if seen.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("{seen:?}"))
-        }
+        if seen.is_empty() { Ok(()) } else { Err(format!("{seen:?}")) }
     })
     .await;
     let none = post(&proxy, "/v1/completions", &completion(PROMPT, 1, false)).await;

@@ -21,11 +21,7 @@ impl Bench {
         // Nobody may expire while the cases are tried.
         let proxy = Proxy::start(&[(Key::EngineTtl, "600s")]);
         sockets.open("engine", "DEALER", proxy.registration).await;
-        Bench {
-            proxy,
-            sockets,
-            dialect,
-        }
+        Bench { proxy, sockets, dialect }
     }
 
     /// Sends frames and waits until the counter of this result, and no other, has gone up by one.
@@ -101,14 +97,9 @@ async fn engines_register_refresh_change_and_move() {
         // Case 21: the other wording of the same engine is no other engine, but another release of it.
         let other = if dialect == Dialect::A { Dialect::B } else { Dialect::A };
         bench.says(&decode.map(other), "restarted").await;
-        bench
-            .says(&Said::absent("D", "127.0.1.3", 20007).map(other), "added")
-            .await;
+        bench.says(&Said::absent("D", "127.0.1.3", 20007).map(other), "added").await;
         until_engines(&bench.proxy, &[both[0], both[1], "decode 127.0.1.3:20007"]).await;
-        assert!(
-            !bench.sockets.heard_anything("engine").await,
-            "engines never read this socket"
-        );
+        assert!(!bench.sockets.heard_anything("engine").await, "engines never read this socket");
     }
 }
 
@@ -149,24 +140,14 @@ async fn what_is_wrong_is_dropped_by_name_and_harms_nobody() {
         // Case 13: one empty delimiter is usual elsewhere, other frames are not.
         bench.frames(json!([{"zeros": 0}, {"pack": good}]), "refreshed").await;
         bench.frames(json!([{"pack": good}, {"pack": good}]), "malformed").await;
-        bench
-            .frames(json!([{"zeros": 0}, {"zeros": 0}, {"pack": good}]), "malformed")
-            .await;
+        bench.frames(json!([{"zeros": 0}, {"zeros": 0}, {"pack": good}]), "malformed").await;
         // Case 10 again, and 18; then all is as it was.
-        bench
-            .says(&but(&good, "transfer_mode", json!("read")), "refreshed")
-            .await;
-        bench
-            .says(&but(&good, "colour", json!({"deep": [1, 2]})), "refreshed")
-            .await;
+        bench.says(&but(&good, "transfer_mode", json!("read")), "refreshed").await;
+        bench.says(&but(&good, "colour", json!({"deep": [1, 2]})), "refreshed").await;
         bench.says(&good, "refreshed").await;
         assert_eq!(engines(&bench.proxy).await, ["prefill 127.0.1.1:20005"]);
         assert!(!bench.sockets.heard_anything("engine").await);
-        assert_eq!(
-            bench.proxy.metric("moriio_guard_rejects_total").await,
-            0.0,
-            "a wrong payload costs no connection"
-        );
+        assert_eq!(bench.proxy.metric("moriio_guard_rejects_total").await, 0.0, "a wrong payload costs no connection");
     }
 }
 
@@ -181,22 +162,14 @@ fn own_twists(dialect: Dialect) -> Vec<(&'static str, Value, &'static str)> {
             ("notify_port", json!(70_000), invalid),
             ("notify_port", json!("seven"), invalid),
             ("notify_port", Value::Null, "missing_field"),
-            (
-                "request_address",
-                json!("https://127.0.1.1:20005/v1/completions"),
-                invalid,
-            ),
+            ("request_address", json!("https://127.0.1.1:20005/v1/completions"), invalid),
             ("request_address", json!("http://127.0.1.1/v1/completions"), invalid),
             ("request_address", json!("http://:20005/v1/completions"), invalid),
             ("request_address", Value::Null, "missing_field"),
         ],
         Dialect::B => vec![
             ("zmq_address", json!("host:127.0.1.1,handshake:6301"), "missing_field"),
-            (
-                "zmq_address",
-                json!("host:127.0.1.1,handshake:6301,notify:70000"),
-                invalid,
-            ),
+            ("zmq_address", json!("host:127.0.1.1,handshake:6301,notify:70000"), invalid),
             ("zmq_address", json!("host:127.0.1.1,handshake:0,notify:7501"), invalid),
             ("zmq_address", json!("127.0.1.1"), invalid),
             ("zmq_address", Value::Null, "missing_field"),
@@ -221,9 +194,7 @@ async fn names_and_ipv6_addresses_are_understood() {
             map = but(&map, "zmq_address", json!(loose));
         }
         bench.says(&map, "added").await;
-        bench
-            .says(&Said::absent("D", "localhost", 2584).map(dialect), "added")
-            .await;
+        bench.says(&Said::absent("D", "localhost", 2584).map(dialect), "added").await;
         until_engines(&bench.proxy, &["prefill [fd00::1]:8000", "decode localhost:2584"]).await;
         bench.says(&map, "refreshed").await;
         assert!(!bench.sockets.heard_anything("engine").await);

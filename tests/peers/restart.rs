@@ -54,10 +54,7 @@ async fn a_thousand_queued_pings_are_one_engine() {
         sockets.until_down("engine").await;
         // As many as libzmq keeps by default.
         let map = Said::absent("P", "127.0.1.1", 20005).map(dialect);
-        sockets
-            .0
-            .ask(json!({"do": "send", "name": "engine", "frames": [{"pack": map}], "times": 1000}))
-            .await;
+        sockets.0.ask(json!({"do": "send", "name": "engine", "frames": [{"pack": map}], "times": 1000})).await;
         let second = proxy(host, at.port());
         until_results(&second, "refreshed", 999.0).await;
         assert_eq!(results(&second, "added").await, 1.0);

@@ -17,11 +17,7 @@ struct Client {
 impl Client {
     /// Comes before the proxy, since the environment may have to be made for it.
     fn start() -> Client {
-        Client {
-            agent: Agent::start("sdk.py", &[]),
-            url: String::new(),
-            key: "none",
-        }
+        Client { agent: Agent::start("sdk.py", &[]), url: String::new(), key: "none" }
     }
 
     fn talks_to(&mut self, proxy: &Proxy) {
@@ -55,10 +51,7 @@ fn is_raised(raised: &Value, class: &str, status: u16, code: Value) {
 }
 
 fn prompt(number: usize) -> String {
-    format!(
-        "prompt {number}: {}",
-        "words that fill a few blocks ".repeat(1 + number % 7)
-    )
+    format!("prompt {number}: {}", "words that fill a few blocks ".repeat(1 + number % 7))
 }
 
 async fn world(mode: Mode) -> World {
@@ -75,18 +68,9 @@ async fn completions_and_chat_come_back_whole() {
         let text = prompt(3);
         let messages = json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]);
         for (body, said) in [
-            (
-                json!({"prompt": text, "max_tokens": tokens}),
-                expected_text(&json!(text), tokens),
-            ),
-            (
-                json!({"messages": messages, "max_tokens": tokens}),
-                expected_text(&messages, tokens),
-            ),
-            (
-                json!({"messages": messages, "max_completion_tokens": tokens}),
-                expected_text(&messages, tokens),
-            ),
+            (json!({"prompt": text, "max_tokens": tokens}), expected_text(&json!(text), tokens)),
+            (json!({"messages": messages, "max_tokens": tokens}), expected_text(&messages, tokens)),
+            (json!({"messages": messages, "max_completion_tokens": tokens}), expected_text(&messages, tokens)),
         ] {
             let whole = client.generate(body.clone()).await;
             assert_eq!(whole["text"], said, "{whole}");
@@ -124,11 +108,7 @@ async fn sixty_four_streams_at_once() {
         let answers = answers.as_array().unwrap_or_else(|| panic!("{answers}"));
         assert_eq!(answers.len(), 64);
         for (n, answer) in answers.iter().enumerate() {
-            assert_eq!(
-                answer["text"],
-                expected_text(&json!(prompt(n)), 8 + n % 5),
-                "{n}: {answer}"
-            );
+            assert_eq!(answer["text"], expected_text(&json!(prompt(n)), 8 + n % 5), "{n}: {answer}");
             assert_eq!(answer["finish"], "length");
         }
         world.settle().await;
@@ -144,9 +124,7 @@ async fn errors_are_the_sdk_s_own_classes() {
     for stream in [false, true] {
         let mut two = json!({"prompt": "p", "max_tokens": 3, "n": 2});
         two["stream"] = stream.into();
-        let raised = client
-            .raises(two, "BadRequestError", 400, json!("invalid_request"))
-            .await;
+        let raised = client.raises(two, "BadRequestError", 400, json!("invalid_request")).await;
         assert_eq!(raised["param"], "n");
         assert_eq!(raised["type"], "invalid_request_error");
     }
@@ -162,26 +140,12 @@ async fn errors_are_the_sdk_s_own_classes() {
     for engine in [&world.prefill[0], &world.decode[0]] {
         engine.set_fault(fault(429, &refusal));
         let raised = client.raises(good.clone(), "RateLimitError", 429, json!("429")).await;
-        assert!(
-            raised["message"]
-                .as_str()
-                .is_some_and(|text| text.contains("slow down")),
-            "{raised}"
-        );
+        assert!(raised["message"].as_str().is_some_and(|text| text.contains("slow down")), "{raised}");
     }
     world.prefill[0].set_fault(fault(500, &refusal));
-    client
-        .raises(good.clone(), "InternalServerError", 500, json!("429"))
-        .await;
+    client.raises(good.clone(), "InternalServerError", 500, json!("429")).await;
     world.prefill[0].set_fault(Fault::times(FaultKind::NullTransferParams, 1));
-    client
-        .raises(
-            good.clone(),
-            "InternalServerError",
-            502,
-            json!("prefill_without_blocks"),
-        )
-        .await;
+    client.raises(good.clone(), "InternalServerError", 502, json!("prefill_without_blocks")).await;
     let whole = client.generate(good).await;
     assert_eq!(whole["text"], expected_text(&json!("p"), 3));
     world.settle().await;
@@ -193,21 +157,15 @@ async fn no_engines_a_slow_engine_and_a_wrong_key_have_their_classes() {
     let mut client = Client::start();
     let proxy = Proxy::start(&[(Key::ApiKey, "correct")]);
     client.talks_to(&proxy);
-    client
-        .raises(good.clone(), "AuthenticationError", 401, json!("invalid_api_key"))
-        .await;
+    client.raises(good.clone(), "AuthenticationError", 401, json!("invalid_api_key")).await;
     client.key = "correct";
-    client
-        .raises(good.clone(), "InternalServerError", 503, json!("no_pair"))
-        .await;
+    client.raises(good.clone(), "InternalServerError", 503, json!("no_pair")).await;
 
     let plan = Plan::new(Mode::Read).with(Key::PrefillTimeout, "6s");
     let world = plan.with(Key::Retries, "0").start().await;
     client.talks_to(&world.proxy);
     world.prefill[0].set_fault(Fault::times(FaultKind::Hang, 1));
-    client
-        .raises(good.clone(), "InternalServerError", 504, json!("engine_timeout"))
-        .await;
+    client.raises(good.clone(), "InternalServerError", 504, json!("engine_timeout")).await;
     let whole = client.generate(good).await;
     assert_eq!(whole["text"], expected_text(&json!("p"), 3));
 }

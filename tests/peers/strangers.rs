@@ -51,15 +51,8 @@ async fn strangers_harm_only_themselves() {
 
     let answer = sockets.0.ask(json!({"do": "get", "address": at.to_string()})).await;
     assert!(answer.is_string(), "no HTTP answer: {answer}");
-    for garbage in [
-        "00".repeat(100),
-        "16030100".repeat(50),
-        "ff00000000000000017f0100".repeat(9),
-    ] {
-        sockets
-            .0
-            .ask(json!({"do": "raw", "address": at.to_string(), "hex": garbage}))
-            .await;
+    for garbage in ["00".repeat(100), "16030100".repeat(50), "ff00000000000000017f0100".repeat(9)] {
+        sockets.0.ask(json!({"do": "raw", "address": at.to_string(), "hex": garbage})).await;
     }
     until_rejects(&proxy, "greeting", 4.0).await;
 
@@ -78,10 +71,7 @@ async fn strangers_harm_only_themselves() {
     let ping = "040c0450494e4700006869206869"; // PING, no TTL, context "hi hi"
     let ping = format!("{}{}{ping}", greeting(), ready_as(b"DEALER"));
     let pong = hex(b"\x04PONGhi hi");
-    let heard = sockets
-        .0
-        .ask(json!({"do": "raw", "address": at.to_string(), "hex": ping, "wanted": pong}))
-        .await;
+    let heard = sockets.0.ask(json!({"do": "raw", "address": at.to_string(), "hex": ping, "wanted": pong})).await;
     assert!(heard.as_str().is_some_and(|heard| heard.contains(&pong)), "{heard}");
     sockets
         .0

@@ -29,16 +29,7 @@ pub struct Said {
 impl Said {
     /// An engine of the conformance cases. Nobody is at home there.
     pub fn absent(role: &'static str, host: &str, port: u16) -> Said {
-        Said {
-            role,
-            host: host.into(),
-            port,
-            handshake: 6301,
-            notify: 7501,
-            dp: 1,
-            tp: 8,
-            mode: "READ",
-        }
+        Said { role, host: host.into(), port, handshake: 6301, notify: 7501, dp: 1, tp: 8, mode: "READ" }
     }
 
     /// What a simulated engine would say.
@@ -96,20 +87,13 @@ pub async fn engines(proxy: &Proxy) -> Vec<String> {
     let (_, body) = proxy.ready().await;
     let engines = body["engines"].as_array().expect("a list");
     let text = |value: &Value| value.as_str().expect("text").to_owned();
-    engines
-        .iter()
-        .map(|engine| format!("{} {}", text(&engine["role"]), text(&engine["address"])))
-        .collect()
+    engines.iter().map(|engine| format!("{} {}", text(&engine["role"]), text(&engine["address"]))).collect()
 }
 
 pub async fn until_engines(proxy: &Proxy, wanted: &[&str]) {
     until(&format!("engines {wanted:?}"), || async {
         let seen = engines(proxy).await;
-        if seen == wanted {
-            Ok(())
-        } else {
-            Err(format!("{seen:?}"))
-        }
+        if seen == wanted { Ok(()) } else { Err(format!("{seen:?}")) }
     })
     .await;
 }
@@ -130,9 +114,7 @@ pub async fn until_state(proxy: &Proxy, address: &str, state: &str) {
 
 /// How often registrations came to this result.
 pub async fn results(proxy: &Proxy, result: &str) -> f64 {
-    proxy
-        .metric(&format!("moriio_registrations_total{{result=\"{result}\"}}"))
-        .await
+    proxy.metric(&format!("moriio_registrations_total{{result=\"{result}\"}}")).await
 }
 
 pub async fn until_results(proxy: &Proxy, result: &str, count: f64) {
@@ -141,10 +123,7 @@ pub async fn until_results(proxy: &Proxy, result: &str, count: f64) {
         if seen == count {
             Ok(())
         } else {
-            Err(format!(
-                "{seen} of {} in all",
-                proxy.metric("moriio_registrations_total").await
-            ))
+            Err(format!("{seen} of {} in all", proxy.metric("moriio_registrations_total").await))
         }
     })
     .await;

@@ -18,43 +18,24 @@ async fn case_7_and_8_an_address_that_says_something_new_is_a_new_engine() {
     let first = until_engine(&world.proxy, &address, "ready", is_ready).await;
     // The same again and again is the same.
     until("more pings", || async {
-        let heard = world
-            .proxy
-            .metric("moriio_registrations_total{result=\"refreshed\"}")
-            .await;
+        let heard = world.proxy.metric("moriio_registrations_total{result=\"refreshed\"}").await;
         (heard >= 3.0).then_some(()).ok_or_else(|| heard.to_string())
     })
     .await;
-    assert_eq!(
-        engine(&world.proxy, &address).await["incarnation"],
-        first["incarnation"]
-    );
+    assert_eq!(engine(&world.proxy, &address).await["incarnation"], first["incarnation"]);
 
     let swapped = format!("host:127.0.0.1,handshake:{},notify:{}", fake.notify, fake.handshake);
     fake.says("zmq_address", json!(swapped));
-    let moved = until_engine(&world.proxy, &address, "a new life", |e| {
-        is_ready(e) && e["incarnation"] != first["incarnation"]
-    })
-    .await;
-    assert_eq!(
-        world
-            .proxy
-            .metric("moriio_registrations_total{result=\"restarted\"}")
-            .await,
-        1.0
-    );
+    let moved =
+        until_engine(&world.proxy, &address, "a new life", |e| is_ready(e) && e["incarnation"] != first["incarnation"])
+            .await;
+    assert_eq!(world.proxy.metric("moriio_registrations_total{result=\"restarted\"}").await, 1.0);
 
     fake.says("type", json!("D"));
-    let changed = until_engine(&world.proxy, &address, "its new role", |e| {
-        is_ready(e) && e["role"] == "decode"
-    })
-    .await;
+    let changed = until_engine(&world.proxy, &address, "its new role", |e| is_ready(e) && e["role"] == "decode").await;
     assert_ne!(changed["incarnation"], moved["incarnation"]);
     let (_, body) = world.proxy.ready().await;
-    assert_eq!(
-        (&body["prefill_instances"], &body["decode_instances"]),
-        (&json!(0), &json!(1))
-    );
+    assert_eq!((&body["prefill_instances"], &body["decode_instances"]), (&json!(0), &json!(1)));
     assert_eq!(body["engines"].as_array().unwrap().len(), 1);
 }
 
@@ -62,10 +43,7 @@ async fn case_7_and_8_an_address_that_says_something_new_is_a_new_engine() {
 async fn ended(world: &World, engine: &moriio_proxy::sim::Engine) {
     let address = engine.http_address().to_string();
     engine.crash().await;
-    until_engine(&world.proxy, &address, "found dead", |e| {
-        e.is_null() || e["state"] == "unhealthy"
-    })
-    .await;
+    until_engine(&world.proxy, &address, "found dead", |e| e.is_null() || e["state"] == "unhealthy").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,20 +125,14 @@ async fn case_9_and_22_one_mode_at_a_time() {
     for role in [Role::Prefill, Role::Decode] {
         world.join(plan.settings(role, world.proxy.registration)).await;
     }
-    let writers = [
-        world.prefill[1].http_address().to_string(),
-        world.decode[1].http_address().to_string(),
-    ];
+    let writers = [world.prefill[1].http_address().to_string(), world.decode[1].http_address().to_string()];
     for address in &writers {
         until_engine(&world.proxy, address, "kept aside", |e| e["state"] == "other_mode").await;
     }
     for n in 0..4 {
         generate(&world.proxy, &format!("prompt {n}"), 3, true).await;
     }
-    assert_eq!(
-        (world.prefill[1].counters().legs, world.decode[1].counters().legs),
-        (0, 0)
-    );
+    assert_eq!((world.prefill[1].counters().legs, world.decode[1].counters().legs), (0, 0));
     assert_eq!(world.proxy.ready().await.1["mode"], "READ");
     world.settle().await;
 
@@ -172,15 +144,10 @@ async fn case_9_and_22_one_mode_at_a_time() {
     }
     until("the pool's new mode", || async {
         let (status, body) = world.proxy.ready().await;
-        (status == 200 && body["mode"] == "WRITE")
-            .then_some(())
-            .ok_or_else(|| body.to_string())
+        (status == 200 && body["mode"] == "WRITE").then_some(()).ok_or_else(|| body.to_string())
     })
     .await;
     generate(&world.proxy, "after", 3, true).await;
-    assert_eq!(
-        (world.prefill[1].counters().legs, world.decode[1].counters().legs),
-        (1, 1)
-    );
+    assert_eq!((world.prefill[1].counters().legs, world.decode[1].counters().legs), (1, 1));
     world.settle().await;
 }

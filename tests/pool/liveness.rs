@@ -13,11 +13,7 @@ use crate::support::{Plan, Stream, completion, generate, post, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_53_an_engine_that_is_unwell_is_not_picked() {
-    let kinds = [
-        FaultKind::Unhealthy,
-        FaultKind::CloseHandshakePort,
-        FaultKind::CloseNotifyPort,
-    ];
+    let kinds = [FaultKind::Unhealthy, FaultKind::CloseHandshakePort, FaultKind::CloseNotifyPort];
     join_all(kinds.map(|kind| async move {
         let plan = Plan::new(Mode::Read).engines(2, 1).with(Key::EngineTtl, "1s");
         let world = plan.start().await;
@@ -62,11 +58,7 @@ async fn case_20_a_dead_engine_leaves_and_comes_back() {
     for n in 0..4 {
         generate(&world.proxy, &format!("prompt {n}"), 3, true).await;
     }
-    assert_eq!(
-        world.decode[0].counters().legs,
-        legs + 2,
-        "READ: the side that dials is new, so its pairs are"
-    );
+    assert_eq!(world.decode[0].counters().legs, legs + 2, "READ: the side that dials is new, so its pairs are");
     world.settle().await;
 }
 
@@ -85,10 +77,7 @@ async fn case_20_a_starved_heartbeat_is_no_death() {
     }
     // Three seconds of silence, in which a wrong proxy drops the engines.
     let answer = stream.finish().await;
-    assert_eq!(
-        (answer.text(), answer.whole),
-        (expected_text(&json!("some words"), 150), true)
-    );
+    assert_eq!((answer.text(), answer.whole), (expected_text(&json!("some words"), 150), true));
     generate(&world.proxy, "after silence", 3, true).await;
     let after = until_engine(&world.proxy, &address, "still ready", is_ready).await;
     assert_eq!(after["incarnation"], incarnation);
@@ -109,9 +98,7 @@ async fn a_late_heartbeat_is_no_restart() {
     world.prefill[0].set_fault(Fault::times(FaultKind::LateHeartbeat { milliseconds: 2500 }, 1));
     until("pings after the late one", || async {
         let now = world.prefill[0].counters();
-        (now.faulted >= 1 && now.pings >= pings + 3)
-            .then_some(())
-            .ok_or_else(|| now.pings.to_string())
+        (now.faulted >= 1 && now.pings >= pings + 3).then_some(()).ok_or_else(|| now.pings.to_string())
     })
     .await;
     let after = until_engine(&world.proxy, &address, "ready", is_ready).await;
@@ -122,17 +109,12 @@ async fn a_late_heartbeat_is_no_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_allowed_hosts_are_dialled() {
-    let plan = Plan::new(Mode::Read)
-        .engines(0, 0)
-        .with(Key::EngineAllow, "10.0.0.0/8,127.0.0.2");
+    let plan = Plan::new(Mode::Read).engines(0, 0).with(Key::EngineAllow, "10.0.0.0/8,127.0.0.2");
     let mut world = plan.start().await;
     let plan = Plan::new(Mode::Read);
     world.join(plan.settings(Role::Prefill, world.proxy.registration)).await;
     until("registrations refused", || async {
-        let refused = world
-            .proxy
-            .metric("moriio_registrations_total{result=\"not_allowed\"}")
-            .await;
+        let refused = world.proxy.metric("moriio_registrations_total{result=\"not_allowed\"}").await;
         (refused >= 2.0).then_some(()).ok_or_else(|| refused.to_string())
     })
     .await;
@@ -161,9 +143,7 @@ async fn a_request_waits_for_first_probes() {
             let states = body["engines"].as_array().unwrap().iter();
             let count = states.filter(|e| e["state"] == "probing").count();
             // A fake may have been faster than its closing.
-            (count == 2 || body["engines"].as_array().unwrap().len() == 2)
-                .then_some(())
-                .ok_or_else(|| body.to_string())
+            (count == 2 || body["engines"].as_array().unwrap().len() == 2).then_some(()).ok_or_else(|| body.to_string())
         })
         .await;
         let body = completion("words", 3, false);
@@ -179,9 +159,7 @@ async fn a_request_waits_for_first_probes() {
         };
         let request = post(&world.proxy, "/v1/completions", &body);
         let (answer, ()) = tokio::join!(request, async {
-            tokio::time::timeout(Duration::from_secs(5), opening)
-                .await
-                .unwrap_or_default();
+            tokio::time::timeout(Duration::from_secs(5), opening).await.unwrap_or_default();
         });
         if answer.status == 200 {
             assert_eq!(answer.text(), "at last");

@@ -21,21 +21,8 @@ fn ticks(pid: u32) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_stdout_and_stderr_are_survived() {
-    let arguments = [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--ping-port",
-        "0",
-        "--log-format",
-        "json",
-    ];
-    let mut child = command(&arguments)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let arguments = ["--host", "127.0.0.1", "--port", "0", "--ping-port", "0", "--log-format", "json"];
+    let mut child = command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
     drop(child.stdout.take());
     let said: Value = loop {
@@ -55,10 +42,7 @@ async fn a_broken_stdout_and_stderr_are_survived() {
     for number in 0..3 {
         until("an answer without a log", || async {
             let request = client().post(format!("http://{http}/v1/completions"));
-            let sent = request
-                .body(completion(&format!("prompt {number}"), 4, false).to_string())
-                .send()
-                .await;
+            let sent = request.body(completion(&format!("prompt {number}"), 4, false).to_string()).send().await;
             match sent.map_err(|error| error.to_string())?.status().as_u16() {
                 200 => Ok(()),
                 status => Err(status.to_string()),
@@ -80,10 +64,7 @@ async fn a_broken_stdout_and_stderr_are_survived() {
 fn closed_output_harms_no_command() {
     for arguments in ["check", "demo --no-wait", "--help", "--version"] {
         let line = format!("exec \"$0\" {arguments} >&- 2>&-");
-        let ended = std::process::Command::new("sh")
-            .args(["-c", &line, BINARY])
-            .status()
-            .unwrap();
+        let ended = std::process::Command::new("sh").args(["-c", &line, BINARY]).status().unwrap();
         assert_eq!(ended.code(), Some(0), "{arguments}");
     }
 }
@@ -92,21 +73,9 @@ fn closed_output_harms_no_command() {
 async fn sim_prints_where_its_engines_are() {
     let proxy = Proxy::start(&[(moriio_proxy::options::Key::DecodeTokenBudget, "exact")]);
     let registration = proxy.registration.to_string();
-    let arguments = [
-        "sim",
-        "--prefill",
-        "1",
-        "--decode",
-        "1",
-        "--mode",
-        "read",
-        "--ping-interval",
-        "1s",
-    ];
+    let arguments = ["sim", "--prefill", "1", "--decode", "1", "--mode", "read", "--ping-interval", "1s"];
     let mut command = command(&arguments);
-    command
-        .args(["--registration", registration.as_str(), "--token-delay", "0"])
-        .stdout(Stdio::piped());
+    command.args(["--registration", registration.as_str(), "--token-delay", "0"]).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut process = Running { child };
@@ -114,10 +83,7 @@ async fn sim_prints_where_its_engines_are() {
         let line = lines.next().unwrap().unwrap();
         let url = line.split(' ').find(|word| word.starts_with("http://")).expect(&line);
         assert!(line.starts_with(role), "{line}");
-        assert_eq!(
-            client().get(format!("{url}/health")).send().await.unwrap().status(),
-            200
-        );
+        assert_eq!(client().get(format!("{url}/health")).send().await.unwrap().status(), 200);
     }
     until("a usable pair", || async {
         let (status, body) = proxy.ready().await;
@@ -135,14 +101,7 @@ fn the_demo_ends_well_and_without_colour() {
     let demo = run(&["demo", "--no-wait"], &[]);
     let shown = text(&demo.stdout);
     assert_eq!(demo.status.code(), Some(0), "{shown}{}", text(&demo.stderr));
-    for word in [
-        "READ",
-        "WRITE",
-        "transfer_id",
-        "x-request-id",
-        "rank 0",
-        "every block is free again",
-    ] {
+    for word in ["READ", "WRITE", "transfer_id", "x-request-id", "rank 0", "every block is free again"] {
         assert!(shown.contains(word), "{word}: {shown}");
     }
     assert!(!shown.contains("WRONG") && !shown.contains('\x1b'), "{shown}");
@@ -158,14 +117,9 @@ async fn the_demo_serves_until_it_is_stopped() {
     while !shown.contains("Serving until Ctrl-C") {
         assert!(lines.read_line(&mut shown).unwrap() > 0, "ended early: {shown}");
     }
-    let line = shown
-        .lines()
-        .find(|line| line.trim_start().starts_with("curl -N "))
-        .expect("a line to try");
+    let line = shown.lines().find(|line| line.trim_start().starts_with("curl -N ")).expect("a line to try");
     let url = line.split_whitespace().nth(2).unwrap();
-    let request = client()
-        .post(url)
-        .body(completion("Once upon a time", 4, false).to_string());
+    let request = client().post(url).body(completion("Once upon a time", 4, false).to_string());
     assert_eq!(request.send().await.unwrap().status(), 200);
     process.signal("INT");
     let _ = lines.read_to_string(&mut shown);

@@ -18,9 +18,7 @@ const ENDLESS_DRAIN: [&str; 2] = ["--drain-timeout", "600s"];
 async fn events(response: &mut reqwest::Response, count: usize) -> String {
     let mut text = String::new();
     while text.matches("data: ").count() < count {
-        let part = tokio::time::timeout(PATIENCE, response.chunk())
-            .await
-            .expect("an event in time");
+        let part = tokio::time::timeout(PATIENCE, response.chunk()).await.expect("an event in time");
         text.push_str(&String::from_utf8_lossy(&part.unwrap().expect("the stream goes on")));
     }
     text
@@ -28,9 +26,7 @@ async fn events(response: &mut reqwest::Response, count: usize) -> String {
 
 /// The rest of an answer, after `begun`.
 async fn rest(begun: String, response: reqwest::Response) -> Answer {
-    let mut answer = tokio::time::timeout(PATIENCE, Answer::of(response))
-        .await
-        .expect("an end in time");
+    let mut answer = tokio::time::timeout(PATIENCE, Answer::of(response)).await.expect("an end in time");
     answer.body.insert_str(0, &begun);
     answer
 }
@@ -50,29 +46,19 @@ async fn until_closed(address: SocketAddr) {
 async fn ports_close_at_once_and_a_running_stream_goes_on_to_its_end() {
     for mode in [Mode::Read, Mode::Write] {
         let mut proxy = Served::start(&ENDLESS_DRAIN);
-        let engines = pair(&proxy, mode, |settings| {
-            settings.token_delay = Duration::from_millis(50)
-        })
-        .await;
+        let engines = pair(&proxy, mode, |settings| settings.token_delay = Duration::from_millis(50)).await;
         let mut stream = ask(&proxy, &completion("a long story", 121, true)).await;
         let begun = events(&mut stream, 2).await;
         proxy.process.signal("TERM");
         until_closed(proxy.http).await;
         until_closed(proxy.registration).await;
         let answer = rest(begun, stream).await;
-        assert!(
-            answer.whole && answer.body.ends_with("data: [DONE]\n\n"),
-            "{}",
-            answer.body
-        );
+        assert!(answer.whole && answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
         assert_eq!(answer.text(), expected_text(&json!("a long story"), 120));
         let (code, log) = proxy.finish();
         assert_eq!(code, Some(0), "{log}");
         // The line is written after the ports were closed: the stream was still running then.
-        let line = log
-            .lines()
-            .find(|line| line.contains("\"draining\""))
-            .expect("a line about the drain");
+        let line = log.lines().find(|line| line.contains("\"draining\"")).expect("a line about the drain");
         assert!(line.contains("\"in_flight\":1"), "{line}");
         drop(engines);
     }
@@ -82,10 +68,7 @@ async fn ports_close_at_once_and_a_running_stream_goes_on_to_its_end() {
 async fn what_outlasts_the_drain_is_cut_and_told_so() {
     for mode in [Mode::Read, Mode::Write] {
         let mut proxy = Served::start(&["--drain-timeout", "1s"]);
-        let engines = pair(&proxy, mode, |settings| {
-            settings.token_delay = Duration::from_millis(20)
-        })
-        .await;
+        let engines = pair(&proxy, mode, |settings| settings.token_delay = Duration::from_millis(20)).await;
         let mut flowing = ask(&proxy, &completion("a story without end", 100_000, true)).await;
         let flowing_begun = events(&mut flowing, 2).await;
         engines[1].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 2 }, 1));
@@ -99,11 +82,7 @@ async fn what_outlasts_the_drain_is_cut_and_told_so() {
         }
         let (code, log) = proxy.finish();
         assert_eq!(code, Some(3), "{log}");
-        assert!(
-            log.lines()
-                .any(|line| line.contains("drain limit passed") && line.contains("\"cut\":2")),
-            "{log}"
-        );
+        assert!(log.lines().any(|line| line.contains("drain limit passed") && line.contains("\"cut\":2")), "{log}");
         drop(engines);
     }
 }
@@ -114,19 +93,13 @@ async fn a_pending_prefill_is_cut_after_the_drain() {
         let mut proxy = Served::start(&["--drain-timeout", "1s"]);
         let engines = pair(&proxy, mode, |_| {}).await;
         engines[0].set_fault(Fault::always(FaultKind::Hang));
-        let (url, body) = (
-            proxy.url("/v1/completions"),
-            completion("never prefilled", 5, true).to_string(),
-        );
+        let (url, body) = (proxy.url("/v1/completions"), completion("never prefilled", 5, true).to_string());
         let pending = tokio::spawn(async move { client().post(url).body(body).send().await });
         until_true("prefill to have the leg", || engines[0].counters().legs == 1).await;
         proxy.process.signal("TERM");
         let (code, log) = proxy.finish();
         assert_eq!(code, Some(3), "{log}");
-        let answer = tokio::time::timeout(PATIENCE, pending)
-            .await
-            .expect("the client is let go")
-            .unwrap();
+        let answer = tokio::time::timeout(PATIENCE, pending).await.expect("the client is let go").unwrap();
         assert!(answer.is_err() || !answer.unwrap().status().is_success());
         drop(engines);
     }
@@ -183,9 +156,7 @@ async fn a_successor_takes_the_same_ports_at_once() {
         // Engines that have met the predecessor come back by themselves.
         until("an answer", || async {
             let answer = ask(&proxy, &completion(&format!("round {round}"), 3, false)).await;
-            (answer.status() == 200)
-                .then_some(())
-                .ok_or_else(|| answer.status().to_string())
+            (answer.status() == 200).then_some(()).ok_or_else(|| answer.status().to_string())
         })
         .await;
         proxy.process.signal("TERM");

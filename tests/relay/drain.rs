@@ -20,17 +20,10 @@ async fn running_streams_end_and_the_ports_are_closed() {
     stream.read_until("a chunk", |seen| seen.contains("data: ")).await;
     world.proxy.begin_stop();
     let (http, registration) = (world.proxy.http, world.proxy.registration);
-    until_true("closed ports", || {
-        [http, registration]
-            .iter()
-            .all(|port| std::net::TcpStream::connect(port).is_err())
-    })
-    .await;
+    until_true("closed ports", || [http, registration].iter().all(|port| std::net::TcpStream::connect(port).is_err()))
+        .await;
     let answer = stream.finish().await;
-    assert_eq!(
-        (answer.text(), answer.whole),
-        (expected_text(&json!("some words"), 60), true)
-    );
+    assert_eq!((answer.text(), answer.whole), (expected_text(&json!("some words"), 60), true));
     assert_eq!(world.proxy.finish().await, Finish::Drained);
 }
 
@@ -61,9 +54,7 @@ async fn what_does_not_end_is_cut_and_counted() {
     world.decode[0].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 2 }, 1));
     let body = completion("some words", 9, true);
     let mut stream = Stream::open(&world.proxy, "/v1/completions", &body).await;
-    stream
-        .read_until("two chunks", |seen| seen.matches("\n\n").count() == 2)
-        .await;
+    stream.read_until("two chunks", |seen| seen.matches("\n\n").count() == 2).await;
     world.proxy.begin_stop();
     let answer = stream.finish().await;
     assert_eq!(error_event(&answer)["code"], "stopping");

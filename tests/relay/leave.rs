@@ -29,10 +29,7 @@ async fn case_49_before_prefill_has_answered() {
     world.settle().await;
     assert_eq!(world.decode[0].counters().legs, 0);
     until("the connection closed", || async {
-        let closed = world
-            .proxy
-            .metric("moriio_requests_total{route=\"completions\",status=\"499\"}")
-            .await;
+        let closed = world.proxy.metric("moriio_requests_total{route=\"completions\",status=\"499\"}").await;
         (closed == 1.0).then_some(()).ok_or_else(|| closed.to_string())
     })
     .await;
@@ -122,15 +119,10 @@ struct Clogged {
 impl Clogged {
     async fn start(world: &World) -> Clogged {
         let about = (moriio_proxy::sim::Role::Decode, Mode::Read, "0.32.0");
-        let fake = Fake::start(about, world.proxy.registration, |_| {
-            unreachable!("nothing arrives here")
-        })
-        .await;
+        let fake = Fake::start(about, world.proxy.registration, |_| unreachable!("nothing arrives here")).await;
         // A port of the test's own answers the first probe, then is clogged.
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket
-            .bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into())
-            .unwrap();
+        socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
         socket.listen(0).unwrap();
         let listener: std::net::TcpListener = socket.into();
         let address = listener.local_addr().unwrap();
@@ -158,11 +150,7 @@ impl Clogged {
                 break;
             }
         }
-        Clogged {
-            _fake: fake,
-            _queue: queue,
-            _listener: listener,
-        }
+        Clogged { _fake: fake, _queue: queue, _listener: listener }
     }
 }
 
@@ -210,12 +198,7 @@ async fn case_51_a_late_hand_over_is_not_made() {
     let options = [(Key::HandOverLimit, "1s"), (Key::ConnectTimeout, "10s")];
     let (world, _decode) = clogged(&options).await;
     let answer = crate::support::post(&world.proxy, "/v1/completions", &completion("words", 3, true)).await;
-    assert_eq!(
-        (answer.status, answer.code().as_str()),
-        (504, "hand_over_too_late"),
-        "{}",
-        answer.body
-    );
+    assert_eq!((answer.status, answer.code().as_str()), (504, "hand_over_too_late"), "{}", answer.body);
     assert_eq!(answer.source(), "proxy");
     world.settle().await;
     assert_eq!(world.prefill[0].counters().released, 1);

@@ -24,10 +24,7 @@ fn text_of(answer: &Answer) -> String {
 async fn case_48_a_stream_is_passed_byte_for_byte() {
     let sent = ": a comment\n\ndata: {\"choices\":[{\"text\":\"a\"}]}\r\n\r\ndata:  [DONE] no\n\ndata: [DONE]\n\n";
     let reply = |_: &_| {
-        let parts = sent
-            .as_bytes()
-            .chunks(7)
-            .map(|part| Ok::<_, std::io::Error>(part.to_vec()));
+        let parts = sent.as_bytes().chunks(7).map(|part| Ok::<_, std::io::Error>(part.to_vec()));
         let body = Body::from_stream(futures::stream::iter(parts.collect::<Vec<_>>()));
         answer_as("text/event-stream; charset=utf-8", body)
     };
@@ -47,10 +44,7 @@ async fn case_50_a_silent_stream_ends_with_an_error_event() {
         let error = error_event(&answer);
         assert_eq!(error["code"], "engine_timeout", "{error}");
         let message = error["message"].as_str().unwrap();
-        assert!(
-            message.contains("decode") && message.contains("--stream-idle-timeout"),
-            "{message}"
-        );
+        assert!(message.contains("decode") && message.contains("--stream-idle-timeout"), "{message}");
         assert!(expected_text(&json!("some words"), 9).starts_with(&text_of(&answer)));
         world.settle().await;
         assert_eq!(world.decode[0].counters().aborted, 1, "the leg was closed");
@@ -62,9 +56,7 @@ async fn case_50_a_silent_stream_ends_with_an_error_event() {
 async fn a_stream_without_a_first_byte_ends_with_an_error_event() {
     join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let plan = Plan::new(mode).with(Key::ConnectTimeout, "1s");
-        let plan = plan
-            .with(Key::FirstByteTimeout, "1500ms")
-            .with(Key::UnparkTimeout, "1s");
+        let plan = plan.with(Key::FirstByteTimeout, "1500ms").with(Key::UnparkTimeout, "1s");
         let world = plan.start().await;
         // Its head comes, so the client's status is 200 already.
         world.decode[0].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 0 }, 1));
@@ -78,10 +70,7 @@ async fn a_stream_without_a_first_byte_ends_with_an_error_event() {
             }
         };
         assert_eq!(error["code"], "engine_timeout");
-        assert!(
-            error["message"].as_str().unwrap().contains("--first-byte-timeout"),
-            "{error}"
-        );
+        assert!(error["message"].as_str().unwrap().contains("--first-byte-timeout"), "{error}");
         world.settle().await;
     }))
     .await;
@@ -115,10 +104,7 @@ async fn a_broken_answer_in_one_piece_is_broken_for_the_client() {
             tokio::time::sleep(Duration::from_millis(200)).await;
             Err(std::io::Error::other("cut"))
         });
-        answer_as(
-            "application/json",
-            Body::from_stream(futures::StreamExt::chain(begin, broken)),
-        )
+        answer_as("application/json", Body::from_stream(futures::StreamExt::chain(begin, broken)))
     };
     let (world, _decode) = with_fake_decode(&[], reply).await;
     let body = completion("words", 3, false).to_string();
@@ -142,10 +128,7 @@ async fn the_end_marker_ends_the_response() {
     };
     let (world, _decode) = with_fake_decode(&[], reply).await;
     let answer = post(&world.proxy, "/v1/completions", &completion("words", 3, true)).await;
-    assert_eq!(
-        (answer.body.as_str(), answer.whole),
-        ("data: {}\n\ndata: [DONE]\n\n", true)
-    );
+    assert_eq!((answer.body.as_str(), answer.whole), ("data: {}\n\ndata: [DONE]\n\n", true));
     world.settle().await;
 }
 
@@ -159,10 +142,7 @@ async fn a_slow_client_is_no_silence() {
         let part = bytes::Bytes::from(sent.clone());
         let parts = (0..count).map(move |_| Ok::<_, std::io::Error>(part.clone()));
         let end = std::iter::once(Ok(bytes::Bytes::from("data: [DONE]\n\n")));
-        answer_as(
-            "text/event-stream",
-            Body::from_stream(futures::stream::iter(parts.chain(end))),
-        )
+        answer_as("text/event-stream", Body::from_stream(futures::stream::iter(parts.chain(end))))
     };
     let (world, _decode) = with_fake_decode(&[(Key::StreamIdleTimeout, "3s")], reply).await;
     let address = world.proxy.http;
@@ -184,10 +164,6 @@ async fn a_slow_client_is_no_silence() {
     });
     let all = reading.await.unwrap();
     assert_eq!(all.matches("data: {\"pad\"").count(), count);
-    assert!(
-        all.contains("data: [DONE]") && !all.contains("error"),
-        "{}",
-        &all[all.len() - 300..]
-    );
+    assert!(all.contains("data: [DONE]") && !all.contains("error"), "{}", &all[all.len() - 300..]);
     world.settle().await;
 }

@@ -51,10 +51,7 @@ impl Drop for Running {
 
 impl Running {
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args([format!("-{name}"), self.child.id().to_string()])
-            .status()
-            .unwrap();
+        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -120,18 +117,10 @@ impl Served {
         let reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = lines.read(&mut buffer) {
-                copy.lock()
-                    .unwrap()
-                    .push_str(&String::from_utf8_lossy(&buffer[..count]));
+                copy.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
             }
         });
-        Served {
-            process: Running { child },
-            http,
-            registration,
-            log,
-            reader: Some(reader),
-        }
+        Served { process: Running { child }, http, registration, log, reader: Some(reader) }
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -80,18 +80,9 @@ impl Answer {
 
     /// The generated token numbers, of generate.
     pub fn tokens(&self) -> Vec<usize> {
-        let events = if self.is_stream() {
-            self.events()
-        } else {
-            vec![self.json()]
-        };
-        let lists = events
-            .iter()
-            .filter_map(|event| event["choices"][0]["token_ids"].as_array());
-        lists
-            .flatten()
-            .map(|token| usize::try_from(token.as_u64().unwrap()).unwrap())
-            .collect()
+        let events = if self.is_stream() { self.events() } else { vec![self.json()] };
+        let lists = events.iter().filter_map(|event| event["choices"][0]["token_ids"].as_array());
+        lists.flatten().map(|token| usize::try_from(token.as_u64().unwrap()).unwrap()).collect()
     }
 
     pub fn code(&self) -> String {
@@ -115,18 +106,9 @@ pub fn completion(prompt: &str, tokens: usize, stream: bool) -> Value {
 
 /// Sends a request and waits for all of its answer.
 pub async fn post(proxy: &Proxy, path: &str, body: &Value) -> Answer {
-    let sent = client()
-        .post(proxy.url(path))
-        .header("content-type", "application/json")
-        .body(body.to_string())
-        .send();
-    let response = tokio::time::timeout(PATIENCE, sent)
-        .await
-        .expect("an answer in time")
-        .expect("an answer");
-    tokio::time::timeout(PATIENCE, Answer::of(response))
-        .await
-        .expect("an end in time")
+    let sent = client().post(proxy.url(path)).header("content-type", "application/json").body(body.to_string()).send();
+    let response = tokio::time::timeout(PATIENCE, sent).await.expect("an answer in time").expect("an answer");
+    tokio::time::timeout(PATIENCE, Answer::of(response)).await.expect("an end in time")
 }
 
 /// Sends a completion and compares its text with one engine's.
@@ -163,12 +145,7 @@ impl Ask {
             Api::Responses => body["max_output_tokens"] = json!(tokens),
             Api::Generate => body["sampling_params"] = json!({"max_tokens": tokens}),
         }
-        Ask {
-            api,
-            body,
-            prompt,
-            tokens,
-        }
+        Ask { api, body, prompt, tokens }
     }
 
     /// Sends it and compares what comes back with one undivided engine's answer.
@@ -197,15 +174,9 @@ pub struct Stream {
 impl Stream {
     pub async fn open(proxy: &Proxy, path: &str, body: &Value) -> Stream {
         let sent = client().post(proxy.url(path)).body(body.to_string()).send();
-        let response = tokio::time::timeout(PATIENCE, sent)
-            .await
-            .expect("a head in time")
-            .expect("a head");
+        let response = tokio::time::timeout(PATIENCE, sent).await.expect("a head in time").expect("a head");
         assert_eq!(response.status(), 200);
-        Stream {
-            response,
-            seen: String::new(),
-        }
+        Stream { response, seen: String::new() }
     }
 
     /// Reads until `enough` is content with what has come.
@@ -222,9 +193,7 @@ impl Stream {
 
     /// Reads to the end.
     pub async fn finish(self) -> Answer {
-        let mut answer = tokio::time::timeout(PATIENCE, Answer::of(self.response))
-            .await
-            .expect("an end in time");
+        let mut answer = tokio::time::timeout(PATIENCE, Answer::of(self.response)).await.expect("an end in time");
         answer.body.insert_str(0, &self.seen);
         answer
     }

@@ -66,16 +66,7 @@ impl Fake {
         let router = router(release.to_owned(), healthy.subscribe(), legs.clone(), Box::new(reply));
         let serve = async move { axum::serve(listener, router).await.unwrap() };
         let tasks = vec![tokio::spawn(serve), tokio::spawn(ping(says.subscribe(), registration))];
-        Fake {
-            http,
-            handshake,
-            notify,
-            says,
-            legs,
-            healthy,
-            tasks,
-            _kv: kv,
-        }
+        Fake { http, handshake, notify, says, legs, healthy, tasks, _kv: kv }
     }
 
     /// Every leg so far.

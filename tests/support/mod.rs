@@ -59,10 +59,7 @@ impl Proxy {
     pub async fn finish(mut self) -> Finish {
         self.begin_stop();
         let task = self.task.take().expect("finished once");
-        tokio::time::timeout(PATIENCE, task)
-            .await
-            .expect("the proxy stops")
-            .expect("the proxy does not panic")
+        tokio::time::timeout(PATIENCE, task).await.expect("the proxy stops").expect("the proxy does not panic")
     }
 
     /// The value of a metric line, such as `moriio_legs_total{role="prefill"`: all lines that begin so, summed.
@@ -82,25 +79,15 @@ impl Proxy {
 }
 
 pub fn config(options: &[(Key, &str)]) -> Config {
-    let base = [
-        (Key::Host, "127.0.0.1"),
-        (Key::Port, "0"),
-        (Key::PingHost, "127.0.0.1"),
-        (Key::PingPort, "0"),
-    ];
+    let base = [(Key::Host, "127.0.0.1"), (Key::Port, "0"), (Key::PingHost, "127.0.0.1"), (Key::PingPort, "0")];
     let all = base.iter().chain(options);
     let typed = all.fold(ServeOptions::default(), |typed, (key, value)| typed.with(*key, *value));
-    Config::resolve(&typed, std::iter::empty())
-        .expect("options of tests are right")
-        .0
+    Config::resolve(&typed, std::iter::empty()).expect("options of tests are right").0
 }
 
 /// Starts an engine. Ranges of free ports are rare while many closed connections are remembered, so this asks again.
 pub async fn engine(settings: Settings) -> Engine {
-    until("free ports", || async {
-        Engine::start(settings.clone()).await.map_err(|error| error.to_string())
-    })
-    .await
+    until("free ports", || async { Engine::start(settings.clone()).await.map_err(|error| error.to_string()) }).await
 }
 
 /// A proxy and its engines.
@@ -127,24 +114,11 @@ impl Plan {
     pub fn new(mode: Mode) -> Plan {
         // The client's own number of tokens, so that texts can be compared with one engine's.
         let options = vec![(Key::DecodeTokenBudget, "exact")];
-        Plan {
-            mode,
-            prefill: 1,
-            decode: 1,
-            release: "0.32.0",
-            dp: 1,
-            tp: 1,
-            options,
-            adjust: |_| {},
-        }
+        Plan { mode, prefill: 1, decode: 1, release: "0.32.0", dp: 1, tp: 1, options, adjust: |_| {} }
     }
 
     pub fn engines(self, prefill: usize, decode: usize) -> Plan {
-        Plan {
-            prefill,
-            decode,
-            ..self
-        }
+        Plan { prefill, decode, ..self }
     }
 
     pub fn with(mut self, key: Key, value: &'static str) -> Plan {
@@ -172,12 +146,7 @@ impl Plan {
         for _ in 0..self.decode {
             decode.push(engine(self.settings(Role::Decode, proxy.registration)).await);
         }
-        let world = World {
-            proxy,
-            prefill,
-            decode,
-            mode: self.mode,
-        };
+        let world = World { proxy, prefill, decode, mode: self.mode };
         world.until_ready(self.prefill + self.decode).await;
         world
     }
@@ -220,11 +189,7 @@ impl World {
             async move {
                 traffic.await;
                 let (_, body) = self.proxy.ready().await;
-                let closed = body["engines"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .all(|e| e["circuit"] == "closed");
+                let closed = body["engines"].as_array().unwrap().iter().all(|e| e["circuit"] == "closed");
                 closed.then_some(()).ok_or_else(|| body.to_string())
             }
         })
@@ -238,11 +203,7 @@ impl World {
     /// Waits until nothing is in flight and no engine holds a block; nothing may be wrong anywhere.
     pub async fn settle(&self) {
         until("the world at rest", || async {
-            for gauge in [
-                "moriio_requests_in_flight",
-                "moriio_legs_in_flight",
-                "moriio_parked_legs_in_flight",
-            ] {
+            for gauge in ["moriio_requests_in_flight", "moriio_legs_in_flight", "moriio_parked_legs_in_flight"] {
                 let value = self.proxy.metric(gauge).await;
                 if value != 0.0 {
                     return Err(format!("{gauge} is {value}"));
@@ -252,11 +213,7 @@ impl World {
                 let c = engine.counters();
                 let busy = c.held + c.parked + c.running + c.waiting + c.used_blocks + c.frozen;
                 if busy != c.leaked {
-                    return Err(format!(
-                        "{:?} {} is busy: {c:?}",
-                        engine.settings().role,
-                        engine.http_address()
-                    ));
+                    return Err(format!("{:?} {} is busy: {c:?}", engine.settings().role, engine.http_address()));
                 }
             }
             Ok(())
@@ -272,10 +229,7 @@ impl World {
             let name = format!("{:?} {}", engine.settings().role, engine.http_address());
             assert_eq!(engine.violations(), Vec::<String>::new(), "{name}");
             let harm = [c.leaked_blocks, c.leaked_requests, c.kv_mismatch, c.deaf, c.died];
-            assert_eq!(
-                harm, [0; 5],
-                "leaked blocks, leaked requests, kv mismatches, deaf, died: {name} {c:?}"
-            );
+            assert_eq!(harm, [0; 5], "leaked blocks, leaked requests, kv mismatches, deaf, died: {name} {c:?}");
         }
     }
 }
@@ -297,8 +251,5 @@ where
 
 /// Waits for a condition that needs no await.
 pub async fn until_true(what: &str, mut look: impl FnMut() -> bool) {
-    until(what, || {
-        std::future::ready(if look() { Ok(()) } else { Err("not yet".into()) })
-    })
-    .await
+    until(what, || std::future::ready(if look() { Ok(()) } else { Err("not yet".into()) })).await
 }

@@ -35,12 +35,7 @@ fn announced(flags: u8, length: u64) -> Vec<u8> {
 /// What the ROUTER is sent for a DEALER that completed its handshake.
 fn introduction() -> Vec<u8> {
     let identity = Identity::new(7, "10.0.0.1:6301".parse().unwrap());
-    let properties = [
-        b"\x0bSocket-Type\0\0\0\x06DEALER",
-        &b"\x08Identity\0\0\0\x1f"[..],
-        identity.as_ref(),
-    ]
-    .concat();
+    let properties = [b"\x0bSocket-Type\0\0\0\x06DEALER", &b"\x08Identity\0\0\0\x1f"[..], identity.as_ref()].concat();
     [&GREETING[..], &frame(4, &[b"\x05READY", &properties[..]].concat())].concat()
 }
 
@@ -80,12 +75,7 @@ fn messages_pass_as_they_came() {
 
 #[test]
 fn heartbeats_are_answered_and_do_not_pass() {
-    let pings = [
-        frame(4, b"\x04PING\0\x0a"),
-        frame(4, b"\x04PING\0\x0acontext"),
-        frame(4, b"\x04PONG"),
-    ]
-    .concat();
+    let pings = [frame(4, b"\x04PING\0\x0a"), frame(4, b"\x04PING\0\x0acontext"), frame(4, b"\x04PONG")].concat();
     let (output, fed) = feed(&shaken(&[pings, frame(0, b"x")].concat()));
     assert_eq!(fed, Ok(()));
     let pongs = [frame(4, b"\x04PONG"), frame(4, b"\x04PONGcontext")].concat();
@@ -100,14 +90,8 @@ fn limits_are_exact() {
     for (rest, expected) in [
         (most_frames.repeat(2), Ok(())),
         (frame(1, b"").repeat(MAX_FRAMES + 1), Err(Reject::Frames)),
-        (
-            [frame(1, &vec![0; half]), announced(0, MAX_MESSAGE_BYTES / 2)].concat(),
-            Ok(()),
-        ),
-        (
-            [frame(1, &vec![0; half]), announced(0, MAX_MESSAGE_BYTES / 2 + 1)].concat(),
-            Err(Reject::TooBig),
-        ),
+        ([frame(1, &vec![0; half]), announced(0, MAX_MESSAGE_BYTES / 2)].concat(), Ok(())),
+        ([frame(1, &vec![0; half]), announced(0, MAX_MESSAGE_BYTES / 2 + 1)].concat(), Err(Reject::TooBig)),
         (announced(0, MAX_MESSAGE_BYTES), Ok(())),
         (announced(0, MAX_MESSAGE_BYTES + 1), Err(Reject::TooBig)),
         (announced(1, u64::MAX), Err(Reject::TooBig)),
@@ -119,10 +103,7 @@ fn limits_are_exact() {
         (frame(5, b"\x04PING\0\0"), Err(Reject::Flags)),
         (frame(4, b""), Err(Reject::Command)),
         (frame(4, b"\x04PING\0"), Err(Reject::Command)),
-        (
-            frame(4, &[b"\x04PING\0\0", &[b'c'; 17][..]].concat()),
-            Err(Reject::Command),
-        ),
+        (frame(4, &[b"\x04PING\0\0", &[b'c'; 17][..]].concat()), Err(Reject::Command)),
         (frame(4, b"\x09SUBSCRIBEx"), Err(Reject::Command)),
         (DEALER.to_vec(), Err(Reject::Command)),
     ] {
@@ -165,10 +146,7 @@ fn bad_handshakes_are_refused() {
         (frame(4, b"\x05READY"), Reject::Handshake),
         (frame(4, b"\x05ERROR\x02no"), Reject::Handshake),
         (frame(4, b"\x05READY\x0bSocket-Type\0\0\0"), Reject::Handshake),
-        (
-            frame(4, b"\x05READY\x0bSocket-Type\xff\xff\xff\xffDEALER"),
-            Reject::Handshake,
-        ),
+        (frame(4, b"\x05READY\x0bSocket-Type\xff\xff\xff\xffDEALER"), Reject::Handshake),
         (frame(4, b"\x05READY\xffSocket-Type\0\0\0\x06DEALER"), Reject::Handshake),
         (announced(0, 30 << 30), Reject::Handshake),
         (announced(4, 30 << 30), Reject::TooBig),

@@ -16,16 +16,7 @@ fn options(words: &[&str]) -> Result<Options, clap::Error> {
 
 #[test]
 fn options_read_durations_and_modes() {
-    let read = options(&[
-        "--mode",
-        "read",
-        "--ping-interval",
-        "500ms",
-        "--token-delay",
-        "1.5",
-        "--boot-delay",
-        "30s",
-    ]);
+    let read = options(&["--mode", "read", "--ping-interval", "500ms", "--token-delay", "1.5", "--boot-delay", "30s"]);
     let read = read.unwrap();
     assert_eq!(read.mode, Mode::Read);
     let times = [read.ping_interval, read.token_delay, read.boot_delay].map(|time| time.as_millis());
@@ -40,8 +31,5 @@ async fn engines_run_until_told_to_stop() {
     let nowhere = ["--registration", "127.0.0.1:9", "--prefill", "2", "--control-port", "0"];
     run(options(&nowhere).unwrap(), std::future::ready(())).await.unwrap();
     let wrong = options(&["--dp", "2", "--tp", "2"]).unwrap();
-    assert!(matches!(
-        run(wrong, std::future::ready(())).await,
-        Err(RunError::Engine { number: 0, .. })
-    ));
+    assert!(matches!(run(wrong, std::future::ready(())).await, Err(RunError::Engine { number: 0, .. })));
 }

@@ -23,10 +23,7 @@ async fn a_parked_request_whose_client_hangs_up_leaks_for_good() {
     let pair = Pair::start(Mode::Write, "0.32.0").await;
     let legs = pair.legs(8);
     park(&pair, &legs).await.abort();
-    until(&pair.decode, "leaked", |counters| {
-        counters.leaked_requests == 1 && counters.parked == 0
-    })
-    .await;
+    until(&pair.decode, "leaked", |counters| counters.leaked_requests == 1 && counters.parked == 0).await;
     let leaked = pair.decode.counters().leaked_blocks;
     assert!(leaked > 0);
     let message = pack(&json!({"type": "write_done", "transfer_id": legs.transfer}));
@@ -43,21 +40,14 @@ async fn un_parking_ends_with_worthless_text_and_free_blocks() {
         let legs = pair.legs(8);
         let parked = park(&pair, &legs).await;
         let message = pack(&json!({"type": "write_done", "transfer_id": legs.transfer}));
-        let message = if release == "0.23.0" {
-            legs.transfer.clone().into_bytes()
-        } else {
-            message
-        };
+        let message = if release == "0.23.0" { legs.transfer.clone().into_bytes() } else { message };
         for rank in 0..dp {
             tell(pair.decode.notify_port() + rank as u16, &[&message]).await;
         }
         let (status, body) = soon(parked).await.unwrap();
         assert_eq!(status, 200);
         assert_ne!(body["choices"][0]["text"], json!(text(8)));
-        until(&pair.decode, "free", |counters| {
-            counters.used_blocks + counters.parked == 0
-        })
-        .await;
+        until(&pair.decode, "free", |counters| counters.used_blocks + counters.parked == 0).await;
         let counters = pair.decode.counters();
         assert_eq!((counters.woken_empty, counters.leaked_blocks, counters.deaf), (1, 0, 0));
     }
@@ -80,30 +70,20 @@ async fn write_failed_ends_a_parked_request_from_0_33_on() {
 
 #[tokio::test]
 async fn a_release_frees_what_nobody_will_fetch() {
-    for (mode, release) in [
-        (Mode::Read, "0.23.0"),
-        (Mode::Read, "0.24.0"),
-        (Mode::Read, "0.32.0"),
-        (Mode::Write, "0.32.0"),
-    ] {
+    for (mode, release) in
+        [(Mode::Read, "0.23.0"), (Mode::Read, "0.24.0"), (Mode::Read, "0.32.0"), (Mode::Write, "0.32.0")]
+    {
         let pair = Pair::with(mode, release, |settings| settings.tp = 2).await;
         let legs = pair.legs(8);
         soon(pair.send_prefill(&legs)).await.unwrap();
         assert_eq!(pair.prefill.counters().held, 1);
         let map = pack(&json!({"type": "release", "transfer_id": legs.transfer, "consumer_tp_size": 1}));
-        let message = if release == "0.23.0" {
-            legs.transfer.as_bytes()
-        } else {
-            &map
-        };
+        let message = if release == "0.23.0" { legs.transfer.as_bytes() } else { &map };
         tell(pair.prefill.notify_port(), &[message]).await;
         until(&pair.prefill, "half released", |counters| counters.releases == 1).await;
         assert_eq!(pair.prefill.counters().held, 1, "each rank must hear it");
         tell(pair.prefill.notify_port() + 1, &[message]).await;
-        until(&pair.prefill, "free", |counters| {
-            counters.held + counters.used_blocks == 0
-        })
-        .await;
+        until(&pair.prefill, "free", |counters| counters.held + counters.used_blocks == 0).await;
         tell(pair.prefill.notify_port(), &[message]).await;
         until(&pair.prefill, "told again", |counters| counters.releases == 3).await;
         let counters = pair.prefill.counters();
@@ -113,29 +93,14 @@ async fn a_release_frees_what_nobody_will_fetch() {
 
 #[tokio::test]
 async fn what_nobody_fetches_is_reaped() {
-    let pair = Pair::with(Mode::Read, "0.32.0", |settings| {
-        settings.defer_timeout = Duration::from_millis(100)
-    })
-    .await;
+    let pair = Pair::with(Mode::Read, "0.32.0", |settings| settings.defer_timeout = Duration::from_millis(100)).await;
     let mut legs = pair.legs(8);
     let answer = soon(pair.send_prefill(&legs)).await.unwrap();
-    until(&pair.prefill, "reaped", |counters| {
-        counters.reaped == 1 && counters.used_blocks == 0
-    })
-    .await;
+    until(&pair.prefill, "reaped", |counters| counters.reaped == 1 && counters.used_blocks == 0).await;
     Pair::hand_over(&mut legs, &answer);
-    let late = soon(pair.decode_request(&legs).send())
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
+    let late = soon(pair.decode_request(&legs).send()).await.unwrap().text().await.unwrap();
     assert!(!late.contains(&text(8)), "freed blocks must not serve");
-    assert!(
-        pair.prefill.violations()[0].contains("stale"),
-        "{:?}",
-        pair.prefill.violations()
-    );
+    assert!(pair.prefill.violations()[0].contains("stale"), "{:?}", pair.prefill.violations());
 }
 
 #[tokio::test]
@@ -190,12 +155,7 @@ async fn a_read_from_a_dead_peer_freezes_decode_until_it_returns() {
     until(&pair.decode, "frozen", |counters| counters.frozen == 1).await;
     let other = tokio::spawn(pair.decode_request(&pair.legs(3)).send());
     until(&pair.decode, "asked again", |counters| counters.legs == 2).await;
-    let health = pair
-        .client
-        .get(format!("http://{}/health", pair.decode.http_address()))
-        .send()
-        .await
-        .unwrap();
+    let health = pair.client.get(format!("http://{}/health", pair.decode.http_address())).send().await.unwrap();
     assert_eq!(health.status(), 200);
     assert!(!frozen.is_finished() && !other.is_finished());
     soon(pair.prefill.restart(true)).await.unwrap();
@@ -222,37 +182,12 @@ async fn a_decode_leg_for_another_engine_than_prefill_named_corrupts_that_one() 
 #[tokio::test]
 async fn listeners_die_of_what_they_do_not_understand() {
     let cases: [(Mode, &str, bool, Vec<Vec<u8>>); 6] = [
-        (
-            Mode::Read,
-            "0.32.0",
-            true,
-            vec![Vec::new(), pack(&json!({"type": "release", "transfer_id": "tx-1"}))],
-        ),
-        (
-            Mode::Read,
-            "0.32.0",
-            true,
-            vec![pack(&json!({"type": "write_done", "transfer_id": "tx-1"}))],
-        ),
-        (
-            Mode::Write,
-            "0.32.0",
-            true,
-            vec![pack(&json!({"type": "remote_blocks", "transfer_id": "tx-1"}))],
-        ),
+        (Mode::Read, "0.32.0", true, vec![Vec::new(), pack(&json!({"type": "release", "transfer_id": "tx-1"}))]),
+        (Mode::Read, "0.32.0", true, vec![pack(&json!({"type": "write_done", "transfer_id": "tx-1"}))]),
+        (Mode::Write, "0.32.0", true, vec![pack(&json!({"type": "remote_blocks", "transfer_id": "tx-1"}))]),
         (Mode::Read, "0.22.1", true, vec![b"tx-unknown".to_vec()]),
-        (
-            Mode::Read,
-            "0.23.0",
-            true,
-            vec![pack(&json!({"type": "release", "transfer_id": "tx-1"}))],
-        ),
-        (
-            Mode::Write,
-            "0.32.0",
-            false,
-            vec![pack(&json!({"type": "release", "transfer_id": "tx-1"}))],
-        ),
+        (Mode::Read, "0.23.0", true, vec![pack(&json!({"type": "release", "transfer_id": "tx-1"}))]),
+        (Mode::Write, "0.32.0", false, vec![pack(&json!({"type": "release", "transfer_id": "tx-1"}))]),
     ];
     for (mode, release, to_prefill, frames) in cases {
         let pair = Pair::start(mode, release).await;
@@ -274,10 +209,7 @@ async fn a_read_leg_cut_early_or_refused_still_releases() {
     legs.decode["stream"] = json!(true);
     let answer = soon(pair.send_prefill(&legs)).await.unwrap();
     Pair::hand_over(&mut legs, &answer);
-    pair.decode.set_fault(crate::sim::Fault::times(
-        crate::sim::FaultKind::HangAfterTokens { tokens: 1 },
-        1,
-    ));
+    pair.decode.set_fault(crate::sim::Fault::times(crate::sim::FaultKind::HangAfterTokens { tokens: 1 }, 1));
     let first = soon(pair.decode_request(&legs).send()).await.unwrap();
     let mut legs = pair.legs(60);
     let answer = soon(pair.send_prefill(&legs)).await.unwrap();
@@ -298,8 +230,7 @@ async fn a_read_leg_cut_early_or_refused_still_releases() {
 async fn several_first_contacts_at_once_are_noted_where_they_harm() {
     for (release, harmful) in [("0.30.0", true), ("0.32.0", false)] {
         let pair = Pair::start(Mode::Read, release).await;
-        pair.prefill
-            .set_fault(crate::sim::Fault::always(crate::sim::FaultKind::CloseHandshakePort));
+        pair.prefill.set_fault(crate::sim::Fault::always(crate::sim::FaultKind::CloseHandshakePort));
         let mut sent = Vec::new();
         for _ in 0..2 {
             let mut legs = pair.legs(3);
@@ -308,16 +239,10 @@ async fn several_first_contacts_at_once_are_noted_where_they_harm() {
             sent.push(legs);
         }
         // Both are inside before the first handshake can end.
-        pair.decode.set_fault(crate::sim::Fault::times(
-            crate::sim::FaultKind::Delay { milliseconds: 1 },
-            2,
-        ));
+        pair.decode.set_fault(crate::sim::Fault::times(crate::sim::FaultKind::Delay { milliseconds: 1 }, 2));
         let both = futures::future::join_all(sent.iter().map(|legs| pair.decode_request(legs).send()));
         let opened = async {
-            until(&pair.decode, "overlapped", |counters| {
-                counters.first_contact_overlaps == 1
-            })
-            .await;
+            until(&pair.decode, "overlapped", |counters| counters.first_contact_overlaps == 1).await;
             pair.prefill.clear_faults();
         };
         let (answers, ()) = soon(async { tokio::join!(both, opened) }).await;
@@ -347,10 +272,7 @@ async fn releases_that_never_worked_do_not_work_here() {
     // Decode's release carries a name that prefill's listener dies of.
     let pair = Pair::start(Mode::Read, "0.19.1").await;
     assert_eq!(soon(pair.exchange(pair.legs(3))).await, (200, text(3)));
-    until(&pair.prefill, "deaf", |counters| {
-        counters.deaf == 1 && counters.held == 1
-    })
-    .await;
+    until(&pair.prefill, "deaf", |counters| counters.deaf == 1 && counters.held == 1).await;
     // Decode asks itself for the KV.
     let pair = Pair::start(Mode::Write, "0.22.0").await;
     let _parked = park(&pair, &pair.legs(3)).await;
@@ -363,8 +285,5 @@ async fn releases_that_never_worked_do_not_work_here() {
     }
     let _parked = park(&pair, &legs).await;
     soon(pair.send_prefill(&legs)).await.unwrap();
-    until(&pair.decode, "deaf", |counters| {
-        counters.deaf == 1 && counters.parked == 1
-    })
-    .await;
+    until(&pair.decode, "deaf", |counters| counters.deaf == 1 && counters.parked == 1).await;
 }

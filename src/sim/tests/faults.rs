@@ -14,18 +14,10 @@ async fn pair() -> Pair {
 #[tokio::test]
 async fn a_status_lasts_as_many_legs_as_it_was_told() {
     let pair = pair().await;
-    pair.prefill.set_fault(Fault::times(
-        FaultKind::Status {
-            status: 429,
-            body: "{\"busy\":true}".into(),
-        },
-        2,
-    ));
+    pair.prefill.set_fault(Fault::times(FaultKind::Status { status: 429, body: "{\"busy\":true}".into() }, 2));
     for expected in [429, 429, 200] {
         let legs = pair.legs(2);
-        let answer = soon(pair.post(&pair.prefill, &legs, &legs.prefill, None).send())
-            .await
-            .unwrap();
+        let answer = soon(pair.post(&pair.prefill, &legs, &legs.prefill, None).send()).await.unwrap();
         assert_eq!(answer.status(), expected);
     }
     assert_eq!(pair.prefill.counters().faulted, 2);
@@ -36,13 +28,7 @@ async fn a_status_lasts_as_many_legs_as_it_was_told() {
 async fn refused_connections_come_back() {
     let pair = pair().await;
     let health = format!("http://{}/health", pair.prefill.http_address());
-    let asked = || async {
-        pair.client
-            .get(&health)
-            .send()
-            .await
-            .map(|answer| answer.status().as_u16())
-    };
+    let asked = || async { pair.client.get(&health).send().await.map(|answer| answer.status().as_u16()) };
     assert_eq!(asked().await.unwrap(), 200);
     pair.prefill.set_fault(Fault::always(FaultKind::RefuseConnections));
     until(&pair.prefill, "closed", |counters| counters.connections == 0).await;
@@ -65,17 +51,14 @@ async fn refused_connections_come_back() {
 async fn answers_can_be_cut_and_hung() {
     let pair = pair().await;
     for reset in [false, true] {
-        pair.prefill
-            .set_fault(Fault::times(FaultKind::CutBeforeAnswer { reset }, 1));
+        pair.prefill.set_fault(Fault::times(FaultKind::CutBeforeAnswer { reset }, 1));
         assert!(soon(pair.send_prefill(&pair.legs(2))).await.is_err());
-        pair.decode
-            .set_fault(Fault::times(FaultKind::CutAfterTokens { tokens: 2, reset }, 1));
+        pair.decode.set_fault(Fault::times(FaultKind::CutAfterTokens { tokens: 2, reset }, 1));
         let (body, expected) = streamed(&pair).await;
         assert!(body.is_err());
         assert!(expected <= 2);
     }
-    pair.decode
-        .set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 3 }, 1));
+    pair.decode.set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 3 }, 1));
     let mut legs = pair.legs(9);
     legs.decode["stream"] = json!(true);
     let answer = soon(pair.send_prefill(&legs)).await.unwrap();
@@ -87,10 +70,7 @@ async fn answers_can_be_cut_and_hung() {
     }
     assert_eq!(pair.decode.counters().running, 1);
     drop(answer);
-    until(&pair.decode, "aborted", |counters| {
-        counters.running == 0 && counters.used_blocks == 0
-    })
-    .await;
+    until(&pair.decode, "aborted", |counters| counters.running == 0 && counters.used_blocks == 0).await;
 }
 
 #[tokio::test]
@@ -106,11 +86,7 @@ async fn a_stream_can_stay_open_after_its_end() {
     while !seen.contains("[DONE]") {
         seen += std::str::from_utf8(&soon(answer.chunk()).await.unwrap().unwrap()).unwrap();
     }
-    assert!(
-        tokio::time::timeout(Duration::from_millis(100), answer.chunk())
-            .await
-            .is_err()
-    );
+    assert!(tokio::time::timeout(Duration::from_millis(100), answer.chunk()).await.is_err());
     assert_eq!(pair.decode.counters().used_blocks, 0);
 }
 
@@ -138,21 +114,13 @@ async fn streamed(pair: &Pair) -> (reqwest::Result<()>, usize) {
 async fn prefill_can_withhold_what_decode_needs() {
     let pair = pair().await;
     pair.prefill.set_fault(Fault::times(FaultKind::NullTransferParams, 1));
-    assert_eq!(
-        soon(pair.send_prefill(&pair.legs(2))).await.unwrap()["kv_transfer_params"],
-        Value::Null
-    );
+    assert_eq!(soon(pair.send_prefill(&pair.legs(2))).await.unwrap()["kv_transfer_params"], Value::Null);
     pair.prefill.set_fault(Fault::times(FaultKind::NoBlockIds, 1));
     let answer = soon(pair.send_prefill(&pair.legs(2))).await.unwrap();
     assert_eq!(answer["kv_transfer_params"]["remote_block_ids"], Value::Null);
     pair.prefill.set_fault(Fault::times(FaultKind::UnparsableBody, 1));
     let legs = pair.legs(2);
-    let body = soon(pair.post(&pair.prefill, &legs, &legs.prefill, None).send())
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
+    let body = soon(pair.post(&pair.prefill, &legs, &legs.prefill, None).send()).await.unwrap().text().await.unwrap();
     assert!(serde_json::from_str::<Value>(&body).is_err());
 }
 
@@ -207,35 +175,21 @@ async fn blocks_are_waited_for() {
 #[tokio::test]
 async fn the_control_port_shows_and_arms() {
     let pair = pair().await;
-    let control = Control::start("127.0.0.1:0".parse().unwrap(), [&pair.prefill, &pair.decode])
-        .await
-        .unwrap();
+    let control = Control::start("127.0.0.1:0".parse().unwrap(), [&pair.prefill, &pair.decode]).await.unwrap();
     let url = |path: &str| format!("http://{}{path}", control.address());
     let get = async |path: &str| -> Value {
         serde_json::from_slice(&pair.client.get(url(path)).send().await.unwrap().bytes().await.unwrap()).unwrap()
     };
     assert_eq!(soon(pair.exchange(pair.legs(4))).await, (200, text(4)));
-    assert_eq!(
-        get("/engines").await[1]["http_address"],
-        json!(pair.decode.http_address())
-    );
+    assert_eq!(get("/engines").await[1]["http_address"], json!(pair.decode.http_address()));
     assert_eq!(get("/counters").await["0"]["prefill_legs"], 1);
     assert_eq!(get("/engines/1/counters").await["decode_legs"], 1);
     assert_eq!(get("/violations").await, json!({"0": [], "1": []}));
     assert_eq!(get("/engines/0/legs").await[0]["path"], "/v1/completions");
-    let armed = pair
-        .client
-        .post(url("/engines/0/faults"))
-        .body("{\"kind\":\"unhealthy\",\"count\":1}")
-        .send();
+    let armed = pair.client.post(url("/engines/0/faults")).body("{\"kind\":\"unhealthy\",\"count\":1}").send();
     assert_eq!(armed.await.unwrap().status(), 204);
     for expected in [503, 200] {
-        let health = pair
-            .client
-            .get(format!("http://{}/health", pair.prefill.http_address()))
-            .send()
-            .await
-            .unwrap();
+        let health = pair.client.get(format!("http://{}/health", pair.prefill.http_address())).send().await.unwrap();
         assert_eq!(health.status(), expected);
     }
     pair.client.post(url("/engines/1/crash")).send().await.unwrap();

@@ -24,10 +24,7 @@ async fn spoil(mode: Mode, release: &str, prefill: bool, change: impl FnOnce(&mu
     let sent = tokio::spawn(async move {
         let _ = request.send().await;
     });
-    until(engine, "asked", |counters| {
-        counters.legs == before + 1 || counters.died == 1
-    })
-    .await;
+    until(engine, "asked", |counters| counters.legs == before + 1 || counters.died == 1).await;
     drop(sent);
     pair
 }
@@ -54,13 +51,7 @@ async fn missing_or_mistyped_params_end_the_process() {
         (Mode::Write, "0.32.0", true, "remote_tp_size", Some(json!("1"))),
         (Mode::Read, "0.32.0", false, "remote_dp_size_local", Some(Value::Null)),
         (Mode::Read, "0.32.0", false, "remote_block_ids", Some(json!([1, 2, 3]))),
-        (
-            Mode::Read,
-            "0.26.0",
-            false,
-            "remote_block_ids",
-            Some(json!([[1, 2, 3]])),
-        ),
+        (Mode::Read, "0.26.0", false, "remote_block_ids", Some(json!([[1, 2, 3]]))),
         (Mode::Read, "0.32.0", false, "remote_dp_rank", Some(json!("0"))),
         (Mode::Write, "0.32.0", false, "remote_dp_rank", Some(json!(null))),
         (Mode::Write, "0.33.0", false, "transfer_id", Some(json!(7))),
@@ -76,20 +67,8 @@ async fn missing_or_mistyped_params_end_the_process() {
         .await;
         let engine = if prefill { &pair.prefill } else { &pair.decode };
         until(engine, "dead", |counters| counters.died == 1).await;
-        assert!(
-            engine
-                .counters()
-                .died_of
-                .is_some_and(|reason| reason.contains(key) || key == "remote_host"),
-            "{key}"
-        );
-        assert!(
-            pair.client
-                .get(format!("http://{}/health", engine.http_address()))
-                .send()
-                .await
-                .is_err()
-        );
+        assert!(engine.counters().died_of.is_some_and(|reason| reason.contains(key) || key == "remote_host"), "{key}");
+        assert!(pair.client.get(format!("http://{}/health", engine.http_address())).send().await.is_err());
     }
 }
 
@@ -134,90 +113,30 @@ async fn the_peer_is_taken_from_where_the_release_looks() {
 type Violation = (bool, fn(&mut Legs), &'static str);
 const VIOLATIONS: [Violation; 21] = [
     (true, |legs| legs.prefill["stream"] = json!(true), "streamed prefill"),
-    (
-        true,
-        |legs| legs.prefill["stream_options"] = Value::Null,
-        "stream_options",
-    ),
-    (
-        true,
-        |legs| legs.prefill["max_tokens"] = json!(2),
-        "max_tokens is not 1",
-    ),
-    (
-        true,
-        |legs| legs.prefill["min_tokens"] = json!(0),
-        "min_tokens is not 1",
-    ),
-    (
-        true,
-        |legs| legs.prefill["max_completion_tokens"] = json!(5),
-        "max_completion_tokens",
-    ),
+    (true, |legs| legs.prefill["stream_options"] = Value::Null, "stream_options"),
+    (true, |legs| legs.prefill["max_tokens"] = json!(2), "max_tokens is not 1"),
+    (true, |legs| legs.prefill["min_tokens"] = json!(0), "min_tokens is not 1"),
+    (true, |legs| legs.prefill["max_completion_tokens"] = json!(5), "max_completion_tokens"),
     (true, |legs| legs.prefill["n"] = json!(2), "n is 2"),
     (true, |legs| legs.prefill["best_of"] = json!(2), "best_of is 2"),
     (true, |legs| legs.prefill["prompt"] = json!(["a", "b"]), "2 prompts"),
-    (
-        true,
-        |legs| legs.prefill["request_id"] = json!("other"),
-        "differs from X-Request-Id",
-    ),
-    (
-        true,
-        |legs| _ = params(legs, true).insert("do_remote_decode".into(), json!(false)),
-        "without do_remote_decode",
-    ),
-    (
-        true,
-        |legs| _ = params(legs, true).insert("remote_port".into(), json!("7301")),
-        "a number is due",
-    ),
-    (
-        true,
-        |legs| _ = params(legs, true).insert("evil".into(), json!(1)),
-        "foreign transfer param evil",
-    ),
-    (
-        true,
-        |legs| _ = params(legs, true).insert("transfer_id".into(), json!("tx-UPPER")),
-        "is not tx-",
-    ),
-    (
-        true,
-        |legs| _ = params(legs, true).insert("tp_size".into(), json!(2)),
-        "differ",
-    ),
-    (
-        true,
-        |legs| legs.rank = Some(0),
-        "rank header on an engine with one rank",
-    ),
-    (
-        true,
-        |legs| _ = legs.prefill.as_object_mut().unwrap().shift_remove("kv_transfer_params"),
-        "unpaired",
-    ),
-    (
-        false,
-        |legs| _ = legs.decode.as_object_mut().unwrap().shift_remove("kv_transfer_params"),
-        "unpaired",
-    ),
+    (true, |legs| legs.prefill["request_id"] = json!("other"), "differs from X-Request-Id"),
+    (true, |legs| _ = params(legs, true).insert("do_remote_decode".into(), json!(false)), "without do_remote_decode"),
+    (true, |legs| _ = params(legs, true).insert("remote_port".into(), json!("7301")), "a number is due"),
+    (true, |legs| _ = params(legs, true).insert("evil".into(), json!(1)), "foreign transfer param evil"),
+    (true, |legs| _ = params(legs, true).insert("transfer_id".into(), json!("tx-UPPER")), "is not tx-"),
+    (true, |legs| _ = params(legs, true).insert("tp_size".into(), json!(2)), "differ"),
+    (true, |legs| legs.rank = Some(0), "rank header on an engine with one rank"),
+    (true, |legs| _ = legs.prefill.as_object_mut().unwrap().shift_remove("kv_transfer_params"), "unpaired"),
+    (false, |legs| _ = legs.decode.as_object_mut().unwrap().shift_remove("kv_transfer_params"), "unpaired"),
     (
         false,
         |legs| _ = params(legs, false).insert("do_remote_prefill".into(), json!(false)),
         "without do_remote_prefill",
     ),
     (false, |legs| legs.rank = Some(0), "rank header on a decode leg"),
-    (
-        false,
-        |legs| _ = params(legs, false).insert("remote_dp_rank_override".into(), json!(true)),
-        "override",
-    ),
-    (
-        false,
-        |legs| _ = params(legs, false).insert("remote_host".into(), json!("10.9.8.7")),
-        "different peers",
-    ),
+    (false, |legs| _ = params(legs, false).insert("remote_dp_rank_override".into(), json!(true)), "override"),
+    (false, |legs| _ = params(legs, false).insert("remote_host".into(), json!("10.9.8.7")), "different peers"),
 ];
 
 #[tokio::test]
@@ -227,10 +146,7 @@ async fn violations_are_named() {
         let engine = if prefill { &pair.prefill } else { &pair.decode };
         until(engine, expected, |counters| counters.violations > 0).await;
         let violations = engine.violations();
-        assert!(
-            violations.iter().any(|text| text.contains(expected)),
-            "{expected}: {violations:?}"
-        );
+        assert!(violations.iter().any(|text| text.contains(expected)), "{expected}: {violations:?}");
     }
 }
 
@@ -252,12 +168,7 @@ async fn sizes_are_compared_with_the_peers_own() {
             let answer = soon(pair.send_prefill(&legs)).await.unwrap();
             Pair::hand_over(&mut legs, &answer);
             both(&mut legs.decode["kv_transfer_params"]);
-            let answer = soon(pair.decode_request(&legs).send())
-                .await
-                .unwrap()
-                .text()
-                .await
-                .unwrap();
+            let answer = soon(pair.decode_request(&legs).send()).await.unwrap().text().await.unwrap();
             assert!(!answer.contains(&text(3)), "half of the KV cannot give the right text");
         } else {
             let decode = tokio::spawn(pair.decode_request(&legs).send());
@@ -269,11 +180,7 @@ async fn sizes_are_compared_with_the_peers_own() {
             decode.abort();
             continue;
         }
-        assert!(
-            pair.decode.violations().iter().any(|text| text.contains("tp size")),
-            "{:?}",
-            pair.decode.violations()
-        );
+        assert!(pair.decode.violations().iter().any(|text| text.contains("tp size")), "{:?}", pair.decode.violations());
     }
 }
 
@@ -288,13 +195,7 @@ async fn ids_used_twice_and_foreign_headers() {
         .header("x-prefiller-host-port", "10.0.0.1:80");
     soon(request.send()).await.unwrap();
     let violations = pair.prefill.violations().join("\n");
-    for expected in [
-        "2 X-Request-Id",
-        "request id",
-        "used twice",
-        "transfer_id",
-        "foreign header",
-    ] {
+    for expected in ["2 X-Request-Id", "request id", "used twice", "transfer_id", "foreign header"] {
         assert!(violations.contains(expected), "{expected}: {violations}");
     }
 }
@@ -307,15 +208,9 @@ async fn validation_answers_as_vllm_does() {
         (|body| body["max_tokens"] = json!(0), "at least 1"),
         (|body| body["min_tokens"] = json!(50), "min_tokens"),
         (|body| body["stream_options"] = json!({}), "Stream options"),
-        (
-            |body| _ = body.as_object_mut().unwrap().shift_remove("prompt"),
-            "prompt",
-        ),
+        (|body| _ = body.as_object_mut().unwrap().shift_remove("prompt"), "prompt"),
         (|body| body["prompt"] = json!([]), "empty"),
-        (
-            |body| body["prompt"] = json!("long ").as_str().unwrap().repeat(2_000_000).into(),
-            "maximum context",
-        ),
+        (|body| body["prompt"] = json!("long ").as_str().unwrap().repeat(2_000_000).into(), "maximum context"),
         (|body| *body = json!([1]), "decode error"),
     ];
     for (change, expected) in cases {
@@ -328,9 +223,7 @@ async fn validation_answers_as_vllm_does() {
         assert!(body["error"]["message"].as_str().unwrap().contains(expected), "{body}");
     }
     let legs = pair.legs(3);
-    let answer = soon(pair.post(&pair.decode, &legs, &legs.decode, Some(1)).send())
-        .await
-        .unwrap();
+    let answer = soon(pair.post(&pair.decode, &legs, &legs.decode, Some(1)).send()).await.unwrap();
     assert_eq!(answer.status(), 400);
     assert_eq!(pair.decode.counters().parked, 0);
 }

@@ -42,28 +42,16 @@ impl Pair {
 
     async fn with(mode: Mode, release: &str, change: impl Fn(&mut Settings)) -> Self {
         let engine = async |role| {
-            let mut settings = Settings {
-                release: release.into(),
-                ..Settings::new(role, mode, "")
-            };
+            let mut settings = Settings { release: release.into(), ..Settings::new(role, mode, "") };
             change(&mut settings);
             Engine::start(settings).await.unwrap()
         };
         let client = reqwest::Client::new();
-        Self {
-            prefill: engine(Role::Prefill).await,
-            decode: engine(Role::Decode).await,
-            mode,
-            client,
-        }
+        Self { prefill: engine(Role::Prefill).await, decode: engine(Role::Decode).await, mode, client }
     }
 
     fn address(engine: &Engine) -> String {
-        format!(
-            "host:127.0.0.1,handshake:{},notify:{}",
-            engine.handshake_port(),
-            engine.notify_port()
-        )
+        format!("host:127.0.0.1,handshake:{},notify:{}", engine.handshake_port(), engine.notify_port())
     }
 
     /// The legs a correct proxy would build, but for READ's answer.
@@ -90,13 +78,7 @@ impl Pair {
         prefill["min_tokens"] = json!(1);
         prefill["kv_transfer_params"] = params(true, &self.decode);
         decode["kv_transfer_params"] = params(false, &self.prefill);
-        Legs {
-            id,
-            transfer,
-            prefill,
-            decode,
-            rank: None,
-        }
+        Legs { id, transfer, prefill, decode, rank: None }
     }
 
     fn post(&self, engine: &Engine, legs: &Legs, body: &Value, rank: Option<u32>) -> reqwest::RequestBuilder {
@@ -143,28 +125,16 @@ impl Pair {
         };
         let status = decode.status().as_u16();
         let body: Value = serde_json::from_slice(&decode.bytes().await.unwrap()).unwrap();
-        (
-            status,
-            body["choices"][0]["text"].as_str().unwrap_or_default().to_string(),
-        )
+        (status, body["choices"][0]["text"].as_str().unwrap_or_default().to_string())
     }
 
     /// Everything is given back and nothing was done wrong.
     async fn clean(&self) {
         for engine in [&self.prefill, &self.decode] {
-            until(engine, "idle", |counters| {
-                counters.held + counters.running + counters.used_blocks == 0
-            })
-            .await;
+            until(engine, "idle", |counters| counters.held + counters.running + counters.used_blocks == 0).await;
             assert_eq!(engine.violations(), Vec::<String>::new());
             let counters = engine.counters();
-            let faults = (
-                counters.leaked_blocks,
-                counters.deaf,
-                counters.died,
-                counters.kv_mismatch,
-                counters.reaped,
-            );
+            let faults = (counters.leaked_blocks, counters.deaf, counters.died, counters.kv_mismatch, counters.reaped);
             assert_eq!(faults, (0, 0, 0, 0, 0), "{counters:?}");
         }
     }
@@ -178,30 +148,20 @@ fn text(tokens: usize) -> String {
 async fn until(engine: &Engine, what: &str, reached: impl Fn(&Counters) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !reached(&engine.counters()) {
-        assert!(
-            Instant::now() < deadline,
-            "never {what}: {:?} {:?}",
-            engine.counters(),
-            engine.violations()
-        );
+        assert!(Instant::now() < deadline, "never {what}: {:?} {:?}", engine.counters(), engine.violations());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 /// Bounds a wait that must end.
 async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), work)
-        .await
-        .expect("took a minute")
+    tokio::time::timeout(Duration::from_secs(60), work).await.expect("took a minute")
 }
 
 /// Sends one message to a KV port.
 async fn tell(port: u16, frames: &[&[u8]]) {
     let mut connection = Connection::dial("127.0.0.1", port).await.unwrap();
-    let frames: Vec<bytes::Bytes> = frames
-        .iter()
-        .map(|frame| bytes::Bytes::copy_from_slice(frame))
-        .collect();
+    let frames: Vec<bytes::Bytes> = frames.iter().map(|frame| bytes::Bytes::copy_from_slice(frame)).collect();
     connection.send(&frames).await.unwrap();
 }
 

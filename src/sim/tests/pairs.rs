@@ -20,9 +20,7 @@ async fn works(mode: Mode, release: &str, dp: u32, tp: u32) {
 
 #[tokio::test]
 async fn write_pairs_of_every_kind_of_release() {
-    for release in [
-        "0.17.1", "0.19.1", "0.23.0", "0.24.0", "0.26.0", "0.30.0", "0.32.0", "0.33.0",
-    ] {
+    for release in ["0.17.1", "0.19.1", "0.23.0", "0.24.0", "0.26.0", "0.30.0", "0.32.0", "0.33.0"] {
         works(Mode::Write, release, 1, 1).await;
     }
 }
@@ -48,18 +46,10 @@ async fn different_tensor_parallel_sizes() {
     for (prefill, decode) in [(8, 4), (2, 8)] {
         for mode in [Mode::Read, Mode::Write] {
             let pair = Pair::with(mode, "0.33.0", |settings| {
-                settings.tp = if settings.role == super::Role::Prefill {
-                    prefill
-                } else {
-                    decode
-                };
+                settings.tp = if settings.role == super::Role::Prefill { prefill } else { decode };
             })
             .await;
-            assert_eq!(
-                soon(pair.exchange(pair.legs(5))).await,
-                (200, text(5)),
-                "{mode:?} {prefill} {decode}"
-            );
+            assert_eq!(soon(pair.exchange(pair.legs(5))).await, (200, text(5)), "{mode:?} {prefill} {decode}");
             pair.clean().await;
         }
     }
@@ -85,26 +75,12 @@ async fn streams_by_token_with_usage() {
     legs.decode["stream_options"] = json!({"include_usage": true});
     let answer = pair.send_prefill(&legs).await.unwrap();
     Pair::hand_over(&mut legs, &answer);
-    let body = soon(pair.decode_request(&legs).send())
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
-    let events: Vec<&str> = body
-        .split("\n\n")
-        .filter_map(|event| event.strip_prefix("data: "))
-        .collect();
+    let body = soon(pair.decode_request(&legs).send()).await.unwrap().text().await.unwrap();
+    let events: Vec<&str> = body.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
     assert_eq!(events.len(), 6, "{body}");
     assert_eq!(events[5], "[DONE]");
-    let events: Vec<Value> = events[..5]
-        .iter()
-        .map(|event| serde_json::from_str(event).unwrap())
-        .collect();
-    let joined: String = events[..4]
-        .iter()
-        .map(|event| event["choices"][0]["text"].as_str().unwrap())
-        .collect();
+    let events: Vec<Value> = events[..5].iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    let joined: String = events[..4].iter().map(|event| event["choices"][0]["text"].as_str().unwrap()).collect();
     assert_eq!(joined, text(4));
     assert_eq!(events[3]["choices"][0]["finish_reason"], "length");
     assert_eq!(events[4]["usage"]["completion_tokens"], 4);
@@ -116,36 +92,16 @@ async fn streams_of_other_surfaces() {
     let pair = Pair::start(Mode::Read, "0.33.0").await;
     let messages = json!([{"role": "user", "content": "hello"}]);
     let cases = [
-        (
-            "/v1/chat/completions",
-            "messages",
-            "max_tokens",
-            "/choices/0/delta/content",
-            "[DONE]",
-        ),
-        (
-            "/v1/responses",
-            "input",
-            "max_output_tokens",
-            "/delta",
-            "response.completed",
-        ),
+        ("/v1/chat/completions", "messages", "max_tokens", "/choices/0/delta/content", "[DONE]"),
+        ("/v1/responses", "input", "max_output_tokens", "/delta", "response.completed"),
     ];
     for (path, key, limit, pointer, end) in cases {
         let body = json!({"model": "sim-model", key: messages, limit: 3, "stream": true});
         let url = format!("http://{}{path}", pair.prefill.http_address());
-        let body = soon(pair.client.post(url).body(body.to_string()).send())
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap();
-        let events = body
-            .split('\n')
-            .filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
-        let joined: String = events
-            .filter_map(|event| Some(event.pointer(pointer)?.as_str()?.to_string()))
-            .collect();
+        let body = soon(pair.client.post(url).body(body.to_string()).send()).await.unwrap().text().await.unwrap();
+        let events =
+            body.split('\n').filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+        let joined: String = events.filter_map(|event| Some(event.pointer(pointer)?.as_str()?.to_string())).collect();
         assert_eq!(joined, crate::sim::expected_text(&messages, 3), "{body}");
         assert!(body.trim_end().lines().last().unwrap().contains(end), "{body}");
     }
@@ -158,19 +114,9 @@ async fn other_surfaces_answer_in_their_shapes() {
     let pair = Pair::start(Mode::Write, "0.32.0").await;
     let messages = json!([{"role": "user", "content": PROMPT}]);
     let cases = [
-        (
-            "/v1/chat/completions",
-            "messages",
-            messages.clone(),
-            "/choices/0/message/content",
-        ),
+        ("/v1/chat/completions", "messages", messages.clone(), "/choices/0/message/content"),
         ("/v1/responses", "input", messages.clone(), "/output/0/content/0/text"),
-        (
-            "/inference/v1/generate",
-            "token_ids",
-            json!([1, 2, 3]),
-            "/choices/0/token_ids",
-        ),
+        ("/inference/v1/generate", "token_ids", json!([1, 2, 3]), "/choices/0/token_ids"),
     ];
     for (path, key, prompt, pointer) in cases {
         let legs = pair.legs(3);
@@ -188,18 +134,9 @@ async fn other_surfaces_answer_in_their_shapes() {
                 }
                 _ => fields.insert("max_tokens".into(), json!(limit)),
             };
-            pair.client
-                .post(url(engine))
-                .header("X-Request-Id", &legs.id)
-                .body(body.to_string())
-                .send()
+            pair.client.post(url(engine)).header("X-Request-Id", &legs.id).body(body.to_string()).send()
         };
-        let both = async {
-            tokio::join!(
-                send(&pair.prefill, &legs.prefill, 1),
-                send(&pair.decode, &legs.decode, 3)
-            )
-        };
+        let both = async { tokio::join!(send(&pair.prefill, &legs.prefill, 1), send(&pair.decode, &legs.decode, 3)) };
         let (_, decode) = soon(both).await;
         let body: Value = serde_json::from_slice(&decode.unwrap().bytes().await.unwrap()).unwrap();
         let expected = match path {

@@ -59,10 +59,7 @@ async fn dialect_a() {
 #[test]
 fn a_real_router_hears_queued_pings() {
     use zeromq::{Socket, SocketRecv};
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let reserved = crate::sim::ports::Reserved::new([127, 0, 0, 1].into(), 0).unwrap();
         let registration = format!("127.0.0.1:{}", reserved.port());
@@ -112,19 +109,11 @@ async fn silence_and_boot_delay() {
 #[test]
 fn a_real_dealer_is_understood() {
     use zeromq::{Socket, SocketSend};
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let engine = Engine::start(Settings::new(Role::Prefill, Mode::Read, ""))
-            .await
-            .unwrap();
+        let engine = Engine::start(Settings::new(Role::Prefill, Mode::Read, "")).await.unwrap();
         let mut dealer = zeromq::DealerSocket::new();
-        dealer
-            .connect(&format!("tcp://127.0.0.1:{}", engine.notify_port()))
-            .await
-            .unwrap();
+        dealer.connect(&format!("tcp://127.0.0.1:{}", engine.notify_port())).await.unwrap();
         for length in [1, 300] {
             let message = serde_json::json!({"type": "release", "transfer_id": "x".repeat(length)});
             let message = bytes::Bytes::from(rmp_serde::to_vec_named(&message).unwrap());
