@@ -96,8 +96,8 @@ impl Parked {
         keeper.metrics.parked_in_flight.inc();
         keeper.tasks.clone().spawn(async move {
             let outcome = self.run(decode, &mut contact).await;
-            keeper.metrics.parked_in_flight.dec();
             keeper.metrics.parked(outcome);
+            keeper.metrics.parked_in_flight.dec();
         });
     }
 

@@ -278,7 +278,7 @@ impl Registry {
             Probe::Silent if entry.state == State::Ready => {}
             Probe::Refused | Probe::Unhealthy | Probe::Silent => {
                 if probe == Probe::Refused && entry.was_ready {
-                    entry.refused.get_or_insert((now, entry.peer));
+                    entry.refused = Some((now, entry.peer));
                 }
                 if entry.state != State::Unhealthy {
                     let waits = entry.state == State::Probing;

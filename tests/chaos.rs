@@ -145,7 +145,7 @@ async fn run(mode: Mode, seed: u64, exchanges: usize) {
     let done = Arc::new(AtomicBool::new(false));
     let trouble = tokio::spawn(trouble(world.clone(), seed, done.clone()));
     let next = Arc::new(AtomicUsize::new(0));
-    let clients = (0..48).map(|_| {
+    let clients = (0..96).map(|_| {
         let (client, url, next) = (client(), world.proxy.url("/v1/completions"), next.clone());
         tokio::spawn(async move {
             let mut ends = std::collections::BTreeMap::<&str, usize>::new();

@@ -26,7 +26,7 @@ async fn world(options: &[(Key, &'static str)]) -> World {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn decodes_broken_connection_is_told_while_prefill_works() {
-    let world = world(&[]).await;
+    let world = world(&[(Key::Retries, "0")]).await;
     world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 1000 }, 1));
     world.decode[0].set_fault(Fault::always(FaultKind::CutBeforeAnswer { reset: true }));
     let answer = ask(&world).await;

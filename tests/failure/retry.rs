@@ -97,7 +97,9 @@ async fn attempts_that_all_failed_are_told_together() {
 async fn a_connection_that_died_unread_is_replaced() {
     for mode in [Mode::Read, Mode::Write] {
         for prefill in [true, false] {
-            let world = Plan::new(mode).with(Key::Retries, "0").start().await;
+            let mut plan = Plan::new(mode);
+            plan.adjust = |settings| settings.defer_timeout = std::time::Duration::from_secs(2);
+            let world = plan.start().await;
             let engine = if prefill { &world.prefill[0] } else { &world.decode[0] };
             // Whether a kept connection is used, and whether its end is seen in time, depends on the machine's load.
             until("a connection replaced", || async {

@@ -55,7 +55,7 @@ async fn case_49_a_parked_leg_outlives_its_client() {
         let counters = world.decode[0].counters();
         assert_eq!((counters.decode_legs, counters.woken_empty), (1, u64::from(fails)));
         let outcome = if fails { "unparked" } else { "written" };
-        let outcome = format!("moriio_parked_legs_total{{outcome=\"{outcome}\"}}");
+        let outcome = format!("moriio_drained_legs_total{{outcome=\"{outcome}\"}}");
         assert_eq!(world.proxy.metric(&outcome).await, 1.0);
         generate(&world.proxy, "words after that", 3, true).await;
         world.settle().await;
