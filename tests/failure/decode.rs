@@ -117,9 +117,11 @@ async fn a_decode_that_never_answers_is_504() {
         join_all(
             [(true, "--first-byte-timeout"), (false, "--answer-timeout")].map(|(stream, option)| async move {
                 let plan = Plan::new(mode)
-                    .with(Key::FirstByteTimeout, "2s")
+                    .with(Key::FirstByteTimeout, "1500ms")
                     .with(Key::ConnectTimeout, "1s");
-                let mut plan = plan.with(Key::AnswerTimeout, "2s").with(Key::UnparkTimeout, "2s");
+                let mut plan = plan
+                    .with(Key::AnswerTimeout, "1500ms")
+                    .with(Key::UnparkTimeout, "500ms");
                 plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(1);
                 let world = plan.start().await;
                 world.decode[0].set_fault(Fault::times(FaultKind::Hang, 1));

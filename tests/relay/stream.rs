@@ -64,7 +64,7 @@ async fn a_stream_without_a_first_byte_ends_with_an_error_event() {
         let plan = Plan::new(mode).with(Key::ConnectTimeout, "1s");
         let plan = plan
             .with(Key::FirstByteTimeout, "1500ms")
-            .with(Key::UnparkTimeout, "1s");
+            .with(Key::UnparkTimeout, "500ms");
         let world = plan.start().await;
         // Its head comes, so the client's status is 200 already.
         world.decode[0].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 0 }, 1));
