@@ -77,16 +77,24 @@ async fn trouble(world: Arc<World>, seed: u64, done: Arc<AtomicBool>) {
 
 /// An engine ends in the middle of its work. Real ones are away for a minute; this one is until the proxy has missed it.
 async fn crash(world: &World, engine: &Engine, same_ports: bool) {
-    let address = engine.http_address().to_string();
+    engine.clear_faults();
+    seen_ready(world, engine, true).await;
     engine.crash().await;
-    until("the crashed engine to be missed", || async {
+    seen_ready(world, engine, false).await;
+    engine.restart(same_ports).await.unwrap();
+}
+
+/// Waits until the proxy takes an engine for ready, or no longer does.
+async fn seen_ready(world: &World, engine: &Engine, wanted: bool) {
+    let address = json!(engine.http_address().to_string());
+    until("the proxy to notice", || async {
         let (_, body) = world.proxy.ready().await;
-        let state =
-            body["engines"].as_array().unwrap().iter().find(|e| e["address"] == address).map(|e| e["state"].clone());
-        (state != Some(json!("ready"))).then_some(()).ok_or(format!("{state:?}"))
+        let engine = body["engines"].as_array().unwrap().iter().find(|e| e["address"] == address);
+        let state = engine.map(|engine| engine["state"].clone());
+        let ready = state == Some(json!("ready"));
+        (ready == wanted).then_some(()).ok_or(format!("{address} {state:?}, wanted ready: {wanted}"))
     })
     .await;
-    engine.restart(same_ports).await.unwrap();
 }
 
 /// One exchange; says how it ended.

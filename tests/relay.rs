@@ -18,7 +18,7 @@ async fn with_fake_decode(
     let mut plan = Plan::new(Mode::Read).engines(1, 0);
     plan.options.extend(options);
     // Nobody fetches what this prefill computes.
-    plan.adjust = |settings| settings.defer_timeout = std::time::Duration::from_secs(1);
+    plan.adjust = |settings| settings.defer_timeout = std::time::Duration::from_millis(200);
     let world = plan.start().await;
     let about = (moriio_proxy::sim::Role::Decode, Mode::Read, "0.32.0");
     let fake = Fake::start(about, world.proxy.registration, reply).await;

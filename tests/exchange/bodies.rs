@@ -1,5 +1,6 @@
 //! Bodies that strain: large, deep, spelled in unusual ways.
 
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Mode, expected_text};
 use serde_json::json;
@@ -47,7 +48,7 @@ async fn deep_nesting_harms_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn untouched_bytes_stay_untouched() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).start().await;
         let tail = r#""b" : 1e-07, "a":"\u00e9\ud83d\ude00 \/", "seed":12345678901234567890, "x":[ 1 ,2.50 ]"#;
         let body = format!(r#"{{ "prompt":"plain words", "max_tokens":4, {tail} }}"#);
@@ -58,7 +59,8 @@ async fn untouched_bytes_stay_untouched() {
             assert!(leg.body.contains(tail), "{}", leg.body);
         }
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +98,7 @@ async fn a_body_at_its_limit_passes_and_one_byte_more_does_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_42_one_prompt_in_a_list_is_one_prompt() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).start().await;
         for prompt in [json!(["one text"]), json!([5, 6, 7]), json!([[5, 6, 7]])] {
             let body = json!({"prompt": prompt, "max_tokens": 4, "n": 1, "best_of": 1});
@@ -104,5 +106,6 @@ async fn case_42_one_prompt_in_a_list_is_one_prompt() {
             assert_eq!(answer.text(), expected_text(&prompt, 4), "{}", answer.body);
         }
         world.settle().await;
-    }
+    }))
+    .await;
 }

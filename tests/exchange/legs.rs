@@ -1,5 +1,6 @@
 //! What the engines receive: headers and bodies of both legs, by the conformance cases.
 
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::request::Api;
 use moriio_proxy::sim::{Engine, Mode, ReceivedLeg, Role};
@@ -79,7 +80,7 @@ async fn case_30_dialect_a_gets_numbers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_25_ids_embed_both_addresses_and_are_never_used_twice() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let plan = Plan::new(mode);
         let world = Plan { release: "0.23.0", ..plan };
         let world = world.start().await;
@@ -99,7 +100,8 @@ async fn case_25_ids_embed_both_addresses_and_are_never_used_twice() {
             assert!(seen.insert(id) && seen.insert(transfer_id(&p)));
         }
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,7 +129,7 @@ async fn case_31_legs_go_to_the_path_that_was_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_32_and_33_ranks() {
-    for mode in [Mode::Write, Mode::Read] {
+    join_all([Mode::Write, Mode::Read].map(|mode| async move {
         let mut plan = Plan::new(mode);
         plan.adjust = |settings| settings.dp = if settings.role == Role::Prefill { 4 } else { 2 };
         let world = plan.start().await;
@@ -146,7 +148,8 @@ async fn case_32_and_33_ranks() {
             }
         }
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,7 +189,7 @@ async fn case_35_slots_go_round() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_38_what_a_client_may_not_choose() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).start().await;
         let mut body = completion("some words", 4, false);
         body["kv_transfer_params"] = json!({"remote_host": "10.9.9.9", "transfer_id": "mine", "evil": 1});
@@ -218,7 +221,8 @@ async fn case_38_what_a_client_may_not_choose() {
             assert_eq!(leg.headers.iter().filter(|(name, _)| name == "x-request-id").count(), 1);
         }
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 /// What the client sends, what prefill gets and what decode gets, by budget.

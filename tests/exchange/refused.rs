@@ -1,5 +1,6 @@
 //! Requests that never reach an engine's scheduler: the proxy's own errors, its own routes, and those it merely passes on.
 
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 use serde_json::json;
@@ -8,14 +9,15 @@ use crate::support::{Answer, Plan, Stream, client, completion, generate, post};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_23_no_pair_is_503_and_asks_nobody() {
-    for (prefill, decode) in [(0, 0), (1, 0), (0, 1)] {
+    join_all([(0, 0), (1, 0), (0, 1)].map(|(prefill, decode)| async move {
         let world = Plan::new(Mode::Read).engines(prefill, decode).start().await;
         let answer = post(&world.proxy, "/v1/completions", &completion("a", 3, false)).await;
         assert_eq!((answer.status, answer.code().as_str(), answer.source()), (503, "no_pair", "proxy"));
         assert_eq!(answer.header("content-type"), "application/json");
         assert_eq!(world.total(|c| c.legs), 0);
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

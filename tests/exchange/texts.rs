@@ -1,5 +1,6 @@
 //! Texts: what a pair answers is what one engine would have answered.
 
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::request::Api;
 use moriio_proxy::sim::{Mode, Role};
@@ -17,13 +18,14 @@ async fn every_api(world: &World) {
 }
 
 async fn sizes(mode: Mode, release: &'static str, sizes: &[(u32, u32)]) {
-    for (dp, tp) in sizes {
+    join_all(sizes.iter().map(|(dp, tp)| async move {
         let plan = Plan::new(mode);
         let world = Plan { release, dp: *dp, tp: *tp, ..plan };
         let world = world.start().await;
         every_api(&world).await;
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 const ALL_SIZES: [(u32, u32); 3] = [(1, 1), (1, 2), (8, 1)];
@@ -36,32 +38,42 @@ async fn dialect_a_0_19_writes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn case_48_0_23_reads_and_writes() {
     // Reads always go to rank 0 in this release.
-    sizes(Mode::Read, "0.23.0", &ALL_SIZES[..2]).await;
-    sizes(Mode::Write, "0.23.0", &ALL_SIZES).await;
+    tokio::join!(
+        sizes(Mode::Read, "0.23.0", &ALL_SIZES[..2]),
+        sizes(Mode::Write, "0.23.0", &ALL_SIZES)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dialect_b_0_26_reads_and_writes() {
-    sizes(Mode::Read, "0.26.0", &ALL_SIZES[..2]).await;
-    sizes(Mode::Write, "0.26.0", &ALL_SIZES).await;
+    tokio::join!(
+        sizes(Mode::Read, "0.26.0", &ALL_SIZES[..2]),
+        sizes(Mode::Write, "0.26.0", &ALL_SIZES)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dialect_b_0_30_reads_and_writes() {
-    sizes(Mode::Read, "0.30.0", &ALL_SIZES).await;
-    sizes(Mode::Write, "0.30.0", &ALL_SIZES).await;
+    tokio::join!(
+        sizes(Mode::Read, "0.30.0", &ALL_SIZES),
+        sizes(Mode::Write, "0.30.0", &ALL_SIZES)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dialect_b_0_32_reads_and_writes() {
-    sizes(Mode::Read, "0.32.0", &ALL_SIZES).await;
-    sizes(Mode::Write, "0.32.0", &ALL_SIZES).await;
+    tokio::join!(
+        sizes(Mode::Read, "0.32.0", &ALL_SIZES),
+        sizes(Mode::Write, "0.32.0", &ALL_SIZES)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dialect_b_0_33_reads_and_writes() {
-    sizes(Mode::Read, "0.33.0", &ALL_SIZES).await;
-    sizes(Mode::Write, "0.33.0", &ALL_SIZES).await;
+    tokio::join!(
+        sizes(Mode::Read, "0.33.0", &ALL_SIZES),
+        sizes(Mode::Write, "0.33.0", &ALL_SIZES)
+    );
 }
 
 /// A world of engines of several releases.
@@ -114,7 +126,7 @@ async fn case_21_both_dialects_in_one_pool() {
 async fn case_36_sizes_that_differ() {
     let larger = [(Role::Prefill, "0.33.0", 8), (Role::Decode, "0.33.0", 4)];
     let smaller = [(Role::Prefill, "0.33.0", 2), (Role::Decode, "0.33.0", 4)];
-    for engines in [larger, smaller] {
+    join_all([larger, smaller].map(|engines| async move {
         for mode in [Mode::Read, Mode::Write] {
             let world = mixed(mode, &engines, &[]).await;
             every_api(&world).await;
@@ -124,25 +136,28 @@ async fn case_36_sizes_that_differ() {
             assert_eq!([&d["remote_tp_size"], &d["tp_size"]], [&serde_json::json!(engines[0].2); 2]);
             world.settle().await;
         }
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn serial_write_gives_the_same_texts() {
-    for release in ["0.19.0", "0.32.0"] {
+    join_all(["0.19.0", "0.32.0"].map(|release| async move {
         let plan = Plan::new(Mode::Write).with(Key::WriteDispatch, "serial");
         let world = Plan { release, ..plan }.start().await;
         every_api(&world).await;
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_token_and_the_shortest_prompt() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).start().await;
         generate(&world.proxy, "a", 1, false).await;
         generate(&world.proxy, "a", 1, true).await;
         world.settle().await;
-    }
+    }))
+    .await;
 }

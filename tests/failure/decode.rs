@@ -86,7 +86,7 @@ async fn case_45_write_without_another_decode_releases_and_tells() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_47_decodes_refusal_passes_as_it_is() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).start().await;
         let body = r#"{"error":{"message":"slow down","code":7}}"#;
         for status in [429, 400, 500] {
@@ -101,7 +101,8 @@ async fn case_47_decodes_refusal_passes_as_it_is() {
         let counters = world.prefill[0].counters();
         assert_eq!(counters.reaped, 0, "nobody will fetch these blocks: they are released");
         afterwards(&world).await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

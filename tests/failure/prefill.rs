@@ -23,19 +23,22 @@ async fn afterwards(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_43_read_without_params_is_502_and_decode_is_not_asked() {
-    for kind in [FaultKind::NullTransferParams, FaultKind::NoBlockIds] {
-        let world = Plan::new(Mode::Read).start().await;
-        world.prefill[0].set_fault(Fault::times(kind, 1));
-        let answer = ask(&world).await;
-        assert_eq!(told(&answer), expected(502, "prefill_without_blocks", "prefill"));
-        assert!(message(&answer).contains("prefill"));
-        assert_eq!(world.decode[0].counters().legs, 0);
-        world.settle().await;
-        // The blocks that nobody will fetch were given back at once, not after the engine's own minute.
-        let counters = world.prefill[0].counters();
-        assert_eq!((counters.released, counters.reaped), (1, 0));
-        afterwards(&world).await;
-    }
+    join_all(
+        [FaultKind::NullTransferParams, FaultKind::NoBlockIds].map(|kind| async move {
+            let world = Plan::new(Mode::Read).start().await;
+            world.prefill[0].set_fault(Fault::times(kind, 1));
+            let answer = ask(&world).await;
+            assert_eq!(told(&answer), expected(502, "prefill_without_blocks", "prefill"));
+            assert!(message(&answer).contains("prefill"));
+            assert_eq!(world.decode[0].counters().legs, 0);
+            world.settle().await;
+            // The blocks that nobody will fetch were given back at once, not after the engine's own minute.
+            let counters = world.prefill[0].counters();
+            assert_eq!((counters.released, counters.reaped), (1, 0));
+            afterwards(&world).await;
+        }),
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,7 +75,7 @@ async fn case_44_read_prefills_refusal_passes_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_46_write_prefills_failure_is_told_while_decode_is_parked() {
-    for release in ["0.32.0", "0.33.0"] {
+    join_all(["0.32.0", "0.33.0"].map(|release| async move {
         let plan = Plan::new(Mode::Write);
         let world = Plan { release, ..plan }.start().await;
         for status in [500, 400] {
@@ -86,12 +89,13 @@ async fn case_46_write_prefills_failure_is_told_while_decode_is_parked() {
         world.settle().await;
         assert_eq!(world.decode[0].counters().decode_legs, 2);
         afterwards(&world).await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_prefill_harms_nobody() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).start().await;
         world.prefill[0].set_fault(Fault::always(FaultKind::RefuseConnections));
         let answer = ask(&world).await;
@@ -105,7 +109,8 @@ async fn a_refused_prefill_harms_nobody() {
         assert_eq!(answer.header("retry-after"), "1");
         assert_eq!(world.decode[0].counters().legs, 0);
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,7 +18,7 @@ fn failing(status: u16) -> FaultKind {
 }
 
 async fn world(options: &[(Key, &'static str)]) -> World {
-    let mut plan = Plan::new(Mode::Write).with(Key::UnparkTimeout, "5s");
+    let mut plan = Plan::new(Mode::Write).with(Key::UnparkTimeout, "3s");
     plan.options.extend(options);
     plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(1);
     plan.start().await

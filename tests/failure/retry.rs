@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use futures::future::join_all;
 use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 
@@ -14,7 +15,7 @@ fn unavailable() -> FaultKind {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_503_of_prefill_is_tried_again_with_new_ids() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).start().await;
         world.prefill[0].set_fault(Fault::times(unavailable(), 2));
         generate(&world.proxy, "some words", 5, true).await;
@@ -30,12 +31,13 @@ async fn a_503_of_prefill_is_tried_again_with_new_ids() {
         assert_eq!((legs.len(), ids("transfer").len(), ids("x-request-id").len()), (3, 3, 3));
         assert_eq!(world.proxy.metric("moriio_attempts_total{cause=\"retry\"").await, 2.0);
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn retries_end_and_the_last_answer_passes() {
-    for (retries, attempts) in [("0", 1), ("1", 2), ("2", 3)] {
+    join_all([("0", 1), ("1", 2), ("2", 3)].map(|(retries, attempts)| async move {
         let world = Plan::new(Mode::Read).with(Key::Retries, retries).start().await;
         world.prefill[0].set_fault(Fault::always(unavailable()));
         let answer = post(&world.proxy, "/v1/completions", &completion("a", 3, false)).await;
@@ -43,7 +45,8 @@ async fn retries_end_and_the_last_answer_passes() {
         assert_eq!(answer.body, r#"{"error":"loading"}"#);
         assert_eq!(world.prefill[0].counters().legs, attempts);
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,7 +65,7 @@ async fn retries_have_a_budget() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_prefill_is_replaced_by_another() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).engines(2, 1).start().await;
         world.prefill[0].set_fault(Fault::always(FaultKind::RefuseConnections));
         for n in 0..6 {
@@ -70,7 +73,8 @@ async fn a_refused_prefill_is_replaced_by_another() {
         }
         assert_eq!(world.prefill[0].counters().legs, 0);
         world.settle().await;
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,8 +99,8 @@ async fn attempts_that_all_failed_are_told_together() {
 /// An engine that closes a kept connection just when the next leg comes has not read it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_died_unread_is_replaced() {
-    for mode in [Mode::Read, Mode::Write] {
-        for prefill in [true, false] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
+        join_all([true, false].map(|prefill| async move {
             let mut plan = Plan::new(mode);
             plan.adjust = |settings| settings.defer_timeout = std::time::Duration::from_secs(2);
             let world = plan.start().await;
@@ -117,6 +121,8 @@ async fn a_connection_that_died_unread_is_replaced() {
             })
             .await;
             world.unharmed();
-        }
-    }
+        }))
+        .await;
+    }))
+    .await;
 }

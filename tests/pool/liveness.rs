@@ -95,7 +95,7 @@ async fn a_late_heartbeat_is_no_restart() {
     let before = until_engine(&world.proxy, &address, "ready", is_ready).await;
     generate(&world.proxy, "before", 3, true).await;
     let pings = world.prefill[0].counters().pings;
-    world.prefill[0].set_fault(Fault::times(FaultKind::LateHeartbeat { milliseconds: 2500 }, 1));
+    world.prefill[0].set_fault(Fault::times(FaultKind::LateHeartbeat { milliseconds: 1500 }, 1));
     until("pings after the late one", || async {
         let now = world.prefill[0].counters();
         (now.faulted >= 1 && now.pings >= pings + 3).then_some(()).ok_or_else(|| now.pings.to_string())

@@ -30,7 +30,7 @@ async fn running_streams_end_and_the_ports_are_closed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stop_waits_for_parked_legs() {
     let mut world = Plan::new(Mode::Write).start().await;
-    world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 3000 }, 1));
+    world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 1500 }, 1));
     let request = client().post(world.proxy.url("/v1/completions"));
     let request = request.body(completion("some words", 9, true).to_string());
     let leaving = tokio::spawn(request.send());
