@@ -13,8 +13,8 @@
 #   SETTLE_LIMIT    seconds until everything in flight has ended after the load (90)
 #   GROWTH_LIMIT    MB the proxy may have grown since the end of the first tenth (16)
 #   BASE_PORT       first of 40 free ports (22000)
-#   IN_FLIGHT       pattern of the gauges in /metrics that have to be zero ('^[a-z_]*(in_flight|parked)[a-z_]*([{ ]|$)')
-#   COUNTERS_URL    where the simulated engines report their counters (http://127.0.0.1:BASE_PORT+2/sim/counters)
+#   IN_FLIGHT       pattern of the gauges in /metrics that have to be zero ('^[a-z_]*in_flight([{ ]|$)')
+#   COUNTERS_URL    where the simulated engines report their counters (http://127.0.0.1:BASE_PORT+2/counters)
 #   COUNTERS_ZERO   names of the counters that have to be zero
 #
 # exit code: 0; 1 if anything above does not hold or the proxy does not stop with code 0.
@@ -33,9 +33,9 @@ cd "$bench_folder/.."
 
 : "${BINARY:=target/release/moriio-proxy}" "${DURATION:=10m}" "${MODE:=write}" "${CONNECTIONS:=64}" "${SAMPLE:=10}"
 : "${SETTLE_LIMIT:=90}" "${GROWTH_LIMIT:=16}" "${BASE_PORT:=22000}"
-: "${IN_FLIGHT:=^[a-z_]*(in_flight|parked)[a-z_]*([\{ ]|\$)}"
-: "${COUNTERS_URL:=http://127.0.0.1:$((BASE_PORT + 2))/sim/counters}"
-: "${COUNTERS_ZERO:=leaked_requests leaked_blocks kv_mismatch woken_empty deaf first_contact_overlaps died violations \
+: "${IN_FLIGHT:=^[a-z_]*in_flight([\{ ]|\$)}"
+: "${COUNTERS_URL:=http://127.0.0.1:$((BASE_PORT + 2))/counters}"
+: "${COUNTERS_ZERO:=leaked_requests leaked_blocks kv_mismatch woken_empty deaf died violations \
 leaked held parked running waiting used_blocks frozen}"
 
 proxy_port=$BASE_PORT

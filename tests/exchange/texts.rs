@@ -38,42 +38,27 @@ async fn dialect_a_0_19_writes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn case_48_0_23_reads_and_writes() {
     // Reads always go to rank 0 in this release.
-    tokio::join!(
-        sizes(Mode::Read, "0.23.0", &ALL_SIZES[..2]),
-        sizes(Mode::Write, "0.23.0", &ALL_SIZES)
-    );
+    tokio::join!(sizes(Mode::Read, "0.23.0", &ALL_SIZES[..2]), sizes(Mode::Write, "0.23.0", &ALL_SIZES));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dialect_b_0_26_reads_and_writes() {
-    tokio::join!(
-        sizes(Mode::Read, "0.26.0", &ALL_SIZES[..2]),
-        sizes(Mode::Write, "0.26.0", &ALL_SIZES)
-    );
+    tokio::join!(sizes(Mode::Read, "0.26.0", &ALL_SIZES[..2]), sizes(Mode::Write, "0.26.0", &ALL_SIZES));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dialect_b_0_30_reads_and_writes() {
-    tokio::join!(
-        sizes(Mode::Read, "0.30.0", &ALL_SIZES),
-        sizes(Mode::Write, "0.30.0", &ALL_SIZES)
-    );
+    tokio::join!(sizes(Mode::Read, "0.30.0", &ALL_SIZES), sizes(Mode::Write, "0.30.0", &ALL_SIZES));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dialect_b_0_32_reads_and_writes() {
-    tokio::join!(
-        sizes(Mode::Read, "0.32.0", &ALL_SIZES),
-        sizes(Mode::Write, "0.32.0", &ALL_SIZES)
-    );
+    tokio::join!(sizes(Mode::Read, "0.32.0", &ALL_SIZES), sizes(Mode::Write, "0.32.0", &ALL_SIZES));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dialect_b_0_33_reads_and_writes() {
-    tokio::join!(
-        sizes(Mode::Read, "0.33.0", &ALL_SIZES),
-        sizes(Mode::Write, "0.33.0", &ALL_SIZES)
-    );
+    tokio::join!(sizes(Mode::Read, "0.33.0", &ALL_SIZES), sizes(Mode::Write, "0.33.0", &ALL_SIZES));
 }
 
 /// A world of engines of several releases.

@@ -23,21 +23,19 @@ async fn afterwards(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn case_43_read_without_params_is_502_and_decode_is_not_asked() {
-    join_all(
-        [FaultKind::NullTransferParams, FaultKind::NoBlockIds].map(|kind| async move {
-            let world = Plan::new(Mode::Read).start().await;
-            world.prefill[0].set_fault(Fault::times(kind, 1));
-            let answer = ask(&world).await;
-            assert_eq!(told(&answer), expected(502, "prefill_without_blocks", "prefill"));
-            assert!(message(&answer).contains("prefill"));
-            assert_eq!(world.decode[0].counters().legs, 0);
-            world.settle().await;
-            // The blocks that nobody will fetch were given back at once, not after the engine's own minute.
-            let counters = world.prefill[0].counters();
-            assert_eq!((counters.released, counters.reaped), (1, 0));
-            afterwards(&world).await;
-        }),
-    )
+    join_all([FaultKind::NullTransferParams, FaultKind::NoBlockIds].map(|kind| async move {
+        let world = Plan::new(Mode::Read).start().await;
+        world.prefill[0].set_fault(Fault::times(kind, 1));
+        let answer = ask(&world).await;
+        assert_eq!(told(&answer), expected(502, "prefill_without_blocks", "prefill"));
+        assert!(message(&answer).contains("prefill"));
+        assert_eq!(world.decode[0].counters().legs, 0);
+        world.settle().await;
+        // The blocks that nobody will fetch were given back at once, not after the engine's own minute.
+        let counters = world.prefill[0].counters();
+        assert_eq!((counters.released, counters.reaped), (1, 0));
+        afterwards(&world).await;
+    }))
     .await;
 }
 

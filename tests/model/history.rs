@@ -115,7 +115,7 @@ impl History {
 
     fn hear(&mut self) {
         let port = 1 + self.random.below(usize::from(PORTS)) as u16;
-        let role = if port % 2 == 0 { Role::Decode } else { Role::Prefill };
+        let role = if port.is_multiple_of(2) { Role::Decode } else { Role::Prefill };
         let mode = if self.random.one_in(12) { Mode::Write } else { Mode::Read };
         let says = registration(port, role, mode, 1 + u32::from(port % 3), 1 + self.random.below(2) as u64);
         let known = self.lives.values().any(|life| life.says.http == says.http);
@@ -255,7 +255,7 @@ impl History {
     }
 
     fn end_leg(&mut self, leg: Leg) {
-        let Leg { mut seat, life, trial } = leg;
+        let Leg { seat, life, trial } = leg;
         let (end, status, verdict) = match self.random.below(6) {
             0 => (End::Ailing, LegStatus::Broken, Verdict::Ailing),
             1 => (End::Refusing, LegStatus::Connect, Verdict::Refusing),

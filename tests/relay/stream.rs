@@ -122,7 +122,7 @@ async fn a_broken_answer_in_one_piece_is_broken_for_the_client() {
 async fn the_end_marker_ends_the_response() {
     // Decode keeps its connection open after the marker, which comes in two parts.
     let reply = |_: &_| {
-        let parts = ["data: {}\n\ndata: [DO", "NE]\n\n"].map(|part| Ok::<_, std::io::Error>(part));
+        let parts = ["data: {}\n\ndata: [DO", "NE]\n\n"].map(Ok::<_, std::io::Error>);
         let open = futures::StreamExt::chain(futures::stream::iter(parts), futures::stream::pending());
         answer_as("text/event-stream", Body::from_stream(open))
     };

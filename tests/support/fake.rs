@@ -17,7 +17,6 @@ use zeromq::{Socket, SocketSend};
 /// A leg as it came.
 #[derive(Clone, Debug)]
 pub struct FakeLeg {
-    pub path: String,
     pub headers: http::HeaderMap,
     pub body: Value,
 }
@@ -97,14 +96,10 @@ fn router(release: String, healthy: watch::Receiver<bool>, legs: Arc<Mutex<Vec<F
                     Response::new(Body::empty())
                 }
                 "/version" => Response::new(Body::from(json!({"version": release}).to_string())),
-                path => {
-                    let path = path.to_owned();
+                _ => {
                     let body: Bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-                    let leg = FakeLeg {
-                        path,
-                        headers: head.headers,
-                        body: serde_json::from_slice(&body).unwrap_or_default(),
-                    };
+                    let leg =
+                        FakeLeg { headers: head.headers, body: serde_json::from_slice(&body).unwrap_or_default() };
                     let response = reply(&leg);
                     legs.lock().unwrap().push(leg);
                     response
