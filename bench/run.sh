@@ -100,7 +100,7 @@ CONF
 start_plain() {
     # They have nobody to register with: port 1 is never open.
     start "$work/plain.log" "$BINARY" sim --plain --prefill 2 --decode 2 --mode "$MODE" --registration 127.0.0.1:1 \
-        --http-port "$plain_engines" --token-delay "$1" --ping-interval 60s
+        --http-port "$plain_engines" --token-delay "$1" --prefill-delay 0 --ping-interval 60s
     wait_for "http://127.0.0.1:$plain_engines/health" "$started_pid" "$work/plain.log"
     wait_for "http://127.0.0.1:$((plain_engines + 3))/health" "$started_pid" "$work/plain.log"
 }
@@ -119,7 +119,8 @@ start_proxy() {
     proxy_pid=$started_pid
     wait_for "http://127.0.0.1:$proxy_port/health" "$proxy_pid" "$work/proxy.log"
     start "$work/pool.log" "$BINARY" sim --prefill "$each" --decode "$each" --mode "$MODE" \
-        --registration "127.0.0.1:$ping_port" --http-port "$pool_engines" --token-delay "$delay" --ping-interval 1s "$@"
+        --registration "127.0.0.1:$ping_port" --http-port "$pool_engines" --token-delay "$delay" --prefill-delay 0 \
+        --ping-interval 1s "$@"
     wait_for "http://127.0.0.1:$proxy_port/ready" "$started_pid" "$work/pool.log"
     # All engines, not only the first pair.
     sleep 2
