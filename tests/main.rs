@@ -7,3 +7,4 @@ mod fuzz;
 mod hostile_http;
 mod hostile_zmq;
 mod model;
+mod prior_art;
