@@ -99,6 +99,15 @@ async fn a_request_of_two_lengths_is_never_two() {
         ),
         case("length, then chunks", both(&announced, chunks), &[200, 400], 1),
         case("chunks, then length", both(chunks, &announced), &[200, 400], 1),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn framing_that_is_none_is_refused() {
+    let good = body("one");
+    let length = good.len();
+    check(vec![
         case(
             "a name with a blank before the colon",
             completions(&format!("content-length : {length}\r\n"), &good),
@@ -227,7 +236,7 @@ async fn heads_have_limits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn versions_targets_and_methods() {
+async fn versions_and_targets() {
     let good = body("one");
     let as_first_line = |line: &str| {
         let head = format!("{line}\r\nhost: proxy\r\ncontent-length: {}\r\n\r\n", good.len());
@@ -261,6 +270,18 @@ async fn versions_targets_and_methods() {
             &[200],
             1,
         ),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_are_taken_by_the_letter() {
+    let good = body("one");
+    let as_first_line = |line: &str| {
+        let head = format!("{line}\r\nhost: proxy\r\ncontent-length: {}\r\n\r\n", good.len());
+        [head.as_bytes(), &good].concat()
+    };
+    check(vec![
         case(
             "a tunnel",
             b"CONNECT 203.0.113.9:22 HTTP/1.1\r\nhost: p\r\n\r\n".to_vec(),

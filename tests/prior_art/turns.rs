@@ -123,7 +123,7 @@ async fn ranks_lie_within_each_engines_own_range() {
         ..plan.settings(sim::Role::Prefill, proxy)
     };
     let mut world = Plan::new(sim::Mode::Read).engines(0, 2).start().await;
-    let sizes = [1, 2, 8];
+    let sizes = [1, 2, 4];
     for dp in sizes {
         // Neighbouring ports may be taken by connections of other tests, for a moment.
         let engine = until("free ports side by side", || async {
@@ -133,7 +133,7 @@ async fn ranks_lie_within_each_engines_own_range() {
         world.prefill.push(engine.await);
         world.until_ready(2 + world.prefill.len()).await;
     }
-    for _ in 0..22 {
+    for _ in 0..14 {
         generate(&world.proxy, "a rank of its own", 3, false).await;
     }
     for (engine, dp) in world.prefill.iter().zip(sizes) {
