@@ -81,6 +81,8 @@ async fn crash(world: &World, engine: &Engine, same_ports: bool) {
     seen_ready(world, engine, true).await;
     engine.crash().await;
     seen_ready(world, engine, false).await;
+    // An exchange that was given this engine before may not have asked it yet.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     engine.restart(same_ports).await.unwrap();
 }
 

@@ -15,6 +15,7 @@ mod matrix;
 mod model;
 mod peers;
 mod pool;
+mod prior_art;
 mod process;
 mod relay;
 mod tidy;

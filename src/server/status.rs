@@ -63,11 +63,14 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
     let (prefill, decode) = counts(&pool);
     let mut usable = false;
     let mut stale = Vec::new();
-    for (p, d) in pool.prefill.iter().flat_map(|p| pool.decode.iter().map(move |d| (p, d))) {
+    // Looked at once each: a crowd of engines that cannot be used must not cost its square.
+    let at_work = |engines: &[Arc<Engine>]| -> Vec<Arc<Engine>> {
+        let usable = engines.iter().filter(|engine| engine.is_usable(now));
+        usable.cloned().collect()
+    };
+    let (prefills, decodes) = (at_work(&pool.prefill), at_work(&pool.decode));
+    for (p, d) in prefills.iter().flat_map(|p| decodes.iter().map(move |d| (p, d))) {
         let Some(mode) = pool.mode else { break };
-        if !(p.is_usable(now) && d.is_usable(now)) {
-            continue;
-        }
         let barred = server.selector.standing(p, d, mode) == Standing::Stale;
         usable |= !barred;
         // With hundreds of engines the list could be long; the operator needs the first few.

@@ -63,6 +63,15 @@ async fn a_request_of_two_lengths_is_never_two() {
         case("a length with a blank inside", with(format!("content-length: {length} 1\r\n"), b""), &[400], 0),
         case("length, then chunks", both(&announced, chunks), &[200, 400], 1),
         case("chunks, then length", both(chunks, &announced), &[200, 400], 1),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn framing_that_is_none_is_refused() {
+    let good = body("one");
+    let length = good.len();
+    check(vec![
         case(
             "a name with a blank before the colon",
             completions(&format!("content-length : {length}\r\n"), &good),
@@ -166,7 +175,7 @@ async fn heads_have_limits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn versions_targets_and_methods() {
+async fn versions_and_targets() {
     let good = body("one");
     let as_first_line = |line: &str| {
         let head = format!("{line}\r\nhost: proxy\r\ncontent-length: {}\r\n\r\n", good.len());
@@ -188,6 +197,18 @@ async fn versions_targets_and_methods() {
             &[200],
             1,
         ),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_are_taken_by_the_letter() {
+    let good = body("one");
+    let as_first_line = |line: &str| {
+        let head = format!("{line}\r\nhost: proxy\r\ncontent-length: {}\r\n\r\n", good.len());
+        [head.as_bytes(), &good].concat()
+    };
+    check(vec![
         case("a tunnel", b"CONNECT 203.0.113.9:22 HTTP/1.1\r\nhost: p\r\n\r\n".to_vec(), &[404, 405], 0),
         case("a way up", as_first_line("POST /v1/../v1/completions HTTP/1.1"), &[404], 0),
         case("an escaped path", as_first_line("POST /v1%2fcompletions HTTP/1.1"), &[404], 0),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use moriio_proxy::app::{App, Finish};
 use moriio_proxy::config::Config;
 use moriio_proxy::options::{Key, ServeOptions};
-use moriio_proxy::sim::{Counters, Engine, Mode, Role, Settings};
+use moriio_proxy::sim::{Counters, Engine, Fault, FaultKind, Mode, Role, Settings};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -231,6 +231,15 @@ impl World {
             let harm = [c.leaked_blocks, c.leaked_requests, c.kv_mismatch, c.deaf, c.died];
             assert_eq!(harm, [0; 5], "leaked blocks, leaked requests, kv mismatches, deaf, died: {name} {c:?}");
         }
+    }
+}
+
+/// Arms a fault. Closed doors count once the kept connections are closed, too.
+pub async fn strike(engine: &Engine, fault: Fault) {
+    let refuses = fault.kind == FaultKind::RefuseConnections;
+    engine.set_fault(fault);
+    if refuses {
+        until_true("closed connections", || engine.counters().connections == 0).await;
     }
 }
 
