@@ -1,10 +1,10 @@
-//! WRITE decode legs that must not be closed yet. Until its first byte such a leg waits for KV that prefill pushes; an engine
+//! Decode legs that must not be closed yet, WRITE's above all. Until its first byte such a leg waits for KV that prefill pushes; an engine
 //! whose waiting leg is closed loses the leg's blocks for good (protocol 13.1). So when its client has left, or its prefill
 //! has failed, the leg is drained unseen: prefill's push wakes it, or, when none can come, a message of ours does.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::Either;
 use http::Response;
@@ -23,6 +23,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long a prefill that was told to stop, but may have been writing, is left to end that before decode is woken: a woken
 /// leg gives its blocks back, and what is written into them later lands in another request's.
 const STILL_WRITING: Duration = Duration::from_secs(3);
+
+/// How long a READ decode leg is kept after its request was written, whatever its client does. An engine that loses its client
+/// before the request has reached its scheduler forgets it and leaves prefill holding the blocks; after that it releases them.
+const TAKEN_UP: Duration = Duration::from_secs(1);
 
 /// Prefill's leg to its end; its seat is inside.
 pub type PrefillFuture = Pin<Box<dyn Future<Output = Result<bytes::Bytes, LegFailure>> + Send>>;
@@ -78,6 +82,44 @@ pub struct Parked {
     pub transfer_id: String,
 }
 
+/// A READ decode leg that must not be closed at once.
+pub struct Reading {
+    tasks: TaskTracker,
+    until: Instant,
+}
+
+/// What is owed to a decode leg as long as it has sent no byte of its answer.
+pub enum Unread {
+    /// WRITE.
+    Parked(Box<Parked>),
+    /// READ.
+    Reading(Reading),
+}
+
+impl Unread {
+    /// The client left after the head: decode's leg goes on as long as it must.
+    pub fn outlive(self, body: reqwest::Body, seat: Seat, contact: Contact) {
+        match self {
+            Unread::Parked(parked) => parked.drain(DecodeLeg::Open(body, seat), contact),
+            Unread::Reading(reading) => reading.keep(DecodeLeg::Open(body, seat)),
+        }
+    }
+}
+
+impl Reading {
+    /// For a leg whose request was written at `since`.
+    pub fn new(keeper: &Keeper, since: Instant) -> Self {
+        Reading { tasks: keeper.tasks.clone(), until: since + TAKEN_UP }
+    }
+
+    /// Closes a leg that nobody reads any more, when its time has come.
+    pub fn keep(self, decode: DecodeLeg) {
+        if Instant::now() < self.until {
+            self.tasks.spawn(tokio::time::timeout_at(self.until.into(), first_byte(decode)));
+        }
+    }
+}
+
 /// How the wait for a first byte ended.
 enum Woken {
     Byte,
@@ -85,11 +127,6 @@ enum Woken {
 }
 
 impl Parked {
-    /// The client left after the head: drain what decode still owes.
-    pub fn outlive(self, body: reqwest::Body, seat: Seat, contact: Contact) {
-        self.drain(DecodeLeg::Open(body, seat), contact);
-    }
-
     /// Drains a leg in the background, bounded in time and counted.
     pub fn drain(self, decode: DecodeLeg, mut contact: Contact) {
         let keeper = self.keeper.clone();

@@ -14,7 +14,7 @@ use crate::account::Exchange;
 use crate::engine::Role;
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
-use crate::parked::Parked;
+use crate::parked::Unread;
 use crate::policy::Contact;
 use crate::pool::{Seat, Verdict};
 use crate::upstream::{LegFailure, Retry};
@@ -45,8 +45,8 @@ pub struct Open {
     pub seat: Seat,
     /// The pair's meeting.
     pub contact: Contact,
-    /// WRITE: what it takes to end the leg without losing blocks, as long as no byte has come.
-    pub parked: Option<Parked>,
+    /// What is owed to the leg as long as no byte has come.
+    pub unread: Option<Unread>,
 }
 
 /// Why hyper is told to break the connection off: an answer in one piece cannot end with an error event.
@@ -100,7 +100,7 @@ impl Relay {
         if let (false, Some(open)) = (self.begun, &mut self.open) {
             self.begun = true;
             open.contact.prove();
-            open.parked = None;
+            open.unread = None;
             open.seat.engine.vitals.metrics.answered(self.waiting_since.elapsed());
         }
         self.exchange.relayed(data.len());
@@ -128,7 +128,7 @@ impl Relay {
     fn finish(&mut self) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         if let Some(mut open) = self.open.take() {
             open.seat.end(LegStatus::Success, Verdict::Healthy);
-            open.parked = None;
+            open.unread = None;
         }
         self.exchange.complete();
         Poll::Ready(None)
@@ -149,11 +149,11 @@ impl Relay {
     }
 }
 
-/// Lets go of an answer that is not read to its end: a parked leg is handed on, any other is closed.
+/// Lets go of an answer that is not read to its end: a leg that must not be closed yet is handed on.
 fn leave(open: Open) {
-    let Open { body, first, seat, contact, parked } = open;
-    if let (Some(parked), None) = (parked, first) {
-        parked.outlive(body, seat, contact);
+    let Open { body, first, seat, contact, unread } = open;
+    if let (Some(unread), None) = (unread, first) {
+        unread.outlive(body, seat, contact);
     }
 }
 

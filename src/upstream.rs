@@ -193,6 +193,11 @@ impl Sent {
         }
     }
 
+    /// When the request began to be written.
+    pub fn began(&self) -> Option<Instant> {
+        self.began.get().copied()
+    }
+
     fn is_started(&self) -> bool {
         self.began.get().is_some()
     }

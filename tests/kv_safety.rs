@@ -6,7 +6,7 @@ use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Engine, Fault, FaultKind, Mode, Role};
 use serde_json::json;
 
-use crate::support::{Plan, World, client, completion, generate, post, until, until_true};
+use crate::support::{Plan, World, client, completion, generate, post, strike, until, until_true};
 
 const PROMPT: &str =
     "the quick brown fox jumps over the lazy dog again and again until there are several blocks of it all";
@@ -25,7 +25,7 @@ async fn read_blocks_are_released_when_no_decode_engine_takes_them() {
         let world = Plan::new(Mode::Read).with(Key::Retries, "0").start().await;
         generate(&world.proxy, PROMPT, 8, true).await;
         let before = world.prefill[0].counters();
-        world.decode[0].set_fault(Fault::always(fault.clone()));
+        strike(&world.decode[0], Fault::always(fault.clone())).await;
         let answer = ask(&world).await;
         assert_eq!((answer.status, answer.source()), (status, "decode"), "{fault:?} {}", answer.body);
         until_true("a release", || world.prefill[0].counters().releases > before.releases).await;
@@ -43,7 +43,7 @@ async fn write_blocks_are_released_when_decode_did_not_take_them() {
     {
         let world = Plan::new(Mode::Write).with(Key::Retries, "0").start().await;
         generate(&world.proxy, PROMPT, 8, true).await;
-        world.decode[0].set_fault(Fault::always(fault.clone()));
+        strike(&world.decode[0], Fault::always(fault.clone())).await;
         let answer = ask(&world).await;
         assert_eq!((answer.status, answer.source()), (status, "decode"), "{fault:?} {}", answer.body);
         world.decode[0].clear_faults();
@@ -279,7 +279,7 @@ async fn a_failing_engine_is_left_alone_and_tried_again() {
 async fn what_no_engine_took_is_tried_again_elsewhere() {
     for mode in [Mode::Read, Mode::Write] {
         let world = Plan::new(mode).engines(3, 1).start().await;
-        world.prefill[0].set_fault(Fault::always(FaultKind::RefuseConnections));
+        strike(&world.prefill[0], Fault::always(FaultKind::RefuseConnections)).await;
         world.prefill[1].set_fault(Fault::times(refuse(503), 2));
         for i in 0..6 {
             generate(&world.proxy, &format!("{PROMPT} {i}"), 4, i % 2 == 0).await;

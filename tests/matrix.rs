@@ -10,7 +10,7 @@ use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, Role};
 use serde_json::json;
 
-use crate::support::{Answer, Plan, World, completion, generate, post, until};
+use crate::support::{Answer, Plan, World, completion, generate, post, strike, until};
 
 const PROMPT: &str =
     "a prompt with blocks enough to be moved from one engine to the other, one two three four five six";
@@ -99,7 +99,7 @@ async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> St
         // The failure comes late enough for decode to be parked by then.
         engine.set_fault(Fault::always(FaultKind::Delay { milliseconds: 400 }));
     }
-    engine.set_fault(Fault::always(fault));
+    strike(engine, Fault::always(fault)).await;
     let answer = post(&world.proxy, "/v1/completions", &completion(PROMPT, 6, true)).await;
     let client = seen(&answer);
     let (prefill, decode) = until("both legs to be counted", || async {

@@ -1,5 +1,7 @@
 //! READ: prefill first, then decode with prefill's transfer params.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::Response;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -11,11 +13,12 @@ use crate::engine::Role;
 use crate::enrich::{self, Pair, ParamsError, PrefillParams};
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
+use crate::parked::{DecodeFuture, DecodeLeg, Keeper, Reading, Unread};
 use crate::policy::Picked;
 use crate::pool::{Seat, Verdict};
 use crate::relay::{Open, Relay, RelayLimits};
 use crate::release::Held;
-use crate::upstream::{LegFailure, Retry};
+use crate::upstream::{LegFailure, Retry, Sent};
 
 impl Attempt<'_> {
     /// One READ attempt. Until decode has taken the hand-over, prefill's blocks are this function's to release; `held` does
@@ -61,9 +64,10 @@ impl Attempt<'_> {
             let pair = Pair { prefill: &prefill.registration, decode: &decode.registration, rank };
             let body = enrich::decode_leg_read(self.request, &pair, &self.ids, &params);
             match self.hand_over(seat, body, &mut held, deadline, &limits).await {
-                Ok((response, seat)) => {
+                Ok((response, seat, reading)) => {
                     let (head, body) = response.into_parts();
-                    let open = Open { body, first: None, seat, contact, parked: None };
+                    let unread = Some(Unread::Reading(reading));
+                    let open = Open { body, first: None, seat, contact, unread };
                     return dispatcher.answer(head, open, exchange, limits);
                 }
                 Err(failure) if failure.status == LegStatus::Connect => {
@@ -107,15 +111,16 @@ impl Attempt<'_> {
         held: &mut Held,
         deadline: Instant,
         limits: &RelayLimits,
-    ) -> Result<(Response<reqwest::Body>, Seat), LegFailure> {
+    ) -> Result<(Response<reqwest::Body>, Seat, Reading), LegFailure> {
         let leg = self.leg(seat, None, body);
         let (sent, end) = (leg.sent.clone(), leg.seat.leg_end());
         held.lend(sent.clone());
-        let mut decode = Box::pin(leg.decode());
+        let keeper = &self.dispatcher.keeper;
+        let mut reader = Reader { decode: Some(Box::pin(leg.decode())), sent: sent.clone(), keeper };
         let connect = async {
             tokio::select! {
                 biased;
-                result = &mut decode => Some(result),
+                result = reader.answer() => Some(result),
                 () = sent.started() => None,
             }
         };
@@ -130,7 +135,7 @@ impl Attempt<'_> {
                 let (limit, what, option) = limits.first_byte;
                 let due = limits.from + limit;
                 let left = due.saturating_duration_since(std::time::Instant::now());
-                timeout(left, &mut decode).await.unwrap_or_else(|_| {
+                timeout(left, reader.answer()).await.unwrap_or_else(|_| {
                     let failure = LegFailure::timeout(Role::Decode, what, limit, option);
                     let _ = end.set((failure.status, failure.verdict));
                     Err(failure)
@@ -143,6 +148,37 @@ impl Attempt<'_> {
             // Not written: still ours, or the next engine's. Written and broken: decode may be reading.
             Err(_) => {}
         }
-        result
+        let (response, seat) = result?;
+        let since = sent.began().unwrap_or_else(std::time::Instant::now);
+        Ok((response, seat, Reading::new(keeper, since)))
+    }
+}
+
+/// Decode's leg up to its head. Dropping this closes the leg as soon as that leaves nothing behind.
+struct Reader<'a> {
+    decode: Option<DecodeFuture>,
+    sent: Arc<Sent>,
+    keeper: &'a Keeper,
+}
+
+impl Reader<'_> {
+    async fn answer(&mut self) -> Result<(Response<reqwest::Body>, Seat), LegFailure> {
+        match &mut self.decode {
+            Some(decode) => {
+                let result = decode.await;
+                self.decode = None;
+                result
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        if let (Some(decode), false) = (self.decode.take(), self.sent.revoke()) {
+            let since = self.sent.began().unwrap_or_else(std::time::Instant::now);
+            Reading::new(self.keeper, since).keep(DecodeLeg::Sending(decode));
+        }
     }
 }

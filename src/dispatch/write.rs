@@ -16,7 +16,7 @@ use crate::engine::Role;
 use crate::enrich::{self, Pair};
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
-use crate::parked::{DecodeFuture, DecodeLeg, Parked, PrefillFuture, PrefillLeg};
+use crate::parked::{DecodeFuture, DecodeLeg, Parked, PrefillFuture, PrefillLeg, Unread};
 use crate::policy::{Contact, Picked};
 use crate::pool::{Engine, LegEnd, Seat};
 use crate::relay::{Open, Relay, RelayLimits};
@@ -240,10 +240,10 @@ impl Legs<'_> {
         };
         let (head, body) = response.into_parts();
         let Rest { held, contact, engine, transfer_id, .. } = rest;
-        let parked = match (&first, prefill) {
+        let unread = match (&first, prefill) {
             (None, prefill) => {
                 let keeper = self.dispatcher.keeper.clone();
-                Some(Parked { keeper, prefill, held, decode: engine, transfer_id })
+                Some(Unread::Parked(Box::new(Parked { keeper, prefill, held, decode: engine, transfer_id })))
             }
             // Decode was first: prefill finishes unseen, and its outcome is counted.
             (Some(_), PrefillLeg::Running(running)) => {
@@ -252,7 +252,7 @@ impl Legs<'_> {
             }
             (Some(_), _) => None,
         };
-        self.dispatcher.answer(head, Open { body, first, seat, contact, parked }, exchange, limits)
+        self.dispatcher.answer(head, Open { body, first, seat, contact, unread }, exchange, limits)
     }
 }
 

@@ -7,7 +7,7 @@ use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 
 use super::{expected, message, told};
-use crate::support::{Answer, Plan, World, completion, generate, post};
+use crate::support::{Answer, Plan, World, completion, generate, post, strike};
 
 async fn ask(world: &World, stream: bool) -> Answer {
     post(&world.proxy, "/v1/completions", &completion("some words", 5, stream)).await
@@ -30,7 +30,7 @@ fn transfers(engine: &moriio_proxy::sim::Engine) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn case_45_read_hands_over_to_another_decode() {
     let world = Plan::new(Mode::Read).engines(1, 2).start().await;
-    world.decode[0].set_fault(Fault::always(FaultKind::RefuseConnections));
+    strike(&world.decode[0], Fault::always(FaultKind::RefuseConnections)).await;
     for n in 0..4 {
         generate(&world.proxy, &format!("prompt {n}"), 5, n % 2 == 0).await;
     }
@@ -43,7 +43,7 @@ async fn case_45_read_hands_over_to_another_decode() {
 #[tokio::test(flavor = "multi_thread")]
 async fn case_45_read_without_another_decode_releases_and_tells() {
     let world = Plan::new(Mode::Read).start().await;
-    world.decode[0].set_fault(Fault::always(FaultKind::RefuseConnections));
+    strike(&world.decode[0], Fault::always(FaultKind::RefuseConnections)).await;
     let answer = ask(&world, true).await;
     if answer.code() == "engine_unreachable" {
         assert_eq!(told(&answer), expected(503, "engine_unreachable", "decode"));
@@ -59,7 +59,7 @@ async fn case_45_read_without_another_decode_releases_and_tells() {
 #[tokio::test(flavor = "multi_thread")]
 async fn case_45_write_starts_both_legs_anew() {
     let world = Plan::new(Mode::Write).engines(1, 2).start().await;
-    world.decode[0].set_fault(Fault::always(FaultKind::RefuseConnections));
+    strike(&world.decode[0], Fault::always(FaultKind::RefuseConnections)).await;
     for n in 0..4 {
         generate(&world.proxy, &format!("prompt {n}"), 5, n % 2 == 0).await;
     }
@@ -77,7 +77,7 @@ async fn case_45_write_starts_both_legs_anew() {
 #[tokio::test(flavor = "multi_thread")]
 async fn case_45_write_without_another_decode_releases_and_tells() {
     let world = Plan::new(Mode::Write).start().await;
-    world.decode[0].set_fault(Fault::always(FaultKind::RefuseConnections));
+    strike(&world.decode[0], Fault::always(FaultKind::RefuseConnections)).await;
     let answer = ask(&world, false).await;
     assert_eq!(answer.status, 503, "{}", answer.body);
     world.settle().await;

@@ -5,7 +5,7 @@ use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 
 use super::{expected, message, told};
-use crate::support::{Answer, Plan, World, completion, generate, post};
+use crate::support::{Answer, Plan, World, completion, generate, post, strike};
 
 async fn ask(world: &World) -> Answer {
     post(&world.proxy, "/v1/completions", &completion("some words", 5, true)).await
@@ -95,7 +95,7 @@ async fn case_46_write_prefills_failure_is_told_while_decode_is_parked() {
 async fn a_refused_prefill_harms_nobody() {
     join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).start().await;
-        world.prefill[0].set_fault(Fault::always(FaultKind::RefuseConnections));
+        strike(&world.prefill[0], Fault::always(FaultKind::RefuseConnections)).await;
         let answer = ask(&world).await;
         // Either its leg was refused, or a probe has found out before.
         if answer.code() == "engine_unreachable" {

@@ -7,7 +7,7 @@ use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 
 use super::message;
-use crate::support::{Plan, completion, generate, post, until};
+use crate::support::{Plan, completion, generate, post, strike, until};
 
 fn unavailable() -> FaultKind {
     FaultKind::Status { status: 503, body: r#"{"error":"loading"}"#.into() }
@@ -67,7 +67,7 @@ async fn retries_have_a_budget() {
 async fn a_refused_prefill_is_replaced_by_another() {
     join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let world = Plan::new(mode).engines(2, 1).start().await;
-        world.prefill[0].set_fault(Fault::always(FaultKind::RefuseConnections));
+        strike(&world.prefill[0], Fault::always(FaultKind::RefuseConnections)).await;
         for n in 0..6 {
             generate(&world.proxy, &format!("prompt {n}"), 5, n % 2 == 0).await;
         }
@@ -81,7 +81,7 @@ async fn a_refused_prefill_is_replaced_by_another() {
 async fn attempts_that_all_failed_are_told_together() {
     let world = Plan::new(Mode::Write).engines(2, 1).start().await;
     for engine in &world.prefill {
-        engine.set_fault(Fault::always(FaultKind::RefuseConnections));
+        strike(engine, Fault::always(FaultKind::RefuseConnections)).await;
     }
     let answer = post(&world.proxy, "/v1/completions", &completion("a", 3, false)).await;
     assert_eq!(answer.status, 503);

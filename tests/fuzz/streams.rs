@@ -89,7 +89,7 @@ fn relay(selector: &Arc<Selector>, pool: &Pool, metrics: &Arc<Metrics>, pieces: 
         first: None,
         seat: picked.decode,
         contact: picked.contact,
-        parked: None,
+        unread: None,
     };
     let limits = RelayLimits {
         first_byte: (Duration::from_secs(60), "first byte", ""),

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::agent::Sockets;
 use super::wording::{Dialect, Said, engines, results, until_results, until_state};
-use crate::support::{Proxy, World, completion, generate, post, until};
+use crate::support::{Proxy, World, completion, generate, post, strike, until};
 
 const PROMPT: &str = "libzmq says who I am and where my keys and values lie, block after block after block";
 
@@ -149,7 +149,7 @@ async fn an_expired_engine_ends_its_streams_and_comes_back_with_a_ping() {
     .await;
     for (one, name) in [&prefill, &decode].into_iter().zip(&names) {
         sockets.quiet(name).await;
-        one.set_fault(Fault::always(FaultKind::RefuseConnections));
+        strike(one, Fault::always(FaultKind::RefuseConnections)).await;
     }
     until("an empty pool", || async {
         let seen = engines(&proxy).await;
