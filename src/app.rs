@@ -252,14 +252,14 @@ async fn accept(
     stop: impl Future<Output = ()>,
 ) -> (JoinSet<()>, GracefulShutdown) {
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
-    // The same timer bounds a request's head and the idle time between requests.
+    // One timer bounds the idle time between requests and the head of the next; the first head has its own limit.
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(config.http.keep_alive_timeout)
         .max_buf_size(64 * 1024);
     let room = Arc::new(Semaphore::new(config.http.max_connections));
-    let first_byte = config.http.header_timeout;
+    let head_time = config.http.header_timeout;
     let mut connections = JoinSet::new();
     let graceful = GracefulShutdown::new();
     let stopping = CancellationToken::new();
@@ -296,13 +296,11 @@ async fn accept(
         let (builder, watcher, metrics) = (builder.clone(), graceful.watcher(), metrics.clone());
         connections.spawn(async move {
             metrics.connections.inc();
-            if matches!(tokio::time::timeout(first_byte, stream.readable()).await, Ok(Ok(()))) {
-                let connection = builder.serve_connection(TokioIo::new(stream), service);
-                // A connection that ends in an error has told its exchange already.
-                tokio::select! {
-                    _ = watcher.watch(connection.into_owned()) => {}
-                    () = hesitated(&stopping, &heard) => {}
-                }
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            // A connection that ends in an error has told its exchange already.
+            tokio::select! {
+                _ = watcher.watch(connection.into_owned()) => {}
+                () = hesitated(head_time, &stopping, &heard) => {}
             }
             metrics.connections.dec();
             drop(permit);
@@ -312,11 +310,14 @@ async fn accept(
     (connections, graceful)
 }
 
-/// Resolves for a connection that has not sent a whole head some time after the stop: no exchange can be cut with it, and
-/// the drain must not wait for it.
-async fn hesitated(stopping: &CancellationToken, heard: &AtomicBool) {
-    stopping.cancelled().await;
-    tokio::time::sleep(AFTER_CUT).await;
+/// Resolves for a connection that has not sent a whole head in its time, or some time after the stop: no exchange can be cut
+/// with it, and the drain must not wait for it.
+async fn hesitated(head_time: Duration, stopping: &CancellationToken, heard: &AtomicBool) {
+    let stopped = async {
+        stopping.cancelled().await;
+        tokio::time::sleep(AFTER_CUT).await;
+    };
+    let _ = tokio::time::timeout(head_time, stopped).await;
     if heard.load(Ordering::Relaxed) {
         std::future::pending().await
     }

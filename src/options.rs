@@ -121,7 +121,7 @@ table! {
         DrainTimeout "drain-timeout" "PROXY_DRAIN_TIMEOUT" Value("TIME") = "30s":
             "What running answers get to end after a stop signal; 0 cuts them at once";
         HeaderTimeout "header-timeout" "PROXY_HEADER_TIMEOUT" Value("TIME") = "30s":
-            "What a client gets to send the head of a request";
+            "What a client gets to send the head of a connection's first request; later ones have --keep-alive-timeout";
         BodyTimeout "body-timeout" "PROXY_BODY_TIMEOUT" Value("TIME") = "120s":
             "What a client gets to send the body of a request";
         KeepAliveTimeout "keep-alive-timeout" "PROXY_KEEP_ALIVE_TIMEOUT" Value("TIME") = "65s":

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -19,8 +19,12 @@ use crate::policy::Contact;
 use crate::pool::{Seat, Verdict};
 use crate::upstream::{LegFailure, Retry};
 
-/// The last event of an OpenAI stream.
-const DONE: &[u8] = b"data: [DONE]";
+/// The last event of an OpenAI stream, at the start of its line.
+const DONE: &[u8] = b"\ndata: [DONE]";
+/// Parts that follow each other within this time are a burst, and are passed on together: each write costs a system call.
+const BURST: Duration = Duration::from_micros(100);
+/// A burst is passed on at this size, whatever follows.
+const GATHERED: usize = 16 * 1024;
 /// How long decode may take to end its answer after [`DONE`] before the response is ended without it.
 const AFTER_DONE: Duration = Duration::from_secs(1);
 
@@ -66,6 +70,8 @@ pub struct Relay {
     begun: bool,
     done: bool,
     tail: Vec<u8>,
+    last_part: Instant,
+    gathered: BytesMut,
     timer: Pin<Box<Sleep>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -82,7 +88,9 @@ impl Relay {
             waiting: true,
             begun: false,
             done: false,
-            tail: Vec::new(),
+            tail: b"\n".to_vec(),
+            last_part: limits.from,
+            gathered: BytesMut::new(),
             timer: Box::pin(tokio::time::sleep_until((limits.from + limits.first_byte.0).into())),
             cut: Box::pin(cut.cancelled_owned()),
         }
@@ -131,7 +139,10 @@ impl Relay {
             open.unread = None;
         }
         self.exchange.complete();
-        Poll::Ready(None)
+        match self.gathered.is_empty() {
+            true => Poll::Ready(None),
+            false => self.flush(),
+        }
     }
 
     fn fail(&mut self, failure: LegFailure) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
@@ -145,7 +156,29 @@ impl Relay {
         }
         // A client that reads events must not take silence for a complete answer: one error event, no end marker.
         let event = format!("data: {}\n\n", failure.error.body());
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from(event)))))
+        self.gathered.extend_from_slice(event.as_bytes());
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        Poll::Ready(Some(Ok(Frame::data(self.gathered.split().freeze()))))
+    }
+
+    /// One part of decode's answer: passed on as it is, unless it is one of a burst. Those are gathered as long as decode's
+    /// connection has more to give at once, which it is given one turn to say.
+    fn part(&mut self, data: Bytes, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        self.pass(&data);
+        let now = Instant::now();
+        let burst = self.events && now.duration_since(std::mem::replace(&mut self.last_part, now)) < BURST;
+        if !burst && self.gathered.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        self.gathered.extend_from_slice(&data);
+        if self.gathered.len() >= GATHERED {
+            return self.flush();
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -179,18 +212,13 @@ impl Body for Relay {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
         match Pin::new(&mut open.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                match frame.data_ref() {
-                    Some(data) => {
-                        let data = data.clone();
-                        relay.pass(&data);
-                    }
-                    None => return relay.finish(),
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => relay.part(data, cx),
+                Err(_) => relay.finish(),
+            },
             Poll::Ready(Some(Err(_))) => relay.fail(LegFailure::broken(Role::Decode)),
             Poll::Ready(None) => relay.finish(),
+            Poll::Pending if !relay.gathered.is_empty() => relay.flush(),
             Poll::Pending => {
                 if relay.cut.as_mut().poll(cx).is_ready() {
                     let error = ProxyError::Stopping;

@@ -66,7 +66,7 @@ async fn write_decode_is_woken_when_its_prefill_failed() {
             (FaultKind::Hang, 504),
         ] {
             // The failure comes late enough for decode to be parked by then.
-            let slow = Fault::times(FaultKind::Delay { milliseconds: 300 }, 1);
+            let slow = Fault::times(FaultKind::Delay { milliseconds: 1500 }, 1);
             if fault != FaultKind::Hang {
                 world.prefill[0].set_fault(slow);
             }

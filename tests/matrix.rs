@@ -78,7 +78,7 @@ async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> St
     let options = [
         (Key::Retries, "0"),
         (Key::ConnectTimeout, "500ms"),
-        (Key::PrefillTimeout, "1500ms"),
+        (Key::PrefillTimeout, "4s"),
         (Key::FirstByteTimeout, "1500ms"),
         (Key::StreamIdleTimeout, "1s"),
         (Key::UnparkTimeout, "2s"),
@@ -88,8 +88,8 @@ async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> St
     // What no message may free is freed by prefill's own timer, 60 s on real engines.
     // Prefill is slow enough to be at work when decode fails in WRITE.
     plan.adjust = |settings| {
-        settings.defer_timeout = Duration::from_secs(3);
-        settings.prefill_delay = Duration::from_millis(300);
+        settings.defer_timeout = Duration::from_secs(6);
+        settings.prefill_delay = Duration::from_millis(1000);
     };
     let world = plan.start().await;
     generate(&world.proxy, PROMPT, 6, true).await;
@@ -97,7 +97,7 @@ async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> St
     let engine = if role == Role::Prefill { &world.prefill[0] } else { &world.decode[0] };
     if (mode, role) == (Mode::Write, Role::Prefill) {
         // The failure comes late enough for decode to be parked by then.
-        engine.set_fault(Fault::always(FaultKind::Delay { milliseconds: 400 }));
+        engine.set_fault(Fault::always(FaultKind::Delay { milliseconds: 1000 }));
     }
     strike(engine, Fault::always(fault)).await;
     let answer = post(&world.proxy, "/v1/completions", &completion(PROMPT, 6, true)).await;
@@ -151,7 +151,7 @@ async fn every_fault_on_either_leg() {
             rows.extend(faults(mode, role).into_iter().map(|(name, fault)| row(mode, role, name, fault)));
         }
     }
-    let rows: Vec<String> = futures::stream::iter(rows).buffered(6).collect().await;
+    let rows: Vec<String> = futures::stream::iter(rows).buffered(12).collect().await;
     let head = "| Mode | Fault | Client sees | Prefill leg | Decode leg | Circuit | Blocks freed by |\n|---|---|---|---|---|---|---|\n";
     let table = format!("{head}{}\n", rows.join("\n"));
     println!("{table}");

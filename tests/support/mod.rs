@@ -27,6 +27,8 @@ pub struct Proxy {
     pub registration: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     task: Option<JoinHandle<Finish>>,
+    /// A proxy that runs apart has a process.
+    process: Option<binary::Served>,
 }
 
 impl Proxy {
@@ -44,7 +46,22 @@ impl Proxy {
             task: Some(tokio::spawn(app.run(async {
                 let _ = stopped.await;
             }))),
+            process: None,
         }
+    }
+
+    /// The same as a process of its own, whose memory can be watched.
+    pub fn apart(options: &[(Key, &str)]) -> Proxy {
+        let flags: Vec<String> = options.iter().map(|(key, value)| format!("--{}={value}", key.row().flag)).collect();
+        let process = binary::Served::start(&flags.iter().map(String::as_str).collect::<Vec<_>>());
+        Proxy { http: process.http, registration: process.registration, stop: None, task: None, process: Some(process) }
+    }
+
+    /// Resident memory of a proxy that runs apart, in bytes.
+    pub fn resident(&self) -> u64 {
+        let process = self.process.as_ref().expect("a proxy that runs apart");
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", process.process.child.id())).unwrap();
+        text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -108,13 +125,15 @@ pub struct Plan {
     pub tp: u32,
     pub options: Vec<(Key, &'static str)>,
     pub adjust: fn(&mut Settings),
+    /// Whether the proxy is a process of its own.
+    pub apart: bool,
 }
 
 impl Plan {
     pub fn new(mode: Mode) -> Plan {
         // The client's own number of tokens, so that texts can be compared with one engine's.
         let options = vec![(Key::DecodeTokenBudget, "exact")];
-        Plan { mode, prefill: 1, decode: 1, release: "0.32.0", dp: 1, tp: 1, options, adjust: |_| {} }
+        Plan { mode, prefill: 1, decode: 1, release: "0.32.0", dp: 1, tp: 1, options, adjust: |_| {}, apart: false }
     }
 
     pub fn engines(self, prefill: usize, decode: usize) -> Plan {
@@ -138,7 +157,7 @@ impl Plan {
 
     /// Starts everything and waits until every engine is ready.
     pub async fn start(self) -> World {
-        let proxy = Proxy::start(&self.options);
+        let proxy = if self.apart { Proxy::apart(&self.options) } else { Proxy::start(&self.options) };
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
         for _ in 0..self.prefill {
             prefill.push(engine(self.settings(Role::Prefill, proxy.registration)).await);
