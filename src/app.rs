@@ -101,8 +101,12 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let address = config.listen.http;
         let clients = bind(address).map_err(|error| StartError::Http { address, error })?;
-        let (max_peers, max_connections) =
-            fit(config.discovery.max_engines, config.http.max_connections, raise_descriptors());
+        let (max_peers, max_connections) = fit(
+            config.discovery.max_engines,
+            config.http.max_connections,
+            config.http.max_in_flight,
+            raise_descriptors(),
+        );
         if max_connections < config.http.max_connections {
             tracing::warn!(
                 max_connections,

@@ -6,8 +6,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const SPARE: u64 = 100;
 /// A discovery peer holds its TCP socket and both ends of its link to the ROUTER.
 const PER_PEER: u64 = 3;
-/// A client's connection, and the two legs that its exchange may have open.
-const PER_CONNECTION: u64 = 3;
+/// The two legs that an exchange may have open, beside its client's connection.
+const PER_EXCHANGE: u64 = 2;
 
 /// Raises the soft limit on open descriptors to the hard limit; returns the limit that holds afterwards.
 pub fn raise_descriptors() -> u64 {
@@ -18,14 +18,17 @@ pub fn raise_descriptors() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Caps on discovery peers and client connections, up to those asked for, that fit into `descriptors` together: beyond them
-/// accept loops would meet the limit and spin. A quarter is for peers.
-pub fn fit(max_peers: usize, max_connections: usize, descriptors: u64) -> (usize, usize) {
+/// Caps on discovery peers and client connections, up to those asked for, that fit into `descriptors` together with
+/// `max_in_flight` exchanges: beyond them accept loops would meet the limit and spin. A quarter is for peers.
+pub fn fit(max_peers: usize, max_connections: usize, max_in_flight: usize, descriptors: u64) -> (usize, usize) {
     let room = descriptors.saturating_sub(SPARE);
     let capped = |wanted: usize, room: u64| wanted.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1);
     let peers = capped(max_peers, room / 4 / PER_PEER);
     let left = room.saturating_sub(PER_PEER.saturating_mul(peers as u64));
-    (peers, capped(max_connections, left / PER_CONNECTION))
+    // Where every connection may have an exchange each costs three; where fewer may, the others are idle and cost one.
+    let busy = left / (1 + PER_EXCHANGE);
+    let idle = left.saturating_sub(PER_EXCHANGE.saturating_mul(max_in_flight as u64));
+    (peers, capped(max_connections, busy.max(idle)))
 }
 
 #[cfg(test)]
@@ -34,10 +37,11 @@ mod tests {
 
     #[test]
     fn caps_fit_into_the_descriptors() {
-        assert_eq!(fit(4096, 16384, u64::MAX), (4096, 16384));
-        assert_eq!(fit(4096, 16384, 1024), (77, 231));
-        assert_eq!(fit(10, 16384, 1024), (10, 298));
-        assert_eq!(fit(4096, 16384, 0), (1, 1));
+        assert_eq!(fit(4096, 16384, 8192, u64::MAX), (4096, 16384));
+        assert_eq!(fit(4096, 16384, 8192, 1024), (77, 231));
+        assert_eq!(fit(10, 16384, 8192, 1024), (10, 298));
+        assert_eq!(fit(4096, 16384, 1000, 20_000), (1658, 12_926));
+        assert_eq!(fit(4096, 16384, 8192, 0), (1, 1));
     }
 
     #[test]

@@ -100,6 +100,12 @@ impl Entry {
         self.refused
             .is_none_or(|(at, peer)| self.last_ping > at && (self.peer != peer || self.last_ping > at + OLD_PINGS))
     }
+
+    /// Whether another process answers for it now. Pings over the connection of before are the same process's, whatever its
+    /// HTTP server went through, and its KV sessions with its peers hold.
+    fn was_replaced(&self) -> bool {
+        self.refused.is_some_and(|(_, peer)| peer.is_none() || self.peer != peer)
+    }
 }
 
 /// Settings of the registry.
@@ -119,6 +125,8 @@ pub struct Registry {
     limits: RegistryLimits,
     metrics: Arc<Metrics>,
     entries: HashMap<HttpAddress, Entry>,
+    /// Engines taken for dead: what they said, which life it was, where their pings came from.
+    departed: HashMap<HttpAddress, (Registration, u64, Option<SocketAddr>)>,
     mode: Option<Mode>,
     last_number: u64,
     dirty: bool,
@@ -134,6 +142,7 @@ impl Registry {
             limits,
             metrics,
             entries: HashMap::new(),
+            departed: HashMap::new(),
             mode: None,
             last_number: 0,
             dirty: true,
@@ -160,7 +169,8 @@ impl Registry {
                 return Outcome::Full;
             }
             self.warn_of_overlaps(&registration);
-            self.add(registration, peer, number, number, now);
+            let incarnation = self.returned(&registration, peer).unwrap_or(number);
+            self.add(registration, peer, number, incarnation, now);
             return Outcome::Added;
         };
         (entry.last_ping, entry.peer) = (now, peer);
@@ -221,6 +231,29 @@ impl Registry {
         }
     }
 
+    /// An engine is taken for dead. It may only have been out of reach, so what it knew is not forgotten yet.
+    fn depart(&mut self, address: &HttpAddress) {
+        let Some(entry) = self.entries.get(address) else { return };
+        let (registration, incarnation, peer) = (entry.registration.clone(), entry.incarnation, entry.peer);
+        self.remove(address);
+        self.ended.retain(|ended| *ended != incarnation);
+        if self.departed.len() >= self.limits.max_engines {
+            self.ended.extend(self.departed.drain().map(|(_, (_, incarnation, _))| incarnation));
+        }
+        self.departed.insert(address.clone(), (registration, incarnation, peer));
+    }
+
+    /// The life of an engine that was taken for dead and pings over the connection of before: it never ended.
+    fn returned(&mut self, registration: &Registration, peer: Option<SocketAddr>) -> Option<u64> {
+        let (before, incarnation, from) = self.departed.remove(&registration.http)?;
+        let same = peer.is_some() && peer == from && before.same_engine(registration);
+        if !same {
+            self.ended.push(incarnation);
+            self.dirty = true;
+        }
+        same.then_some(incarnation)
+    }
+
     /// Two engines on one host whose port ranges meet will serve each other's messages (requirement RS-18).
     fn warn_of_overlaps(&self, new: &Registration) {
         let span = |base: u16, r: &Registration| (u32::from(base), u32::from(base) + r.dp_size * r.tp_size);
@@ -246,7 +279,7 @@ impl Registry {
         match probe {
             // It serves again, but what it said of its ports is from before: its first ping is waited for.
             Probe::Alive(_) if !entry.has_spoken_since_refusal() => {}
-            Probe::Alive(_) if entry.refused.is_some() => {
+            Probe::Alive(_) if entry.was_replaced() => {
                 let (registration, order, peer) = (entry.registration.clone(), entry.order, entry.peer);
                 tracing::warn!(role = %registration.role, engine = %address, "engine is back after it refused connections: a new incarnation");
                 self.remove(address);
@@ -254,6 +287,7 @@ impl Registry {
                 return self.probed(address, number, probe, now);
             }
             Probe::Alive(release) => {
+                entry.refused = None;
                 if silent && !entry.silent {
                     entry.silent = true;
                     tracing::warn!(role = %entry.registration.role, engine = %address, "engine has stopped pinging but answers: it stays");
@@ -272,7 +306,7 @@ impl Registry {
             }
             Probe::Refused | Probe::Silent if silent => {
                 tracing::warn!(role = %entry.registration.role, engine = %address, "engine left: no ping and no answer");
-                return self.remove(address);
+                return self.depart(address);
             }
             // A busy engine may be late with its answer; its pings and its legs speak for it.
             Probe::Silent if entry.state == State::Ready => {}

@@ -143,7 +143,7 @@ async fn run(mode: Mode, seed: u64, exchanges: usize) {
         (Key::AnswerTimeout, "2s"),
         (Key::StreamIdleTimeout, "1s"),
         (Key::UnparkTimeout, "3s"),
-        (Key::EngineTtl, "1s"),
+        (Key::EngineTtl, "5s"),
         (Key::BreakerOpen, "100ms"),
         (Key::BreakerOpenMax, "200ms"),
     ];

@@ -125,6 +125,39 @@ fn refused_and_back_is_another_incarnation() {
 }
 
 #[test]
+fn pings_over_the_same_connection_are_the_same_process() {
+    let (mut registry, start) = registry();
+    let here = Some(([127, 0, 0, 1], 4000).into());
+    registry.hear(says(1, Role::Prefill), here, start);
+    probe(&mut registry, start, Probe::Alive(None));
+    let life = only_incarnation(&registry);
+    let refused = start + PROBE_READY;
+    assert_eq!(probe(&mut registry, refused, Probe::Refused), 1);
+    let back = refused + OLD_PINGS + PROBE_AGAIN_MAX;
+    registry.hear(says(1, Role::Prefill), here, back);
+    assert_eq!(probe(&mut registry, back, Probe::Alive(None)), 1);
+    assert_eq!((pool(&registry).prefill_slots.len(), only_incarnation(&registry)), (1, life));
+}
+
+#[test]
+fn an_engine_that_was_out_of_reach_is_the_same() {
+    let here = Some(([127, 0, 0, 1], 4000).into());
+    for (back_from, same) in [(here, true), (Some(([127, 0, 0, 1], 4001).into()), false), (None, false)] {
+        let (mut registry, start) = registry();
+        registry.hear(says(1, Role::Prefill), here, start);
+        probe(&mut registry, start, Probe::Alive(None));
+        let life = only_incarnation(&registry);
+        let gone = start + LIMITS.ttl + Duration::from_secs(1);
+        registry.due(gone);
+        registry.probed(&says(1, Role::Prefill).http, life, Probe::Silent, gone);
+        assert!(registry.publish().is_empty(), "what it knew may still hold");
+        assert_eq!(registry.hear(says(1, Role::Prefill), back_from, gone), Outcome::Added);
+        assert_eq!(registry.publish(), if same { vec![] } else { vec![life] });
+        assert_eq!(only_incarnation(&registry) == life, same);
+    }
+}
+
+#[test]
 fn a_late_health_answer_does_not_stop_a_ready_engine() {
     let (mut registry, start) = registry();
     registry.hear(says(1, Role::Prefill), None, start);

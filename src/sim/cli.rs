@@ -93,6 +93,12 @@ pub enum RunError {
     },
 }
 
+/// A line on stdout; nobody has to read it.
+fn say(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 /// Starts the engines, prints a line for each, and serves until `stop`.
 pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let mut engines = Vec::new();
@@ -117,7 +123,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
             ..Settings::new(role, options.mode, options.registration.clone())
         };
         let engine = Engine::start(settings).await.map_err(|source| RunError::Engine { role, number, source })?;
-        println!("{}", describe(&engine));
+        say(&describe(&engine));
         engines.push(engine);
     }
     let control = match options.control_port {
@@ -126,7 +132,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
             let address = SocketAddr::new(options.host, port);
             let control =
                 Control::start(address, &engines).await.map_err(|source| RunError::Control { port, source })?;
-            println!("control http://{}", control.address());
+            say(&format!("control http://{}", control.address()));
             Some(control)
         }
     };
