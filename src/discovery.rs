@@ -123,7 +123,7 @@ impl Discovery {
                 return false;
             }
         };
-        if let Some(reason) = self.distrust(&registration, message.peer) {
+        if let Some(reason) = distrust(&registration, message.peer, &self.allowed) {
             self.metrics.registration("not_allowed");
             self.complain(message.peer, &format!("engine {}: {reason}", registration.http));
             return false;
@@ -141,25 +141,6 @@ impl Discovery {
             Outcome::Refreshed | Outcome::Restarted => {}
         }
         matches!(outcome, Outcome::Added | Outcome::Restarted)
-    }
-
-    /// Why an engine's hosts are not to be dialled.
-    fn distrust(&self, registration: &Registration, peer: Option<SocketAddr>) -> Option<String> {
-        let remote = peer.is_some_and(|peer| !peer.ip().to_canonical().is_loopback());
-        for host in [&registration.http.host, &registration.kv.host] {
-            let address = host.parse::<IpAddr>().ok();
-            let here = address.is_some_and(|a| a.is_loopback()) || host.eq_ignore_ascii_case("localhost");
-            if here && remote {
-                return Some(format!(
-                    "host {host} is this machine's own, but the engine is elsewhere; set VLLM_HOST_IP there"
-                ));
-            }
-            let allowed = |address: IpAddr| self.allowed.iter().any(|net| net.contains(&address));
-            if !self.allowed.is_empty() && !address.is_some_and(allowed) {
-                return Some(format!("host {host} is not in --engine-allow"));
-            }
-        }
-        None
     }
 
     /// Logs each complaint once: engines repeat themselves every few seconds.
@@ -181,6 +162,25 @@ impl Discovery {
             let _ = results.send((order.registration.http, order.incarnation, probe));
         });
     }
+}
+
+/// Why an engine's hosts are not to be dialled.
+fn distrust(registration: &Registration, peer: Option<SocketAddr>, nets: &[IpNet]) -> Option<String> {
+    let remote = peer.is_some_and(|peer| !peer.ip().to_canonical().is_loopback());
+    for host in [&registration.http.host, &registration.kv.host] {
+        let address = host.parse::<IpAddr>().ok();
+        let here = address.is_some_and(|a| a.is_loopback()) || host.eq_ignore_ascii_case("localhost");
+        if here && remote {
+            return Some(format!(
+                "host {host} is this machine's own, but the engine is elsewhere; set VLLM_HOST_IP there"
+            ));
+        }
+        let allowed = |address: IpAddr| nets.iter().any(|net| net.contains(&address));
+        if !nets.is_empty() && !address.is_some_and(allowed) {
+            return Some(format!("host {host} is not in --engine-allow"));
+        }
+    }
+    None
 }
 
 /// Asks an engine whether it is alive and which release it is, and whether its KV ports take connections. Nothing is ever
@@ -219,5 +219,36 @@ async fn takes_connections(host: &str, port: u16) -> bool {
     match tokio::time::timeout(PROBE_LIMIT, TcpStream::connect((host, port))).await {
         Ok(Err(error)) => error.kind() != std::io::ErrorKind::ConnectionRefused,
         Ok(Ok(_)) | Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_trusted_by_where_they_come_from() {
+        let check = |host: &str, peer: &str, nets: &[&str], trusted: bool| {
+            let wire = serde_json::json!({
+                "type": "P", "http_address": format!("{host}:8000"),
+                "zmq_address": format!("host:{host},handshake:6301,notify:61005"),
+                "dp_size": 1, "tp_size": 1, "transfer_mode": "READ",
+            });
+            let Ok(Message::Register(registration, _)) = dialect::decode(&rmp_serde::to_vec(&wire).unwrap()) else {
+                panic!("{host} makes a registration");
+            };
+            let nets: Vec<IpNet> = nets.iter().map(|net| net.parse().unwrap()).collect();
+            let peer = peer.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 4000));
+            assert_eq!(distrust(&registration, peer, &nets).is_none(), trusted, "{host} from {peer:?} with {nets:?}");
+        };
+        check("127.0.0.1", "127.0.0.1", &[], true);
+        check("127.0.0.1", "10.0.0.5", &[], false);
+        check("localhost", "10.0.0.5", &[], false);
+        check("::1", "10.0.0.5", &[], false);
+        check("10.0.0.5", "10.0.0.5", &[], true);
+        check("node-3", "10.0.0.5", &[], true);
+        check("10.0.0.5", "10.0.0.5", &["10.0.0.0/24"], true);
+        check("10.0.1.5", "10.0.0.5", &["10.0.0.0/24"], false);
+        check("node-3", "10.0.0.5", &["10.0.0.0/24"], false);
     }
 }

@@ -223,7 +223,7 @@ async fn silent_fakes_hold_up_no_real_engine() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_of_pings_disturbs_nobody() {
-    const ENGINES: usize = 200;
+    const ENGINES: usize = 1000;
     let world = slow().start().await;
     let stream = Undisturbed::start(&world).await;
     let mut peers = Vec::new();
