@@ -188,6 +188,7 @@ impl Dispatcher {
         limits: RelayLimits,
     ) -> Result<Response<Relay>, Failure> {
         let Some(mut exchange) = exchange.take() else {
+            self.keeper.metrics.invariant_breaches.inc();
             return Err(Failure { error: ProxyError::Internal, retry: Retry::Never });
         };
         exchange.committed(head.status.as_u16());

@@ -97,6 +97,14 @@ pub enum Unread {
 }
 
 impl Unread {
+    /// Decode has let its time pass: nothing more is to be hoped for from a push, so prefill is told to stop.
+    pub fn overdue(&mut self) {
+        if let Unread::Parked(parked) = self {
+            parked.held.release();
+            parked.prefill = PrefillLeg::Stopped;
+        }
+    }
+
     /// The client left after the head: decode's leg goes on as long as it must.
     pub fn outlive(self, body: reqwest::Body, seat: Seat, contact: Contact) {
         match self {

@@ -147,8 +147,11 @@ impl Relay {
 
     fn fail(&mut self, failure: LegFailure) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         self.exchange.failed(&failure.error);
-        if let Some(open) = self.open.take() {
+        if let Some(mut open) = self.open.take() {
             open.seat.end(failure.status, failure.verdict);
+            if let (LegStatus::Timeout, Some(unread)) = (failure.status, &mut open.unread) {
+                unread.overdue();
+            }
             leave(open);
         }
         if !self.events {

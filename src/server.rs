@@ -4,7 +4,7 @@ mod neutral;
 mod status;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -70,6 +70,8 @@ pub struct Server {
     metrics: Arc<Metrics>,
     room: Arc<Semaphore>,
     retry_budget: AtomicI64,
+    /// Whose turn it is on routes that any engine answers alike.
+    neutral_turn: AtomicUsize,
     health: status::Health,
 }
 
@@ -80,7 +82,17 @@ impl Server {
         let room = Arc::new(Semaphore::new(settings.max_in_flight));
         let health = status::Health::new(settings.health_waits);
         let retry_budget = AtomicI64::new(RETRY_RESERVE * RETRY_COST);
-        Arc::new(Server { settings, dispatcher, selector, pool, metrics, room, retry_budget, health })
+        Arc::new(Server {
+            settings,
+            dispatcher,
+            selector,
+            pool,
+            metrics,
+            room,
+            retry_budget,
+            neutral_turn: AtomicUsize::new(0),
+            health,
+        })
     }
 
     /// Every route; anything else is a 404 in OpenAI's shape.

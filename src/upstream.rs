@@ -173,6 +173,7 @@ impl LegFailure {
 #[derive(Debug, Default)]
 pub struct Sent {
     began: OnceLock<Instant>,
+    ended: OnceLock<Instant>,
     notify: Notify,
     fate: AtomicU8,
 }
@@ -193,9 +194,9 @@ impl Sent {
         }
     }
 
-    /// When the request began to be written.
-    pub fn began(&self) -> Option<Instant> {
-        self.began.get().copied()
+    /// When the last of the request was handed to the connection.
+    pub fn written_at(&self) -> Option<Instant> {
+        self.ended.get().copied()
     }
 
     fn is_started(&self) -> bool {
@@ -208,6 +209,7 @@ impl Sent {
     }
 
     fn written(&self) -> bool {
+        let _ = self.ended.set(Instant::now());
         self.fate.compare_exchange(OPEN, WRITTEN, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }

@@ -88,6 +88,41 @@ async fn write_decode_is_woken_when_its_prefill_failed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_503_of_decode_costs_one_prefill() {
+    for mode in [Mode::Read, Mode::Write] {
+        let world = Plan::new(mode).engines(2, 2).start().await;
+        world.decode.iter().for_each(|decode| decode.set_fault(Fault::always(refuse(503))));
+        let answer = ask(&world).await;
+        assert_eq!((answer.status, answer.source()), (503, "decode"), "{mode:?} {}", answer.body);
+        // In WRITE prefill's leg may be closed before its engine has counted it.
+        let prefills: u64 = world.prefill.iter().map(|prefill| prefill.counters().legs).sum();
+        assert!(prefills <= 1 && (mode == Mode::Write || prefills == 1), "{mode:?} {prefills}");
+        assert_eq!(world.proxy.metric("moriio_attempts_total{cause=\"retry\"}").await, 0.0, "{mode:?}");
+        world.decode.iter().for_each(Engine::clear_faults);
+        world.settle().await;
+    }
+}
+
+/// Decode's head came, its first byte did not: the legs are ended when the limit passes, not one limit later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_leg_that_is_overdue_is_ended_at_once() {
+    let limit = Duration::from_secs(10);
+    let world = Plan::new(Mode::Write).with(Key::FirstByteTimeout, "10s").start().await;
+    generate(&world.proxy, PROMPT, 8, true).await;
+    let before = world.prefill[0].counters().releases;
+    world.decode[0].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 0 }, 1));
+    let answer = ask(&world).await;
+    assert_eq!(
+        (answer.status, answer.events().last().unwrap()["error"]["code"].as_str()),
+        (200, Some("engine_timeout"))
+    );
+    let told = std::time::Instant::now();
+    until_true("a release", || world.prefill[0].counters().releases > before).await;
+    assert!(told.elapsed() < limit - Duration::from_secs(2), "{:?} after the client was told", told.elapsed());
+    world.decode[0].clear_faults();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_sent_where_it_would_not_be_understood_or_is_switched_off() {
     // 0.22 goes deaf on a release that it does not know.
     for (release, option) in [("0.22.0", "auto"), ("0.32.0", "off")] {

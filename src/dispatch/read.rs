@@ -52,8 +52,11 @@ impl Attempt<'_> {
         held.finished();
         let params = self.params(&answer, &prefill.name)?;
         drop(answer);
-        if let Some(rank) = params.named_rank(prefill.registration.dp_size) {
-            held.rank(rank);
+        if let Some(named) = params.named_rank(prefill.registration.dp_size) {
+            if rank.is_some_and(|asked| asked != named) {
+                tracing::warn!(engine = %prefill.name, asked = rank, named, "prefill served on another rank than it was asked to");
+            }
+            held.rank(named);
         }
 
         let limits = self.relay_limits();
@@ -142,14 +145,21 @@ impl Attempt<'_> {
                 })
             }
         };
-        match &result {
-            Ok(_) => held.let_go(),
-            Err(LegFailure { error: ProxyError::Engine { .. }, .. }) => held.reclaim(),
+        let result = match result {
+            Err(failure) if matches!(failure.error, ProxyError::Engine { .. }) => {
+                held.reclaim();
+                // Decode answered: another prefill for another answer is the client's decision.
+                Err(LegFailure { retry: Retry::Never, ..failure })
+            }
+            Ok(answer) => {
+                held.let_go();
+                Ok(answer)
+            }
             // Not written: still ours, or the next engine's. Written and broken: decode may be reading.
-            Err(_) => {}
-        }
+            Err(failure) => Err(failure),
+        };
         let (response, seat) = result?;
-        let since = sent.began().unwrap_or_else(std::time::Instant::now);
+        let since = sent.written_at().unwrap_or_else(std::time::Instant::now);
         Ok((response, seat, Reading::new(keeper, since)))
     }
 }
@@ -177,7 +187,7 @@ impl Reader<'_> {
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
         if let (Some(decode), false) = (self.decode.take(), self.sent.revoke()) {
-            let since = self.sent.began().unwrap_or_else(std::time::Instant::now);
+            let since = self.sent.written_at().unwrap_or_else(std::time::Instant::now);
             Reading::new(self.keeper, since).keep(DecodeLeg::Sending(decode));
         }
     }

@@ -236,6 +236,7 @@ impl Legs<'_> {
         let (Some(Decode::Head(response, seat)), Some(rest), Some(prefill)) =
             (self.decode.take(), self.rest.take(), self.prefill.take())
         else {
+            self.dispatcher.keeper.metrics.invariant_breaches.inc();
             return Err(Failure { error: ProxyError::Internal, retry: Retry::Never });
         };
         let (head, body) = response.into_parts();

@@ -1,7 +1,7 @@
 //! Routes that schedule no work on an engine: passed to one ready engine, as they are, and back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -16,9 +16,6 @@ use crate::upstream;
 
 /// Time for the whole answer; these routes do nothing that takes long.
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// Whose turn it is, over all servers of the process: engines of one model answer these routes alike.
-static TURN: AtomicUsize = AtomicUsize::new(0);
 
 /// Passes a request to an engine, prefill or decode.
 pub(super) async fn pass(State(server): State<Arc<Server>>, request: Request) -> Response {
@@ -37,7 +34,7 @@ async fn forward(server: &Server, head: &http::request::Parts, body: Body) -> Re
     let body = server.read(&head.headers, body).await?;
     let pool = server.pool();
     let ready: Vec<&Arc<Engine>> = pool.engines().filter(|e| e.state == EngineState::Ready).collect();
-    let turn = TURN.fetch_add(1, Ordering::Relaxed);
+    let turn = server.neutral_turn.fetch_add(1, Ordering::Relaxed);
     let Some(engine) = ready.get(turn % ready.len().max(1)) else {
         return Err(super::no_pair(&pool, std::time::Instant::now()));
     };
