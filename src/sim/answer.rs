@@ -14,6 +14,7 @@ use super::ask::{Ask, Surface};
 use super::core::{Blocks, Core, Gauge};
 use super::fault::LegFaults;
 use super::http::Link;
+use super::mapped::Mapped;
 use super::text::Voice;
 
 /// An answer that is about to be given, with all it holds until its end.
@@ -35,6 +36,8 @@ pub(crate) struct Holds {
     pub(crate) blocks: Option<Blocks>,
     pub(crate) completed: bool,
     pub(crate) running: Option<Gauge>,
+    /// WRITE decode: the line in the engine's table ends with the answer.
+    pub(crate) _mapped: Option<Mapped>,
 }
 
 impl Drop for Holds {

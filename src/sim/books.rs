@@ -55,6 +55,8 @@ pub struct Counters {
     pub releases: u64,
     /// Transfers freed by a release.
     pub released: u64,
+    /// Releases of transfers that were over: real engines since 0.26 keep each for ever.
+    pub stray_releases: u64,
     /// Transfers freed by the defer timeout.
     pub reaped: u64,
     /// KV written where it does not belong, or pushed to another engine than asked for it.

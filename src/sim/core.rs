@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::books::{Books, Counters, lock};
 use super::handshake::Metadata;
+use super::mapped::Stage;
 use super::notify::{Allocation, Release};
 use super::params::Peer;
 use super::ports::Ports;
@@ -113,7 +114,10 @@ pub(crate) struct State {
     pub(crate) held: HashMap<String, Held>,
     pub(crate) allocations: HashMap<String, Allocation>,
     pub(crate) early_releases: HashMap<String, Vec<(u32, Release)>>,
+    pub(crate) mapped: HashMap<String, Stage>,
     pub(crate) parked: HashMap<String, Waiter>,
+    /// Completions that came before their request: rank, tensor-parallel rank, writers.
+    pub(crate) early_completions: HashMap<String, Vec<(usize, u32, Option<u32>)>>,
     pub(crate) targets: HashMap<String, Target>,
     pub(crate) ended: HashSet<String>,
     ended_order: VecDeque<String>,

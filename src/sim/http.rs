@@ -189,7 +189,7 @@ async fn generate(
             return error(StatusCode::BAD_REQUEST, &message);
         }
     };
-    Leg { core, link, ask, faults }.run().await
+    Leg { core, link, ask, faults, mapped: None }.run().await
 }
 
 fn received(head: &http::request::Parts, body: &Bytes, transfer_params: Value) -> ReceivedLeg {

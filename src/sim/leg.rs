@@ -17,7 +17,8 @@ use super::core::{Blocks, Core, Gauge, Target, Waiter};
 use super::fault::LegFaults;
 use super::handshake::{audit_first_contact, meet};
 use super::http::Link;
-use super::notify::remote_blocks_message;
+use super::mapped::{Mapped, Stage};
+use super::notify::{complete_early, remote_blocks_message};
 use super::params::{Facts, Peer, Plan, plan};
 use super::text::{Block, Voice};
 use super::transfer::{self, Debt};
@@ -28,6 +29,8 @@ pub(crate) struct Leg {
     pub(crate) link: Arc<Link>,
     pub(crate) ask: Ask,
     pub(crate) faults: LegFaults,
+    /// WRITE decode: its line in the engine's table.
+    pub(crate) mapped: Option<Mapped>,
 }
 
 impl Leg {
@@ -100,6 +103,7 @@ impl Leg {
         let core = self.core.clone();
         core.books.count(|counters| counters.prefill_legs += 1);
         let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
+        let _mapped = Mapped::enter(&core, transfer, Stage::Computing);
         let running = Gauge::new(&core, |state| &mut state.running);
         if !core.settings.prefill_delay.is_zero() {
             sleep(core.settings.prefill_delay).await;
@@ -186,7 +190,7 @@ impl Leg {
         self.generate(blocks).await
     }
 
-    async fn write_decode(self, rank: usize, transfer: &str, peer: Peer, notifies: bool) -> Response<Body> {
+    async fn write_decode(mut self, rank: usize, transfer: &str, peer: Peer, notifies: bool) -> Response<Body> {
         let core = self.core.clone();
         core.books.count(|counters| counters.decode_legs += 1);
         let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
@@ -195,8 +199,10 @@ impl Leg {
         if notifies {
             self.ask_for_push(rank, transfer, &peer, &prompt_blocks);
         }
+        complete_early(&core, transfer);
         let outcome = woken.await.unwrap_or_else(|_| Err("parked request lost".into()));
-        let (blocks, complete) = arrival.wake();
+        let (blocks, mapped, complete) = arrival.wake();
+        self.mapped = mapped;
         core.thawed().await;
         if let Err(reason) = outcome {
             core.books.count(|counters| counters.failed += 1);
@@ -253,7 +259,7 @@ impl Leg {
     }
 
     fn answer(self, voice: Voice, transfer_params: Value, blocks: Option<Blocks>, running: Gauge) -> Answer {
-        let holds = Holds { core: self.core.clone(), blocks, completed: false, running: Some(running) };
+        let holds = Holds { core: self.core.clone(), blocks, completed: false, running: Some(running), _mapped: self.mapped };
         Answer {
             core: self.core,
             link: self.link,
@@ -289,6 +295,7 @@ struct Arrival {
     core: Arc<Core>,
     transfer: String,
     blocks: Option<Blocks>,
+    mapped: Option<Mapped>,
 }
 
 type Woken = oneshot::Receiver<Result<(), String>>;
@@ -304,20 +311,21 @@ impl Arrival {
             written: Default::default(),
             claimed_tp: Some(peer.tp),
         };
+        let mapped = Some(Mapped::enter(core, transfer, Stage::Parked));
         let mut state = lock(&core.state);
         state.parked.insert(transfer.to_string(), waiter);
         state.targets.insert(transfer.to_string(), target);
         drop(state);
-        (Self { core: core.clone(), transfer: transfer.to_string(), blocks: Some(blocks) }, woken)
+        (Self { core: core.clone(), transfer: transfer.to_string(), blocks: Some(blocks), mapped }, woken)
     }
 
     /// Ends the parking; says whether all KV had come.
-    fn wake(mut self) -> (Blocks, bool) {
+    fn wake(mut self) -> (Blocks, Option<Mapped>, bool) {
         let target = lock(&self.core.state).targets.remove(&self.transfer);
         let complete =
             target.is_some_and(|target| target.blocks.iter().all(|id| target.written.get(id) == Some(&u32::MAX)));
         let blocks = self.blocks.take().unwrap_or_else(|| Blocks::of(&self.core, 0, Vec::new()));
-        (blocks, complete)
+        (blocks, self.mapped.take(), complete)
     }
 }
 

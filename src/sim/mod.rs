@@ -30,6 +30,7 @@ mod handshake;
 mod http;
 mod leg;
 mod listen;
+mod mapped;
 mod notify;
 mod params;
 mod ports;

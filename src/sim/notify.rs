@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use super::books::lock;
 use super::core::{Core, State};
 use super::handshake::go_deaf;
+use super::mapped::{Stage, perish};
 use super::params::Peer;
 use super::transfer;
 use super::zmtp::Connection;
@@ -25,6 +26,9 @@ pub(crate) struct Allocation {
     /// The asking life's nonce, told only by simulated engines.
     pub(crate) sender: Option<u64>,
 }
+
+/// Messages kept for requests that have not come. Real engines know no limit, and look at each in every step.
+const EARLY_KEPT: usize = 4096;
 
 /// One release of a transfer.
 #[derive(Clone, Copy, Debug)]
@@ -78,8 +82,12 @@ fn map(core: &Arc<Core>, offset: u32, message: &Value) -> Result<(), String> {
             Ok(())
         }
         ("write_failed", false) if core.minor >= 33 => {
-            let waiter = lock(&core.state).parked.remove(&transfer()?);
+            let transfer = transfer()?;
+            let mut state = lock(&core.state);
+            let waiter = state.parked.remove(&transfer);
             if let Some(waiter) = waiter {
+                state.mapped.insert(transfer, Stage::Woken);
+                drop(state);
                 // The request may be gone already; then nobody needs to know.
                 let _ = waiter.wake.send(Err("KV transfer failed".into()));
             }
@@ -206,8 +214,28 @@ fn encode(message: &Value) -> Bytes {
 fn write_done(core: &Arc<Core>, offset: u32, transfer: &str, writers: Option<u32>) {
     core.books.count(|counters| counters.write_done += 1);
     let (rank, tp_rank) = ranks(core, offset);
+    complete(core, transfer, rank, tp_rank, writers);
+}
+
+/// Applies the completions that came before their request was parked.
+pub(crate) fn complete_early(core: &Arc<Core>, transfer: &str) {
+    let early = lock(&core.state).early_completions.remove(transfer);
+    for (rank, tp_rank, writers) in early.unwrap_or_default() {
+        complete(core, transfer, rank, tp_rank, writers);
+    }
+}
+
+fn complete(core: &Arc<Core>, transfer: &str, rank: usize, tp_rank: u32, writers: Option<u32>) {
     let mut state = lock(&core.state);
+    if state.mapped.get(transfer) == Some(&Stage::Woken) {
+        drop(state);
+        return perish(core, "write_done for a request that no longer waits: the scheduler's assertion fails");
+    }
     let Some(waiter) = state.parked.get_mut(transfer).filter(|waiter| waiter.rank == rank) else {
+        // Kept until its request comes, for ever if none does.
+        if core.minor >= 23 && state.early_completions.len() < EARLY_KEPT {
+            state.early_completions.entry(transfer.to_string()).or_default().push((rank, tp_rank, writers));
+        }
         return;
     };
     let entry = waiter.done.entry(tp_rank).or_insert((0, 1));
@@ -215,6 +243,7 @@ fn write_done(core: &Arc<Core>, offset: u32, transfer: &str, writers: Option<u32
     entry.1 = writers.unwrap_or(1);
     let complete = (0..core.settings.tp).all(|tp| waiter.done.get(&tp).is_some_and(|(came, needed)| came >= needed));
     if complete && let Some(waiter) = state.parked.remove(transfer) {
+        state.mapped.insert(transfer.to_string(), Stage::Woken);
         drop(state);
         // The request may be gone already; then nobody needs to know.
         let _ = waiter.wake.send(Ok(()));
@@ -226,10 +255,21 @@ fn release(core: &Arc<Core>, offset: u32, transfer: &str, release: Release) {
     let (_, tp_rank) = ranks(core, offset);
     let mut state = lock(&core.state);
     if state.held.contains_key(transfer) {
-        apply(core, state, transfer, &[(tp_rank, release)]);
-    } else if !state.ended.contains(transfer) && state.early_releases.len() < 4096 {
-        // The transfer may only just be computed: releases wait for it.
-        state.early_releases.entry(transfer.to_string()).or_default().push((tp_rank, release));
+        return apply(core, state, transfer, &[(tp_rank, release)]);
+    }
+    match (state.mapped.get(transfer), core.minor) {
+        (Some(_), ..=27) => {
+            drop(state);
+            perish(core, "release of a prefill that has not finished: the scheduler's assertion fails");
+        }
+        // Nothing is held, and nothing will be.
+        (Some(Stage::Aborted), _) => {}
+        (None, ..=25) => {}
+        _ if state.ended.contains(transfer) => core.books.count(|counters| counters.stray_releases += 1),
+        _ if state.early_releases.len() < EARLY_KEPT => {
+            state.early_releases.entry(transfer.to_string()).or_default().push((tp_rank, release));
+        }
+        _ => {}
     }
 }
 

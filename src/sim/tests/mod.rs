@@ -14,6 +14,7 @@ mod faults;
 mod mistakes;
 mod pairs;
 mod registration;
+mod timing;
 
 /// A prefill and a decode engine that registered nowhere.
 struct Pair {

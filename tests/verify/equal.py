@@ -1,0 +1,60 @@
+"""A pair's answers against those of one undivided engine."""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import texts
+
+
+def expected(single, path, body, budget):
+    """What the undivided engine says; for a proxy that asks decode for one token less, to a limit of one less."""
+    if budget == "minus-one":
+        body = body | {"max_tokens": max(1, body["max_tokens"] - 1)}
+    return single.ask(path, body)
+
+
+def equal(world):
+    """Text, usage and finish reason of `count` requests; those to which the undivided engine itself has no one answer
+    (kernels whose sums depend on the batch) are left out, and said so."""
+    rng = texts.generator(world.seed)
+    jobs = [texts.request(rng, world.model, number) for number in range(world.count)]
+
+    def one(job):
+        path, body = job
+        want = expected(world.single, path, body, world.budget)
+        got = world.proxy.ask(path, body)
+        return want, got
+
+    def steady(job, want):
+        path, body = job
+        return all(expected(world.single, path, body, world.budget).content() == want.content() for _ in range(3))
+
+    with ThreadPoolExecutor(world.concurrency) as pool:
+        results = list(pool.map(one, jobs))
+    broken = [(job, want, got) for job, (want, got) in zip(jobs, results) if want.content() != got.content()]
+    wrong = [(job, want, got) for job, want, got in broken if steady(job, want)]
+    failed = [want for want, _ in results if want.status != 200]
+    for (path, body), want, got in itertools.islice(wrong, 3):
+        world.note(f"{path} stream={bool(body.get('stream'))}: single {want.content()}, proxy {got.content()} {got.message}")
+    # A comparison that could not fail would prove nothing: the model must answer different prompts differently.
+    variety = len({want.text for want, _ in results})
+    detail = f"{world.count - len(broken)} of {world.count} equal, {len(broken) - len(wrong)} left out, {variety} different texts"
+    return not wrong and not failed and variety * 2 > world.count, detail
+
+
+def one_token(world):
+    """`max_tokens` 1, where a budget of one less must not become zero, and no limit at all."""
+    rng, bad = texts.generator(world.seed + 1), []
+    for number in range(4):
+        path, body = texts.request(rng, world.model, number, tokens=1, words=20)
+        want, got = expected(world.single, path, body, world.budget), world.proxy.ask(path, body)
+        if want.content() != got.content():
+            bad.append(f"one token, {path}: {want.content()} and {got.content()}")
+    path, body = texts.request(rng, world.model, 0, words=20)
+    del body["max_tokens"]
+    want, got = world.single.ask(path, body), world.proxy.ask(path, body)
+    if want.content() != got.content():
+        bad.append(f"no limit: {want.content()} and {got.content()}")
+    for line in bad:
+        world.note(line)
+    return not bad, f"{5 - len(bad)} of 5 equal"

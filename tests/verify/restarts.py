@@ -1,0 +1,128 @@
+"""An engine is killed and started again while clients go on."""
+
+import json
+import subprocess
+import threading
+import time
+
+import texts
+from ask import Server
+from equal import expected
+
+
+class Load:
+    """Clients that never stop asking; every answer is compared with the undivided engine's."""
+
+    def __init__(self, world):
+        self.world, self.lock, self.ended = world, threading.Lock(), threading.Event()
+        rng = texts.generator(world.seed + 6)
+        self.jobs = [texts.request(rng, world.model, number, tokens=32) for number in range(32)]
+        self.want = [expected(world.single, path, body, world.budget).content() for path, body in self.jobs]
+        self.good, self.wrong, self.late, self.failed, self.streak = 0, 0, 0, {}, 0
+        self.workers = [threading.Thread(target=self._run, args=(number,)) for number in range(world.concurrency)]
+
+    def __enter__(self):
+        for worker in self.workers:
+            worker.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        for worker in self.workers:
+            worker.join()
+
+    def _run(self, number):
+        while not self.ended.is_set():
+            number = (number + self.world.concurrency) % len(self.jobs)
+            answer = self.world.proxy.ask(*self.jobs[number], self.world.limit)
+            with self.lock:
+                self._count(answer, self.want[number])
+            if answer.status != 200:
+                time.sleep(0.05)
+
+    def _count(self, answer, want):
+        self.streak = self.streak + 1 if answer.content() == want else 0
+        if answer.content() == want:
+            self.good += 1
+        elif answer.trouble.startswith("no end"):
+            self.late += 1
+        elif answer.status == 200 and not answer.trouble:
+            self.wrong += 1
+            self.world.note(f"wrong: {answer.content()} for {want}")
+        else:
+            key = answer.trouble or answer.status
+            self.failed[key] = self.failed.get(key, 0) + 1
+
+    def recovers(self, limit):
+        """Seconds until twenty answers in a row were right; None if that did not come within `limit`."""
+        with self.lock:
+            self.streak = 0
+        begun = time.monotonic()
+        while time.monotonic() - begun < limit:
+            if self.streak >= 20:
+                return time.monotonic() - begun
+            time.sleep(0.1)
+        return None
+
+
+def _stale(world):
+    """Whom the proxy's `/ready` wants restarted; empty for a proxy that says no such thing."""
+    try:
+        pairs = json.loads(world.proxy.get("/ready")[1]).get("stale_pairs", [])
+        return sorted({pair["restart"] for pair in pairs})
+    except (OSError, ValueError):
+        return []
+
+
+def _again(world, engine, command):
+    """Runs the operator's command and waits until the engine serves with a new process. Returns what went wrong.
+
+    A command whose last line is a URL says where the engine is from now on.
+    """
+    before = engine.started()
+    done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        return f"{command!r} exits {done.returncode}: {done.stderr.strip()[-200:]}"
+    said = done.stdout.strip().rpartition("\n")[2]
+    if said.startswith("http://"):
+        engine.server = Server(said)
+    deadline = time.monotonic() + world.start_limit
+    while time.monotonic() < deadline:
+        now = engine.started()
+        if now not in (None, before) and engine.alive():
+            return ""
+        time.sleep(1)
+    return f"{engine.name} is not back within {world.start_limit} s"
+
+
+def restart(world, role):
+    """The first engine of `role`, by the operator's command, under load; then whomever the proxy names as well."""
+    engine = next(engine for engine in world.cluster.engines if engine.role == role)
+    others = [other for other in world.cluster.engines if other is not engine]
+    rest, starts = world.cluster.at_rest(), {other.name: other.started() for other in others}
+    said, trouble, renewed = [], "", set()
+    with Load(world) as load:
+        time.sleep(3)
+        trouble = _again(world, engine, world.commands[role])
+        recovered = None if trouble else load.recovers(30)
+        # The proxy may know that this engine's peers took it for the old one: then they are what has to be restarted.
+        named = _stale(world)
+        for other in others:
+            if not trouble and f"{other.server.host}:{other.server.port}" in named and other.role in world.commands:
+                said.append(f"named {other.name}")
+                trouble = _again(world, other, world.commands[other.role])
+                renewed.add(other.name)
+        if renewed and not trouble:
+            recovered = load.recovers(60)
+    died = [other.name for other in others if other.name not in renewed and other.started() != starts[other.name]]
+    clean, seconds, held = world.cluster.settle(rest, world.settle)
+    detail = (
+        f"{load.good} right, {load.wrong} wrong, {load.late} without end, others {load.failed}; "
+        f"{'; '.join(said) or 'nobody named'}; recovered in {f'{recovered:.1f} s' if recovered is not None else 'NEVER'}; "
+        f"{'free' if clean else 'HELD'} after {seconds:.1f} s: {held}"
+    )
+    if died:
+        detail += f"; DIED: {', '.join(died)}"
+    if trouble:
+        detail += f"; {trouble}"
+    return not (load.wrong or load.late or died or trouble) and recovered is not None and clean, detail
