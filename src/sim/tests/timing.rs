@@ -97,7 +97,8 @@ async fn a_release_before_its_prefill_is_lost_kept_or_deadly() {
         until(&pair.prefill, "told", |counters| counters.releases == 1).await;
         let request = pair.post(&pair.prefill, &legs, &legs.prefill, None);
         let prefill = tokio::spawn(request.send());
-        let outcome = |counters: &crate::sim::Counters| (counters.died, counters.released) == (died, released);
+        // What a dying engine still does is of no account.
+        let outcome = |c: &crate::sim::Counters| c.died == died && (died > 0 || c.released == released);
         until(&pair.prefill, "done", |counters| outcome(counters) && counters.died + counters.completed > 0).await;
         prefill.abort();
     }
