@@ -147,7 +147,7 @@ impl App {
             upstream: upstream.clone(),
             selector: selector.clone(),
             pool,
-            keeper: keeper(&config, notifier, &metrics, &tasks),
+            keeper: keeper(&config, notifier, &upstream, &metrics, &tasks),
             limits: attempt_limits(&config),
             serial_write: config.exchange.write_dispatch == WriteDispatch::Serial,
             cut: cut.clone(),
@@ -193,14 +193,16 @@ impl App {
     }
 }
 
-fn keeper(config: &Config, notifier: Notifier, metrics: &Arc<Metrics>, tasks: &TaskTracker) -> Keeper {
-    Keeper {
-        notifier,
-        metrics: metrics.clone(),
-        tasks: tasks.clone(),
-        first_byte: config.upstream.first_byte,
-        unpark: config.upstream.unpark,
-    }
+fn keeper(
+    config: &Config,
+    notifier: Notifier,
+    upstream: &Upstream,
+    metrics: &Arc<Metrics>,
+    tasks: &TaskTracker,
+) -> Keeper {
+    let (client, metrics, tasks) = (upstream.client().clone(), metrics.clone(), tasks.clone());
+    let times = &config.upstream;
+    Keeper { notifier, client, metrics, tasks, first_byte: times.first_byte, unpark: times.unpark }
 }
 
 fn attempt_limits(config: &Config) -> AttemptLimits {

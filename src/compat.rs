@@ -120,8 +120,12 @@ pub struct Traits {
     pub first_contact_gate: bool,
     /// How prefill is told that nobody will fetch a transfer (protocol 6.2, 8.3, 13.1).
     pub release: ReleaseForm,
+    /// Whether a release may come before prefill has finished: it is kept until then. Older engines end when they are told
+    /// to free what still runs or was left (an assertion of their scheduler; source of 0.24.0 to 0.32.0).
+    pub early_release: bool,
     /// Whether a parked decode wakes at a `write_done` map (protocol 6.2, 13.1). It must go to every notify port of
-    /// decode's data-parallel rank, one for each tensor-parallel rank: [`notify_ports`].
+    /// decode's data-parallel rank, one for each tensor-parallel rank: [`notify_ports`]. It must come once: the engine ends
+    /// at a second one for a request that is at work (seen on 0.32.0, the same assertion since 0.18.0).
     pub unpark: bool,
     /// Whether decode understands `write_failed` (protocol 6.2, 8.3).
     pub write_failed: bool,
@@ -159,6 +163,7 @@ static UNKNOWN: Traits = Traits {
     plain_id: false,
     first_contact_gate: true,
     release: ReleaseForm::None,
+    early_release: false,
     unpark: false,
     write_failed: false,
     plain_requests: false,
@@ -166,7 +171,7 @@ static UNKNOWN: Traits = Traits {
 };
 
 /// Oldest first. Releases newer than the last row belong to the last row.
-static ROWS: [Traits; 9] = [
+static ROWS: [Traits; 10] = [
     Traits {
         name: "0.14.0 to 0.16.0",
         since: Some(Release::new(0, 14, 0)),
@@ -215,7 +220,7 @@ static ROWS: [Traits; 9] = [
         ..UNKNOWN
     },
     Traits {
-        name: "0.24.0 to 0.30.0",
+        name: "0.24.0 to 0.27.1",
         since: Some(Release::new(0, 24, 0)),
         dialect: Some(Dialect::B),
         read: Support::Works,
@@ -226,6 +231,7 @@ static ROWS: [Traits; 9] = [
         unpark: true,
         ..UNKNOWN
     },
+    Traits { name: "0.28.0 to 0.30.0", since: Some(Release::new(0, 28, 0)), first_contact_gate: true, ..SINCE_31 },
     Traits { name: "0.31.0", since: Some(Release::new(0, 31, 0)), ..SINCE_31 },
     Traits {
         name: "0.32.0",
@@ -253,6 +259,7 @@ const SINCE_31: Traits = Traits {
     plain_id: true,
     first_contact_gate: false,
     release: ReleaseForm::Map,
+    early_release: true,
     unpark: true,
     write_failed: false,
     plain_requests: false,
@@ -295,10 +302,11 @@ pub fn readme_table() -> String {
     );
     for row in ROWS.iter().chain([&UNKNOWN]) {
         let yes = |flag: bool| if flag { "yes" } else { "no" };
-        let release = match row.release {
-            ReleaseForm::None => "no",
-            ReleaseForm::Text => "text",
-            ReleaseForm::Map => "map",
+        let release = match (row.release, row.early_release) {
+            (ReleaseForm::None, _) => "no",
+            (ReleaseForm::Text, _) => "text, once prefill has answered",
+            (ReleaseForm::Map, false) => "map, once prefill has answered",
+            (ReleaseForm::Map, true) => "map",
         };
         // Writing to a String cannot fail.
         let _ = writeln!(

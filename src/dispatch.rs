@@ -18,10 +18,11 @@ use crate::engine::{Mode, Role};
 use crate::enrich::{Ids, Pair};
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
-use crate::parked::{Keeper, PrefillFuture};
+use crate::parked::{Keeper, PrefillFuture, abandon};
 use crate::policy::{Picked, Selector};
 use crate::pool::{Pool, Seat, Verdict};
 use crate::relay::{Open, Relay, RelayLimits};
+use crate::release::Held;
 use crate::request::Request;
 use crate::upstream::{LegFailure, RANK, REQUEST_ID, Retry, Sent, Upstream, relayed, whole};
 
@@ -112,6 +113,40 @@ impl Attempt<'_> {
             false => (limits.answer, "answer", "--answer-timeout"),
         };
         RelayLimits { first_byte, idle: limits.idle, from: Instant::now() }
+    }
+}
+
+/// Prefill's leg as long as decode knows nothing of it. Given up before its end, it leaves no block behind.
+struct Prefilling<'a> {
+    keeper: &'a Keeper,
+    leg: Option<PrefillFuture>,
+    sent: Arc<Sent>,
+    held: Held,
+}
+
+impl Prefilling<'_> {
+    /// Its answer; to be asked for again only if this was dropped before.
+    async fn answer(&mut self) -> Result<Bytes, LegFailure> {
+        match &mut self.leg {
+            Some(leg) => {
+                let result = leg.await;
+                self.leg = None;
+                result
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Prefilling<'_> {
+    fn drop(&mut self) {
+        let mut held = self.held.take();
+        match self.leg.take() {
+            // The engine never gets to know of the transfer.
+            Some(_) if self.sent.revoke() => held.let_go(),
+            Some(leg) => abandon(self.keeper, Some(leg), held),
+            None => {}
+        }
     }
 }
 

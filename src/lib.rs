@@ -23,6 +23,7 @@ pub mod registry;
 pub mod contacts;
 pub mod policy;
 pub mod upstream;
+pub mod gauges;
 pub mod release;
 pub mod parked;
 pub mod account;

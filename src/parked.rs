@@ -1,6 +1,7 @@
 //! Decode legs that must not be closed yet, WRITE's above all. Until its first byte such a leg waits for KV that prefill pushes; an engine
 //! whose waiting leg is closed loses the leg's blocks for good (protocol 13.1). So when its client has left, or its prefill
-//! has failed, the leg is drained unseen: prefill's push wakes it, or, when none can come, a message of ours does.
+//! has failed, the leg is drained unseen: prefill's push wakes it, or, when none can come, a message of ours does. That is
+//! sent once and only to a leg that waits, since an engine that is told twice ends (seen on 0.32.0).
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,17 +13,24 @@ use http_body_util::BodyExt;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::Role;
+use crate::gauges;
 use crate::metrics::{LegStatus, Metrics};
 use crate::policy::Contact;
-use crate::pool::{Engine, Seat, Verdict};
+use crate::pool::{Engine, Queue, Seat, Verdict};
 use crate::release::{Held, Notifier};
 use crate::upstream::LegFailure;
 
-/// How often the waking message is repeated: one that arrives before the leg is parked is lost.
-const AGAIN: Duration = Duration::from_secs(1);
-/// How long a prefill that was told to stop, but may have been writing, is left to end that before decode is woken: a woken
-/// leg gives its blocks back, and what is written into them later lands in another request's.
+/// How often a leg that may have been woken is looked after.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long a leg is looked after at least: on an engine that is never idle a moment to tell may be long in coming.
+const IN_DOUBT: Duration = Duration::from_secs(600);
+/// What a byte that has been sent may need to arrive.
+const ARRIVING: Duration = Duration::from_millis(100);
+/// How long a prefill that was told to stop, but may have been writing, is left to end that: what is written into a leg's
+/// blocks after the leg gave them back lands in another request's.
 const STILL_WRITING: Duration = Duration::from_secs(3);
+/// The same for a prefill that must not be told: its own timer, by which it drops what decode did not ask for, and a little.
+const LEFT_ALONE: Duration = Duration::from_secs(63);
 
 /// How long a READ decode leg is kept after its request was written, whatever its client does. An engine that loses its client
 /// before the request has reached its scheduler forgets it and leaves prefill holding the blocks; after that it releases them.
@@ -39,10 +47,10 @@ pub enum PrefillLeg {
     Running(PrefillFuture),
     /// It answered with a success: it writes as soon as decode has announced its blocks.
     Answered,
-    /// It failed or was never dispatched: nothing will be written.
+    /// It turned the work away or was never dispatched: nothing was written, and nothing will be.
     Failed,
-    /// Nobody heard how it ended. It was told to stop, and may be writing at this moment.
-    Stopped,
+    /// It ended without saying that it did nothing: it may have written, or be writing at this moment.
+    Unclear,
 }
 
 /// How far decode is.
@@ -58,11 +66,13 @@ pub enum DecodeLeg {
 pub struct Keeper {
     /// Wakes and releases.
     pub notifier: Notifier,
+    /// Asks engines for their gauges.
+    pub client: reqwest::Client,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// The stop waits for these.
     pub tasks: TaskTracker,
-    /// Decode's time after prefill's success (`--first-byte-timeout`).
+    /// Decode's time after prefill's success, once nobody waits for its answer (`--first-byte-timeout`).
     pub first_byte: Duration,
     /// Decode's time after it was woken (`--unpark-timeout`).
     pub unpark: Duration,
@@ -80,6 +90,10 @@ pub struct Parked {
     pub decode: Arc<Engine>,
     /// The transfer's id.
     pub transfer_id: String,
+    /// What decode has for its first byte at most (`--first-byte-timeout`, or `--answer-timeout` for an answer in one piece).
+    pub patience: Duration,
+    /// Whether the first byte comes with the first token; otherwise it comes with the last.
+    pub streams: bool,
 }
 
 /// A READ decode leg that must not be closed at once.
@@ -100,8 +114,12 @@ impl Unread {
     /// Decode has let its time pass: nothing more is to be hoped for from a push, so prefill is told to stop.
     pub fn overdue(&mut self) {
         if let Unread::Parked(parked) = self {
-            parked.held.release();
-            parked.prefill = PrefillLeg::Stopped;
+            let told = parked.held.release();
+            let running = std::mem::replace(&mut parked.prefill, PrefillLeg::Unclear);
+            if let (PrefillLeg::Running(prefill), false) = (running, told) {
+                // It must not be told before it has finished.
+                parked.prefill = PrefillLeg::Running(prefill);
+            }
         }
     }
 
@@ -128,6 +146,19 @@ impl Reading {
     }
 }
 
+/// What an engine's gauges tell of one of its legs.
+#[derive(Clone, Copy, PartialEq)]
+enum Seen {
+    /// No leg is parked: this one is at work, or was never taken up. It may be closed.
+    AtWork,
+    /// Nothing that is at work can be this one.
+    Parked,
+    /// It may be either.
+    Nothing,
+}
+
+type FirstByte = Pin<Box<dyn Future<Output = Woken> + Send>>;
+
 /// How the wait for a first byte ended.
 enum Woken {
     Byte,
@@ -146,76 +177,109 @@ impl Parked {
         });
     }
 
-    async fn run(self, decode: DecodeLeg, contact: &mut Contact) -> &'static str {
-        let Parked { keeper, prefill, mut held, decode: engine, transfer_id } = self;
-        let mut first = Box::pin(first_byte(decode));
-        // How long prefill may still write, once it is told to stop if it has not ended by itself.
-        let writes = match prefill {
+    async fn run(mut self, decode: DecodeLeg, contact: &mut Contact) -> &'static str {
+        let mut first: FirstByte = Box::pin(first_byte(decode));
+        match std::mem::replace(&mut self.prefill, PrefillLeg::Unclear) {
             PrefillLeg::Running(prefill) => match futures::future::select(prefill, &mut first).await {
-                Either::Left((Ok(_), _)) => {
-                    held.finished();
-                    keeper.first_byte
-                }
-                Either::Left((Err(failure), _)) if failure.may_run_on() => Duration::ZERO,
-                Either::Left((Err(_), _)) => return wake(&keeper, &engine, &transfer_id, first).await,
+                Either::Left((Ok(_), _)) => self.held.finished(),
+                Either::Left((Err(failure), _)) if failure.may_have_run() => return self.doubt(first).await,
+                Either::Left((Err(_), _)) => return self.wake(first).await,
                 Either::Right((Woken::Byte, prefill)) => {
                     contact.prove();
                     let _ = prefill.await;
                     return "written";
                 }
                 Either::Right((Woken::Over, prefill)) => {
-                    drop(prefill);
-                    held.release();
+                    abandon(&self.keeper, Some(prefill), self.held);
                     return "refused";
                 }
             },
-            PrefillLeg::Answered => keeper.first_byte,
-            PrefillLeg::Stopped => Duration::ZERO,
-            PrefillLeg::Failed => return wake(&keeper, &engine, &transfer_id, first).await,
-        };
-        let mut woken = tokio::time::timeout(writes, &mut first).await;
-        if woken.is_err() {
-            // Before decode is woken it must be certain that prefill writes no more.
-            held.release();
-            woken = tokio::time::timeout(STILL_WRITING, &mut first).await;
+            PrefillLeg::Answered => {}
+            PrefillLeg::Unclear => return self.doubt(first).await,
+            PrefillLeg::Failed => return self.wake(first).await,
         }
-        match woken {
+        match tokio::time::timeout(self.keeper.first_byte, &mut first).await {
             Ok(Woken::Byte) => {
                 contact.prove();
                 "written"
             }
             Ok(Woken::Over) => {
-                held.release();
+                self.held.release();
                 "refused"
             }
-            Err(_) => wake(&keeper, &engine, &transfer_id, first).await,
+            Err(_) => self.doubt(first).await,
         }
+    }
+
+    /// Nobody knows whether prefill has written: the leg may wait for ever, or be at work. It is ended only once prefill can
+    /// write no more and decode's own gauges say which: an engine ends when a leg at work is woken, and loses the blocks of a
+    /// parked leg that is closed.
+    async fn doubt(mut self, mut first: FirstByte) -> &'static str {
+        let writes = if self.held.release() { STILL_WRITING } else { LEFT_ALONE };
+        let deadline = Instant::now() + writes + self.patience.max(IN_DOUBT);
+        if tokio::time::timeout(writes, &mut first).await.is_ok() {
+            return "written";
+        }
+        let mut before: Option<Queue> = None;
+        while Instant::now() < deadline {
+            let queue = gauges::queue(&self.keeper.client, &self.decode, Instant::now()).await;
+            let seen = queue.map_or(Seen::Nothing, |now| self.seen(before, now));
+            before = queue;
+            let next = if seen == Seen::Nothing { LOOK } else { ARRIVING };
+            match (tokio::time::timeout(next, &mut first).await, seen) {
+                (Ok(_), _) => return "written",
+                (Err(_), Seen::AtWork) => return "ended",
+                (Err(_), Seen::Parked) => return self.wake(first).await,
+                (Err(_), Seen::Nothing) => {}
+            }
+        }
+        self.lost()
+    }
+
+    /// What two looks at decode's gauges say of this leg.
+    fn seen(&self, before: Option<Queue>, now: Queue) -> Seen {
+        if now.parked == 0.0 {
+            return Seen::AtWork;
+        }
+        // Others get their tokens; were this one at work, it would have got its first byte with them.
+        let left_out = self.streams && before.is_some_and(|b| b.waiting == 0.0 && now.tokens > b.tokens);
+        match now.waiting == 0.0 && (now.running == 0.0 || left_out) {
+            true => Seen::Parked,
+            false => Seen::Nothing,
+        }
+    }
+
+    /// Ends the waiting of a leg into which nobody has written or will write.
+    async fn wake(self, first: FirstByte) -> &'static str {
+        let woken = self.keeper.notifier.unpark(&self.decode, &self.transfer_id);
+        // Without a message what is left is patience: closing a parked leg would lose its blocks, another end may still come.
+        match tokio::time::timeout(self.keeper.unpark, first).await {
+            Ok(_) if woken => "unparked",
+            Ok(_) => "ended",
+            Err(_) => self.lost(),
+        }
+    }
+
+    fn lost(&self) -> &'static str {
+        tracing::warn!(
+            role = %Role::Decode, engine = %self.decode.name, transfer_id = %self.transfer_id,
+            "parked leg could not be woken: its KV blocks may be lost"
+        );
+        "expired"
     }
 }
 
-/// Ends the waiting of a leg into which nobody writes any more.
-async fn wake(
-    keeper: &Keeper,
-    engine: &Engine,
-    transfer_id: &str,
-    mut first: Pin<Box<impl Future<Output = Woken>>>,
-) -> &'static str {
-    let deadline = tokio::time::Instant::now() + keeper.unpark;
-    while keeper.notifier.unpark(engine, transfer_id) {
-        let again = (tokio::time::Instant::now() + AGAIN).min(deadline);
-        match tokio::time::timeout_at(again, &mut first).await {
-            Ok(_) => return "unparked",
-            Err(_) if again == deadline => break,
-            Err(_) => {}
-        }
-    }
-    // What is left is patience: closing a parked leg would lose its blocks, another end may still come.
-    match tokio::time::timeout_at(deadline, &mut first).await {
-        Ok(_) => "ended",
-        Err(_) => {
-            tracing::warn!(role = %Role::Decode, engine = %engine.name, "parked leg could not be woken: its KV blocks may be lost");
-            "expired"
-        }
+/// A prefill whose exchange is over. Where it may be told before it has finished, its leg is closed and its blocks are
+/// released at once; elsewhere it runs to its end first.
+pub fn abandon(keeper: &Keeper, prefill: Option<PrefillFuture>, mut held: Held) {
+    held.reclaim();
+    if let (Some(prefill), false) = (prefill, held.may_be_early()) {
+        keeper.tasks.spawn(async move {
+            match prefill.await {
+                Ok(_) => held.finished(),
+                Err(_) => held.let_go(),
+            }
+        });
     }
 }
 

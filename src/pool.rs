@@ -38,12 +38,27 @@ impl State {
     }
 }
 
+/// An engine's requests by its own word.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Queue {
+    /// Being computed.
+    pub running: f64,
+    /// Waiting for their turn.
+    pub waiting: f64,
+    /// Waiting for something else, such as their KV: every parked leg is among them.
+    pub parked: f64,
+    /// Tokens made since the engine began.
+    pub tokens: f64,
+}
+
 /// What lives as long as the engine is registered, however often its record is replaced: its load and its breaker.
 #[derive(Debug)]
 pub struct Vitals {
     in_flight: AtomicUsize,
     breaker: Mutex<Breaker>,
     refused: AtomicBool,
+    /// What the engine last said of its queue, and when it was asked ([`crate::gauges`]).
+    pub queue: tokio::sync::Mutex<Option<(Instant, Option<Queue>)>>,
     /// Counters of the engine.
     pub metrics: EngineMetrics,
 }
@@ -55,6 +70,7 @@ impl Vitals {
             in_flight: AtomicUsize::new(0),
             breaker: Mutex::new(Breaker::new(limits)),
             refused: AtomicBool::new(false),
+            queue: tokio::sync::Mutex::default(),
             metrics,
         })
     }

@@ -19,11 +19,6 @@ use crate::upstream::Sent;
 const QUEUE: usize = 4096;
 /// Messages that are being sent at once.
 const AT_ONCE: usize = 64;
-/// When the release of a transfer is repeated whose prefill had not finished when it was closed: the engine may finish it
-/// before it notices, and a release that comes before the blocks are held has no effect.
-const AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
-/// Repetitions that wait for their time; more are left out.
-const LATER: usize = 16 * QUEUE;
 /// Time for connecting and sending.
 const SEND_LIMIT: Duration = Duration::from_secs(2);
 
@@ -45,7 +40,6 @@ struct Message {
     kind: &'static str,
     address: String,
     payload: Bytes,
-    after: Duration,
 }
 
 /// The sender's handle.
@@ -72,48 +66,53 @@ impl Notifier {
         Ok(Notifier { queue: Some(queue), metrics })
     }
 
-    /// Tells every notify port of a prefill slot that nobody will fetch or receive the transfer (protocol 8.3, 13.1).
-    /// `unfinished` says that the engine may still be at work on it.
-    pub fn release(&self, prefill: &Engine, rank: u32, transfer_id: &str, unfinished: bool) {
+    /// Tells every notify port of a prefill slot that nobody will fetch or receive the transfer (protocol 8.3, 13.1), once:
+    /// an engine keeps each release that finds nothing to free. Says whether it was sent; an engine that must not hear of
+    /// what it has not `finished` is left to its own timer.
+    pub fn release(&self, prefill: &Engine, rank: u32, transfer_id: &str, finished: bool) -> bool {
+        if !finished && !prefill.traits.early_release {
+            self.metrics.kv_message("release", "unsupported");
+            return false;
+        }
         let payload = match prefill.traits.release {
-            ReleaseForm::None => return self.metrics.kv_message("release", "unsupported"),
+            ReleaseForm::None => {
+                self.metrics.kv_message("release", "unsupported");
+                return false;
+            }
             ReleaseForm::Text => Bytes::from(transfer_id.to_owned()),
             ReleaseForm::Map => packed(&Release { r#type: "release", transfer_id, consumer_tp_size: 1 }),
         };
-        self.send("release", prefill, rank, payload.clone(), Duration::ZERO);
-        for after in AGAIN.into_iter().filter(|_| unfinished) {
-            self.send("release", prefill, rank, payload.clone(), after);
-        }
+        self.send("release", prefill, rank, payload);
+        self.queue.is_some()
     }
 
-    /// Wakes a parked decode leg whose prefill can certainly not write any more. Says whether the engine's release and
-    /// size allow it.
+    /// Wakes a parked decode leg into which prefill can certainly not write any more. To be called once in a leg's life, and
+    /// never for one that may be at work: a decode engine ends when it is told twice. One that comes before its request is
+    /// kept for it. Says whether the engine's release allows it.
     pub fn unpark(&self, decode: &Engine, transfer_id: &str) -> bool {
-        let registration = &decode.registration;
-        if decode.traits.write_failed {
-            let payload = packed(&Outcome { r#type: "write_failed", transfer_id });
-            for rank in 0..registration.dp_size {
-                self.send("write_failed", decode, rank, payload.clone(), Duration::ZERO);
+        let (kind, message) = match (decode.traits.write_failed, decode.traits.unpark) {
+            (true, _) => ("write_failed", "write_failed"),
+            (false, true) => ("unpark", "write_done"),
+            (false, false) => {
+                self.metrics.kv_message("unpark", "unsupported");
+                return false;
             }
-        } else if decode.traits.unpark && registration.dp_size == 1 {
-            let payload = packed(&Outcome { r#type: "write_done", transfer_id });
-            self.send("unpark", decode, 0, payload, Duration::ZERO);
-        } else {
-            // With several ranks, which of them holds the leg is decode's own secret, and a stray write_done is not known
-            // to be harmless.
-            self.metrics.kv_message("unpark", "unsupported");
-            return false;
+        };
+        let payload = packed(&Outcome { r#type: message, transfer_id });
+        // Which rank holds the leg is decode's own secret; the others keep a line for a request that never comes.
+        for rank in 0..decode.registration.dp_size {
+            self.send(kind, decode, rank, payload.clone());
         }
         self.queue.is_some()
     }
 
     /// One message to each tensor-parallel rank's port: base + dp rank + tp rank (protocol 5).
-    fn send(&self, kind: &'static str, engine: &Engine, rank: u32, payload: Bytes, after: Duration) {
+    fn send(&self, kind: &'static str, engine: &Engine, rank: u32, payload: Bytes) {
         let Some(queue) = &self.queue else { return };
         let kv = &engine.registration.kv;
         let host = if kv.host.contains(':') { format!("[{}]", kv.host) } else { kv.host.clone() };
         for port in notify_ports(&engine.registration, rank) {
-            let message = Message { kind, address: format!("tcp://{host}:{port}"), payload: payload.clone(), after };
+            let message = Message { kind, address: format!("tcp://{host}:{port}"), payload: payload.clone() };
             if queue.try_send(message).is_err() {
                 self.metrics.kv_message(kind, "dropped");
             }
@@ -128,27 +127,11 @@ fn packed<T: Serialize>(message: &T) -> Bytes {
 
 async fn run(mut messages: mpsc::Receiver<Message>, metrics: Arc<Metrics>) {
     let room = Arc::new(Semaphore::new(AT_ONCE));
-    let later = Arc::new(Semaphore::new(LATER));
     while let Some(message) = messages.recv().await {
-        let metrics = metrics.clone();
-        if message.after.is_zero() {
-            let Ok(permit) = room.clone().acquire_owned().await else {
-                return;
-            };
-            tokio::spawn(tell(message, metrics, permit));
-            continue;
-        }
-        let (room, Ok(place)) = (room.clone(), later.clone().try_acquire_owned()) else {
-            metrics.kv_message(message.kind, "dropped");
-            continue;
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            return;
         };
-        tokio::spawn(async move {
-            tokio::time::sleep(message.after).await;
-            drop(place);
-            if let Ok(permit) = room.acquire_owned().await {
-                tell(message, metrics, permit).await;
-            }
-        });
+        tokio::spawn(tell(message, metrics.clone(), permit));
     }
     // The handles are gone; what is under way has its own limit.
     let _ = tokio::time::timeout(SEND_LIMIT, room.acquire_many(AT_ONCE as u32)).await;
@@ -186,7 +169,7 @@ pub struct Held {
     rank: u32,
     transfer_id: String,
     armed: bool,
-    told: bool,
+    told: Option<bool>,
     finished: bool,
     reader: Option<Arc<Sent>>,
 }
@@ -201,9 +184,23 @@ impl Held {
             rank: rank.unwrap_or(0),
             transfer_id: transfer_id.to_owned(),
             armed: true,
-            told: false,
+            told: None,
             finished: false,
             reader: None,
+        }
+    }
+
+    /// Moves the responsibility elsewhere.
+    pub fn take(&mut self) -> Held {
+        Held {
+            notifier: self.notifier.clone(),
+            prefill: self.prefill.clone(),
+            rank: self.rank,
+            transfer_id: std::mem::take(&mut self.transfer_id),
+            armed: std::mem::take(&mut self.armed),
+            told: self.told,
+            finished: self.finished,
+            reader: self.reader.take(),
         }
     }
 
@@ -233,12 +230,17 @@ impl Held {
         self.armed = true;
     }
 
-    /// Releases the blocks now, whoever had them; once.
-    pub fn release(&mut self) {
+    /// Whether prefill may be told before it has finished.
+    pub fn may_be_early(&self) -> bool {
+        self.finished || self.prefill.traits.early_release
+    }
+
+    /// Releases the blocks now, whoever had them; once. Says whether prefill will hear of it.
+    pub fn release(&mut self) -> bool {
         self.armed = false;
-        if !std::mem::replace(&mut self.told, true) {
-            self.notifier.release(&self.prefill, self.rank, &self.transfer_id, !self.finished);
-        }
+        *self
+            .told
+            .get_or_insert_with(|| self.notifier.release(&self.prefill, self.rank, &self.transfer_id, self.finished))
     }
 }
 

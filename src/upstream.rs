@@ -156,6 +156,17 @@ impl LegFailure {
         matches!(self.status, LegStatus::Timeout | LegStatus::Broken)
     }
 
+    /// Whether the engine may have done the work, or be at it. A 5xx is no proof of the contrary: an answer that cannot be
+    /// worded, or an engine that ends, comes after prefill's computing (seen on 0.32.0). Only a 503 turns work away.
+    pub fn may_have_run(&self) -> bool {
+        match &self.error {
+            ProxyError::Engine { answer, .. } => {
+                answer.status.is_server_error() && answer.status != StatusCode::SERVICE_UNAVAILABLE
+            }
+            _ => self.may_run_on(),
+        }
+    }
+
     /// The engine answered with something else than a success.
     fn refused(role: Role, answer: EngineAnswer) -> Self {
         let (status, verdict) = match answer.status {

@@ -10,6 +10,7 @@ mod fuzz;
 mod hostile_http;
 mod hostile_zmq;
 mod kv_safety;
+mod kv_timing;
 mod load;
 mod matrix;
 mod model;

@@ -32,7 +32,8 @@ fn rows_are_found_by_release_and_wording() {
         ("0.22.1", Dialect::B, "0.20.0 to 0.22.1"),
         ("0.23.0", Dialect::B, "0.23.0"),
         ("0.24.0rc1", Dialect::B, "0.23.0"),
-        ("0.30.0", Dialect::B, "0.24.0 to 0.30.0"),
+        ("0.27.1", Dialect::B, "0.24.0 to 0.27.1"),
+        ("0.30.0", Dialect::B, "0.28.0 to 0.30.0"),
         ("0.31.0", Dialect::B, "0.31.0"),
         ("0.32.1.dev3", Dialect::B, "0.32.0"),
         ("0.33.0rc2", Dialect::B, "0.32.0"),
@@ -57,6 +58,7 @@ fn facts_stand_as_the_protocol_says() {
         assert_eq!(row.plain_id, minor >= 24, "{minor}");
         assert_eq!(row.first_contact_gate, minor < 31, "{minor}");
         assert_eq!(row.unpark, minor >= 24, "{minor}");
+        assert_eq!(row.early_release, minor >= 28, "{minor}");
         assert_eq!(row.write_failed, minor >= 33, "{minor}");
         assert_eq!(row.plain_requests, minor >= 33, "{minor}");
         let release = match minor {

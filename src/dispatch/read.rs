@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Response;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Attempt, Failure};
+use super::{Attempt, Failure, Prefilling};
 use crate::account::Exchange;
 use crate::body::Segments;
 use crate::engine::Role;
@@ -31,21 +31,23 @@ impl Attempt<'_> {
         let dispatcher = self.dispatcher;
         let Picked { prefill: prefill_seat, decode: mut seat, rank, mut contact, .. } = picked;
         let prefill = prefill_seat.engine.clone();
-        let mut held = Held::new(&dispatcher.keeper.notifier, &prefill, rank, &self.ids.transfer_id);
+        let held = Held::new(&dispatcher.keeper.notifier, &prefill, rank, &self.ids.transfer_id);
 
         let pair = Pair { prefill: &prefill.registration, decode: &seat.engine.registration, rank };
         let body = enrich::prefill_leg(self.request, &pair, &self.ids);
         let leg = self.leg(prefill_seat, rank, body);
-        let answer = match leg.prefill(dispatcher.limits.prefill).await {
+        let (keeper, sent) = (&dispatcher.keeper, leg.sent.clone());
+        let mut prefilling = Prefilling { keeper, leg: Some(leg.prefill(dispatcher.limits.prefill)), sent, held };
+        let answer = match prefilling.answer().await {
             Ok(answer) => answer,
             Err(failure) => {
-                // After a time-out or a broken connection the engine may hold blocks; any answer means that it does not.
-                if !failure.may_run_on() {
-                    held.let_go();
+                if !failure.may_have_run() {
+                    prefilling.held.let_go();
                 }
                 return Err(failure.into());
             }
         };
+        let mut held = prefilling.held.take();
         if let Some(exchange) = exchange {
             exchange.prefill_done();
         }

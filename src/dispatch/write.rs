@@ -10,13 +10,13 @@ use http::Response;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use super::{Attempt, Dispatcher, Failure};
+use super::{Attempt, Dispatcher, Failure, Prefilling};
 use crate::account::Exchange;
 use crate::engine::Role;
 use crate::enrich::{self, Pair};
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
-use crate::parked::{DecodeFuture, DecodeLeg, Parked, PrefillFuture, PrefillLeg, Unread};
+use crate::parked::{DecodeFuture, DecodeLeg, Keeper, Parked, PrefillLeg, Unread, abandon};
 use crate::policy::{Contact, Picked};
 use crate::pool::{Engine, LegEnd, Seat};
 use crate::relay::{Open, Relay, RelayLimits};
@@ -46,6 +46,15 @@ struct Rest {
     /// How far decode's request is on its way.
     sent: Arc<Sent>,
     end: LegEnd,
+    patience: Duration,
+    streams: bool,
+}
+
+impl Rest {
+    fn parked(self, keeper: Keeper, prefill: PrefillLeg) -> (Parked, Contact) {
+        let Rest { held, contact, engine, transfer_id, patience, streams, .. } = self;
+        (Parked { keeper, prefill, held, decode: engine, transfer_id, patience, streams }, contact)
+    }
 }
 
 /// What happened first.
@@ -71,40 +80,44 @@ impl Attempt<'_> {
             enrich::prefill_leg(self.request, &pair, &self.ids),
             enrich::decode_leg_write(self.request, &pair, &self.ids),
         );
-        let mut held = Held::new(&dispatcher.keeper.notifier, &prefill, rank, &self.ids.transfer_id);
+        let held = Held::new(&dispatcher.keeper.notifier, &prefill, rank, &self.ids.transfer_id);
 
         // Decode is asked once prefill's connection is up, so that a refused prefill harms nobody.
         let leg = self.leg(prefill_seat, rank, prefill_body);
         let sent = leg.sent.clone();
-        let mut running: PrefillFuture = leg.prefill(dispatcher.limits.prefill);
+        let running = Some(leg.prefill(dispatcher.limits.prefill));
+        let mut prefilling = Prefilling { keeper: &dispatcher.keeper, leg: running, sent: sent.clone(), held };
         let early = match dispatcher.serial_write {
-            true => Some((&mut running).await),
+            true => Some(prefilling.answer().await),
             false => tokio::select! {
                 biased;
                 () = sent.started() => None,
-                result = &mut running => Some(result),
+                result = prefilling.answer() => Some(result),
             },
         };
-        let prefill_leg = match early {
-            None => PrefillLeg::Running(running),
+        match early {
+            None => {}
             Some(Ok(answer)) => {
                 self.prefill_done(&answer, exchange);
-                held.finished();
-                PrefillLeg::Answered
+                prefilling.held.finished();
             }
             Some(Err(failure)) => {
-                if !failure.may_run_on() {
-                    held.let_go();
+                if !failure.may_have_run() {
+                    prefilling.held.let_go();
                 }
                 return Err(failure.into());
             }
-        };
+        }
+        let prefill_leg = prefilling.leg.take().map_or(PrefillLeg::Answered, PrefillLeg::Running);
+        let mut held = prefilling.held.take();
         let leg = self.leg(decode_seat, None, decode_body);
         let (sent, end) = (leg.sent.clone(), leg.seat.leg_end());
         let sending: DecodeFuture = Box::pin(leg.decode());
         // From here on decode may accept: what happens to prefill's blocks depends on its answer.
         held.let_go();
-        let rest = Rest { held, contact, engine: decode, transfer_id: self.ids.transfer_id.clone(), sent, end };
+        let transfer_id = self.ids.transfer_id.clone();
+        let (patience, streams) = (self.relay_limits().first_byte.0, self.request.stream);
+        let rest = Rest { held, contact, engine: decode, transfer_id, sent, end, patience, streams };
         let legs =
             Legs { dispatcher, prefill: Some(prefill_leg), decode: Some(Decode::Sending(sending)), rest: Some(rest) };
         self.commit(legs, exchange).await
@@ -151,7 +164,7 @@ impl Attempt<'_> {
                 }
                 // The client hears of it now; dropping the legs wakes decode in the background.
                 Event::Prefill(Err(failure)) => {
-                    legs.prefill_is_over(failure.may_run_on());
+                    legs.prefill_is_over(failure.may_have_run());
                     return Err(failure.into());
                 }
                 Event::Head(Ok((response, seat))) => legs.decode = Some(Decode::Head(response, seat)),
@@ -187,9 +200,9 @@ impl Legs<'_> {
         }
     }
 
-    /// Nothing more is to be expected of prefill. Unless it said so itself it is told to stop, before decode is woken.
+    /// Nothing more is to be expected of prefill. Unless it turned the work away it is told to stop, before decode is woken.
     fn prefill_is_over(&mut self, tell: bool) {
-        self.prefill = Some(if tell { PrefillLeg::Stopped } else { PrefillLeg::Failed });
+        self.prefill = Some(if tell { PrefillLeg::Unclear } else { PrefillLeg::Failed });
         if let (true, Some(rest)) = (tell, &mut self.rest) {
             rest.held.release();
         }
@@ -210,13 +223,14 @@ impl Legs<'_> {
         let (Some(mut rest), prefill) = (self.rest.take(), self.prefill.take()) else {
             return failure;
         };
-        if failure.may_run_on() {
-            if let Some(PrefillLeg::Running(running)) = prefill {
-                self.dispatcher.keeper.tasks.spawn(running);
-            }
-        } else {
-            drop(prefill);
-            rest.held.reclaim();
+        let running = match prefill {
+            Some(PrefillLeg::Running(running)) => Some(running),
+            _ => None,
+        };
+        match (failure.may_run_on(), running) {
+            (true, Some(running)) => drop(self.dispatcher.keeper.tasks.spawn(running)),
+            (true, None) => {}
+            (false, running) => abandon(&self.dispatcher.keeper, running, rest.held.take()),
         }
         // WRITE repeats both legs or none, and prefill has taken its leg: only a refused connection is worth that price, and
         // only because prefill's blocks are released.
@@ -240,14 +254,11 @@ impl Legs<'_> {
             return Err(Failure { error: ProxyError::Internal, retry: Retry::Never });
         };
         let (head, body) = response.into_parts();
-        let Rest { held, contact, engine, transfer_id, .. } = rest;
-        let unread = match (&first, prefill) {
-            (None, prefill) => {
-                let keeper = self.dispatcher.keeper.clone();
-                Some(Unread::Parked(Box::new(Parked { keeper, prefill, held, decode: engine, transfer_id })))
-            }
+        let (parked, contact) = rest.parked(self.dispatcher.keeper.clone(), prefill);
+        let unread = match (&first, parked) {
+            (None, parked) => Some(Unread::Parked(Box::new(parked))),
             // Decode was first: prefill finishes unseen, and its outcome is counted.
-            (Some(_), PrefillLeg::Running(running)) => {
+            (Some(_), Parked { prefill: PrefillLeg::Running(running), .. }) => {
                 self.dispatcher.keeper.tasks.spawn(running);
                 None
             }
@@ -264,19 +275,23 @@ impl Drop for Legs<'_> {
         };
         if rest.sent.revoke() {
             // Decode was never asked, so nobody will write: what prefill holds is nobody's, unless it has failed.
-            if !matches!(self.prefill, Some(PrefillLeg::Failed)) {
-                rest.held.reclaim();
+            match self.prefill.take() {
+                Some(PrefillLeg::Failed) => {}
+                Some(PrefillLeg::Running(running)) => {
+                    abandon(&self.dispatcher.keeper, Some(running), rest.held.take());
+                }
+                _ => rest.held.reclaim(),
             }
             return;
         }
-        let Rest { held, contact, engine, transfer_id, .. } = rest;
         let keeper = self.dispatcher.keeper.clone();
         let prefill = self.prefill.take().unwrap_or(PrefillLeg::Failed);
         let decode = match decode {
             Decode::Sending(sending) => DecodeLeg::Sending(sending),
             Decode::Head(response, seat) => DecodeLeg::Open(response.into_body(), seat),
         };
-        Parked { keeper, prefill, held, decode: engine, transfer_id }.drain(decode, contact);
+        let (parked, contact) = rest.parked(keeper, prefill);
+        parked.drain(decode, contact);
     }
 }
 

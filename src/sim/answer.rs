@@ -37,7 +37,7 @@ pub(crate) struct Holds {
     pub(crate) completed: bool,
     pub(crate) running: Option<Gauge>,
     /// WRITE decode: the line in the engine's table ends with the answer.
-    pub(crate) _mapped: Option<Mapped>,
+    pub(crate) mapped: Option<Mapped>,
 }
 
 impl Drop for Holds {
@@ -89,13 +89,16 @@ impl Answer {
     }
 
     /// Lets the time of a token pass, and does what the script wants done before it.
-    async fn pass(&self, position: usize) {
+    async fn pass(&mut self, position: usize) {
         if let Some((tokens, reset)) = self.faults.cut_after
             && position >= tokens.min(self.ask.limit)
         {
             self.link.cut(reset).await;
         }
         if self.faults.hang_after.is_some_and(|tokens| position >= tokens.min(self.ask.limit)) {
+            // One request hangs only where the scheduler is done with it and its answer gets lost on the way.
+            self.holds.mapped = None;
+            let _lost = Gauge::new(&self.core, |state| &mut state.lost);
             std::future::pending::<()>().await;
         }
         if position == self.ask.limit {
@@ -189,6 +192,7 @@ impl Answer {
                 // Whoever has read the last byte finds the blocks free.
                 answer.holds.blocks = None;
                 answer.holds.running = None;
+                answer.holds.mapped = None;
             } else {
                 answer.count_tokens(1);
             }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
@@ -124,6 +125,8 @@ pub(crate) struct State {
     pub(crate) running: u64,
     pub(crate) waiting: u64,
     pub(crate) leaked: u64,
+    /// Requests among the running ones whose answers got lost between the scheduler and the client.
+    pub(crate) lost: u64,
     pub(crate) connections: u64,
     pub(crate) next_rank: usize,
     pub(crate) deaf: HashSet<(bool, u32)>,
@@ -150,6 +153,7 @@ pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) minor: u32,
     pub(crate) nonce: u64,
+    pub(crate) started: SystemTime,
     pub(crate) books: Arc<Books>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) state: Mutex<State>,
@@ -183,6 +187,7 @@ impl Core {
         Self {
             minor,
             nonce,
+            started: SystemTime::now(),
             books,
             ports,
             state: Mutex::new(state),

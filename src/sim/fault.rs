@@ -15,6 +15,11 @@ pub enum FaultKind {
         /// The body, sent as JSON.
         body: String,
     },
+    /// Prefill does its work, and answers with this status all the same.
+    StatusAfterWork {
+        /// The status code.
+        status: u16,
+    },
     /// Legs are read and never answered.
     Hang,
     /// Legs are taken up only after a while.
@@ -92,6 +97,7 @@ impl Fault {
 pub(crate) struct LegFaults {
     pub(crate) delay_milliseconds: Option<u64>,
     pub(crate) status: Option<(u16, String)>,
+    pub(crate) status_after_work: Option<u16>,
     pub(crate) hang: bool,
     pub(crate) cut: Option<bool>,
     pub(crate) hang_after: Option<usize>,
@@ -108,6 +114,7 @@ impl LegFaults {
         match kind {
             FaultKind::Delay { milliseconds } => self.delay_milliseconds = Some(*milliseconds),
             FaultKind::Status { status, body } => self.status = Some((*status, body.clone())),
+            FaultKind::StatusAfterWork { status } => self.status_after_work = Some(*status),
             FaultKind::Hang => self.hang = true,
             FaultKind::CutBeforeAnswer { reset } => self.cut = Some(*reset),
             FaultKind::HangAfterTokens { tokens } => self.hang_after = Some(*tokens),

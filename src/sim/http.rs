@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use tokio::time::sleep;
 
 use super::answer::{error, json_response};
 use super::ask::{Ask, Surface};
-use super::books::{BODY_KEPT, ReceivedLeg};
+use super::books::{BODY_KEPT, ReceivedLeg, lock};
 use super::core::{Core, Gauge};
 use super::fault::FaultKind;
 use super::leg::{Leg, reject};
@@ -121,6 +121,7 @@ async fn route(core: Arc<Core>, link: Arc<Link>, request: Request<Incoming>) -> 
             *response.status_mut() = if sick { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
             response
         }
+        ("GET", "/metrics") => Response::new(Body::from(metrics(&core))),
         ("GET", "/version") => ok(json!({"version": core.settings.release})),
         ("GET", "/v1/models") => ok(json!({"object": "list", "data": [card]})),
         ("GET", path) if path.strip_prefix("/v1/models/") == Some(&model) => ok(card),
@@ -128,6 +129,29 @@ async fn route(core: Arc<Core>, link: Arc<Link>, request: Request<Incoming>) -> 
         ("POST", "/detokenize") => detokenize(&body),
         _ => json_response(StatusCode::NOT_FOUND, json!({"detail": "Not Found"}).to_string()),
     }
+}
+
+/// The gauges that tell of a queue, of blocks and of a restart, in a real engine's words.
+fn metrics(core: &Core) -> String {
+    let mut counters = core.books.counters();
+    core.gauges(&mut counters);
+    let model = &core.settings.model;
+    let blocks = u64::from(core.settings.blocks) * u64::from(core.settings.dp);
+    let usage = counters.used_blocks as f64 / blocks as f64;
+    let started = core.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let running = counters.running.saturating_sub(lock(&core.state).lost);
+    let (waiting, parked, tokens) = (counters.waiting, counters.parked, counters.tokens);
+    let ready = waiting + parked;
+    format!(
+        "process_start_time_seconds {started:.3}\n\
+         vllm:num_requests_running{{engine=\"0\",model_name=\"{model}\"}} {running}.0\n\
+         vllm:generation_tokens_total{{engine=\"0\",model_name=\"{model}\"}} {tokens}.0\n\
+         vllm:num_requests_waiting{{engine=\"0\",model_name=\"{model}\"}} {ready}.0\n\
+         vllm:num_requests_waiting_by_reason{{engine=\"0\",model_name=\"{model}\",reason=\"capacity\"}} {waiting}.0\n\
+         vllm:num_requests_waiting_by_reason{{engine=\"0\",model_name=\"{model}\",reason=\"deferred\"}} {parked}.0\n\
+         vllm:kv_cache_usage_perc{{engine=\"0\",model_name=\"{model}\"}} {usage:.9}\n\
+         vllm:cache_config_info{{engine=\"0\",num_gpu_blocks=\"{blocks}\"}} 1.0\n"
+    )
 }
 
 fn ok(value: Value) -> Response<Body> {

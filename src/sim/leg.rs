@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use http::{Response, StatusCode};
@@ -118,6 +119,12 @@ impl Leg {
         let transfer_params = self.transfer_params(rank, transfer, &ids);
         drop(Blocks::of(&core, rank, spare));
         transfer::hold(&core, transfer, rank, ids, peer);
+        if let Some(status) = self.faults.status_after_work {
+            // By then a push that is due has begun.
+            sleep(Duration::from_millis(300)).await;
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            return error(status, "scripted, after the work");
+        }
         self.answer(voice, transfer_params, None, running).give().await
     }
 
@@ -259,7 +266,8 @@ impl Leg {
     }
 
     fn answer(self, voice: Voice, transfer_params: Value, blocks: Option<Blocks>, running: Gauge) -> Answer {
-        let holds = Holds { core: self.core.clone(), blocks, completed: false, running: Some(running), _mapped: self.mapped };
+        let holds =
+            Holds { core: self.core.clone(), blocks, completed: false, running: Some(running), mapped: self.mapped };
         Answer {
             core: self.core,
             link: self.link,

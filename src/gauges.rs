@@ -1,0 +1,74 @@
+//! What a decode engine's own gauges say of its queue. Asked only when a parked leg may have been woken already: to wake a
+//! leg that is at work would end its engine.
+
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Limited};
+
+use crate::pool::{Engine, Queue};
+
+/// The most that `/metrics` may say; a real engine says some 150 KB.
+const LONGEST: usize = 8 << 20;
+/// Time for asking.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// The engine's queue at a moment not before `since`; `None` when it does not say. However many legs ask at once, the
+/// engine is asked once.
+pub async fn queue(client: &reqwest::Client, engine: &Engine, since: Instant) -> Option<Queue> {
+    let mut last = engine.vitals.queue.lock().await;
+    if let Some((asked, queue)) = *last
+        && asked >= since
+    {
+        return queue;
+    }
+    let asked = Instant::now();
+    let queue = tokio::time::timeout(LIMIT, ask(client, engine)).await.ok().flatten();
+    *last = Some((asked, queue));
+    queue
+}
+
+async fn ask(client: &reqwest::Client, engine: &Engine) -> Option<Queue> {
+    let mut url = engine.base.clone();
+    url.set_path("/metrics");
+    let answer: http::Response<reqwest::Body> = client.get(url).send().await.ok()?.error_for_status().ok()?.into();
+    let body = Limited::new(answer.into_body(), LONGEST).collect().await.ok()?.to_bytes();
+    read(std::str::from_utf8(&body).ok()?)
+}
+
+/// The figures, summed over ranks and models; `None` unless all are there. Their names have stood since 0.23.0 at least.
+fn read(metrics: &str) -> Option<Queue> {
+    let sum = |name: &str, label: &str| {
+        let lines = metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')));
+        let mut numbers = lines
+            .filter(|line| line.contains(label))
+            .map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .peekable();
+        numbers.peek()?;
+        numbers.sum::<Option<f64>>()
+    };
+    let running = sum("vllm:num_requests_running", "")?;
+    let waiting = sum("vllm:num_requests_waiting_by_reason", "reason=\"capacity\"")?;
+    let parked = sum("vllm:num_requests_waiting_by_reason", "reason=\"deferred\"")?;
+    let tokens = sum("vllm:generation_tokens_total", "")?;
+    Some(Queue { running, waiting, parked, tokens })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gauges_are_summed_and_anything_else_is_no_answer() {
+        let metrics = "# HELP vllm:num_requests_running Number\n\
+            vllm:num_requests_running{engine=\"0\",model_name=\"m\"} 2.0\n\
+            vllm:num_requests_running{engine=\"1\",model_name=\"m\"} 1.0\n\
+            vllm:num_requests_running_total{engine=\"1\"} 9.0\n\
+            vllm:generation_tokens_total{engine=\"0\"} 70.0\n\
+            vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"capacity\"} 4.0\n\
+            vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"deferred\"} 7.0\n";
+        assert_eq!(read(metrics), Some(Queue { running: 3.0, waiting: 4.0, parked: 7.0, tokens: 70.0 }));
+        assert_eq!(read(""), None);
+        assert_eq!(read("vllm:num_requests_running{} 0.0\n"), None, "one without the others");
+        assert_eq!(read(&metrics.replace("4.0", "four")), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! What the proxy tells engines comes once, not too early, and never to an engine that would end of it.
+
+use std::time::Duration;
+
+use moriio_proxy::options::Key;
+use moriio_proxy::sim::{Fault, FaultKind, Mode};
+use serde_json::json;
+
+use crate::support::{Answer, Plan, World, client, completion, generate, post, strike, until_true};
+
+const PROMPT: &str =
+    "the quick brown fox jumps over the lazy dog again and again until there are several blocks of it all";
+
+fn refuse(status: u16) -> FaultKind {
+    FaultKind::Status { status, body: json!({"error": {"message": "scripted", "code": status}}).to_string() }
+}
+
+async fn ask(world: &World) -> Answer {
+    post(&world.proxy, "/v1/completions", &completion(PROMPT, 8, true)).await
+}
+
+/// Decode ends when it is told twice that its KV is there. An answer in one piece takes longer than any repetition.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decode_that_was_woken_is_not_woken_again() {
+    let mut plan = Plan::new(Mode::Write).with(Key::Retries, "0");
+    plan.adjust = |settings| settings.token_delay = Duration::from_millis(300);
+    let world = plan.start().await;
+    for status in [400, 503, 500] {
+        strike(&world.prefill[0], Fault::times(refuse(status), 1)).await;
+        let answer = post(&world.proxy, "/v1/completions", &completion(PROMPT, 12, false)).await;
+        assert_eq!((answer.status, answer.source()), (status, "prefill"), "{}", answer.body);
+        world.settle().await;
+        assert_eq!(world.decode[0].counters().died, 0, "{:?}", world.decode[0].counters().died_of);
+    }
+    // A refusal can come before decode was asked.
+    assert!(world.decode[0].counters().woken_empty > 0);
+}
+
+/// An error of prefill after its work is no proof that nothing was written: decode may be at work, and is left alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decode_that_is_at_work_is_not_woken() {
+    for stream in [true, false] {
+        let mut plan = Plan::new(Mode::Write).with(Key::Retries, "0");
+        plan.adjust = |settings| settings.token_delay = Duration::from_millis(400);
+        let world = plan.start().await;
+        world.prefill[0].set_fault(Fault::times(FaultKind::StatusAfterWork { status: 500 }, 1));
+        let answer = post(&world.proxy, "/v1/completions", &completion(PROMPT, 14, stream)).await;
+        assert!(answer.status == 500 || stream, "{}", answer.body);
+        world.settle().await;
+        let decode = world.decode[0].counters();
+        assert_eq!((decode.died, decode.woken_empty), (0, 0), "{:?}", decode.died_of);
+        assert_eq!(world.proxy.metric("moriio_kv_messages_total{kind=\"unpark\"").await, 0.0);
+    }
+}
+
+/// In READ the blocks of such a prefill are held for nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failing_prefill_may_hold_is_released() {
+    let world = Plan::new(Mode::Read).with(Key::Retries, "0").start().await;
+    world.prefill[0].set_fault(Fault::times(FaultKind::StatusAfterWork { status: 500 }, 1));
+    assert_eq!(ask(&world).await.status, 500);
+    until_true("freed", || world.prefill[0].counters().released == 1).await;
+    world.settle().await;
+}
+
+/// Engines before 0.28 end when they are told to release what they have not finished.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_prefill_finishes_before_it_is_told() {
+    for mode in [Mode::Read, Mode::Write] {
+        let mut plan = Plan::new(mode);
+        plan.release = "0.27.0";
+        plan.adjust = |settings| settings.prefill_delay = Duration::from_millis(800);
+        let world = plan.start().await;
+        for number in 0..8 {
+            let body = completion(&format!("{PROMPT} {number}"), 8, true);
+            let request = client().post(world.proxy.url("/v1/completions")).body(body.to_string());
+            let all = async { request.header("content-type", "application/json").send().await?.text().await };
+            let _ = tokio::time::timeout(Duration::from_millis(5 + number * 40), all).await;
+        }
+        world.settle().await;
+        let prefill = world.prefill[0].counters();
+        assert_eq!((prefill.died, prefill.reaped, prefill.aborted), (0, 0, 0), "{mode:?} {:?}", prefill.died_of);
+        assert!(prefill.legs > 0, "{mode:?}");
+        generate(&world.proxy, PROMPT, 4, true).await;
+    }
+}
+
+/// Which rank of decode holds a parked leg is its own secret: all are told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leg_is_woken_on_whichever_rank_it_waits() {
+    let mut plan = Plan::new(Mode::Write).with(Key::Retries, "0");
+    plan.adjust = |settings| settings.dp = 4;
+    let world = plan.start().await;
+    for _ in 0..6 {
+        strike(&world.prefill[0], Fault::times(refuse(400), 1)).await;
+        assert_eq!(ask(&world).await.status, 400);
+    }
+    world.settle().await;
+    // One or the other was refused before decode was asked.
+    assert!(world.decode[0].counters().woken_empty >= 3);
+}
