@@ -1,5 +1,6 @@
 """Clients that leave, and requests that engines refuse: nothing may stay behind on any engine."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import texts
@@ -11,8 +12,12 @@ def _cleared(world, rest, detail):
 
 
 def _leave(world, delays, first_byte=False, user=None):
-    """Sends one request for each delay and leaves it; what a relay is to do goes along in `user`."""
-    rng = texts.generator(world.seed + 2)
+    """Sends one request for each delay and leaves it; what a relay is to do goes along in `user`.
+
+    A client that has left is followed by the next only after the time of an exchange: engines that are still busy with
+    what nobody waits for are no proof of anything.
+    """
+    rng, pace = texts.generator(world.seed + 2), _median(world)
     jobs = []
     for number, delay in enumerate(delays):
         path, body = texts.long_request(rng, world.model, number, tokens=200 if first_byte else 40)
@@ -26,6 +31,8 @@ def _leave(world, delays, first_byte=False, user=None):
             return bool(world.proxy.leave(path, body, delay, first_byte))
         except OSError:
             return False
+        finally:
+            time.sleep(pace)
 
     with ThreadPoolExecutor(world.concurrency) as pool:
         return sum(pool.map(one, jobs))
