@@ -21,7 +21,7 @@ use crate::release::{Held, Notifier};
 use crate::upstream::LegFailure;
 
 /// How often a leg that may have been woken is looked after.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(250);
 /// How long a leg is looked after at least: on an engine that is never idle a moment to tell may be long in coming.
 const IN_DOUBT: Duration = Duration::from_secs(600);
 /// What a byte that has been sent may need to arrive.
@@ -29,12 +29,17 @@ const ARRIVING: Duration = Duration::from_millis(100);
 /// How long a prefill that was told to stop, but may have been writing, is left to end that: what is written into a leg's
 /// blocks after the leg gave them back lands in another request's.
 const STILL_WRITING: Duration = Duration::from_secs(3);
+/// The same for a prefill that has answered: its engine is done with the request, what it pushed is on its way.
+const WRITTEN: Duration = Duration::from_secs(1);
 /// The same for a prefill that must not be told: its own timer, by which it drops what decode did not ask for, and a little.
 const LEFT_ALONE: Duration = Duration::from_secs(63);
 
-/// How long a READ decode leg is kept after its request was written, whatever its client does. An engine that loses its client
-/// before the request has reached its scheduler forgets it and leaves prefill holding the blocks; after that it releases them.
+/// What a decode engine may need until its scheduler knows of a request that was written. A READ leg is kept that long whatever
+/// its client does: an engine that loses its client earlier forgets the request and leaves prefill holding the blocks, while
+/// later it releases them.
 const TAKEN_UP: Duration = Duration::from_secs(1);
+/// The same where a mistake would lose blocks: a leg that is closed between its parking and its push.
+const SURELY_TAKEN_UP: Duration = Duration::from_secs(5);
 
 /// Prefill's leg to its end; its seat is inside.
 pub type PrefillFuture = Pin<Box<dyn Future<Output = Result<bytes::Bytes, LegFailure>> + Send>>;
@@ -49,8 +54,11 @@ pub enum PrefillLeg {
     Answered,
     /// It turned the work away or was never dispatched: nothing was written, and nothing will be.
     Failed,
-    /// It ended without saying that it did nothing: it may have written, or be writing at this moment.
-    Unclear,
+    /// It ended without saying that it did nothing: it may have written, or, unless it has answered, be writing at this moment.
+    Unclear {
+        /// Whether it answered.
+        answered: bool,
+    },
 }
 
 /// How far decode is.
@@ -115,7 +123,7 @@ impl Unread {
     pub fn overdue(&mut self) {
         if let Unread::Parked(parked) = self {
             let told = parked.held.release();
-            let running = std::mem::replace(&mut parked.prefill, PrefillLeg::Unclear);
+            let running = std::mem::replace(&mut parked.prefill, PrefillLeg::Unclear { answered: false });
             if let (PrefillLeg::Running(prefill), false) = (running, told) {
                 // It must not be told before it has finished.
                 parked.prefill = PrefillLeg::Running(prefill);
@@ -165,6 +173,15 @@ enum Woken {
     Over,
 }
 
+/// How a leg that nobody waits for came to its end.
+enum End {
+    Came(Woken),
+    /// It is at work, and may be closed.
+    AtWork,
+    /// Its time is over.
+    Never,
+}
+
 impl Parked {
     /// Drains a leg in the background, bounded in time and counted.
     pub fn drain(self, decode: DecodeLeg, mut contact: Contact) {
@@ -179,10 +196,12 @@ impl Parked {
 
     async fn run(mut self, decode: DecodeLeg, contact: &mut Contact) -> &'static str {
         let mut first: FirstByte = Box::pin(first_byte(decode));
-        match std::mem::replace(&mut self.prefill, PrefillLeg::Unclear) {
+        match std::mem::replace(&mut self.prefill, PrefillLeg::Failed) {
             PrefillLeg::Running(prefill) => match futures::future::select(prefill, &mut first).await {
                 Either::Left((Ok(_), _)) => self.held.finished(),
-                Either::Left((Err(failure), _)) if failure.may_have_run() => return self.doubt(first).await,
+                Either::Left((Err(failure), _)) if failure.may_have_run() => {
+                    return self.doubt(first, !failure.may_run_on()).await;
+                }
                 Either::Left((Err(_), _)) => return self.wake(first).await,
                 Either::Right((Woken::Byte, prefill)) => {
                     contact.prove();
@@ -195,34 +214,60 @@ impl Parked {
                 }
             },
             PrefillLeg::Answered => {}
-            PrefillLeg::Unclear => return self.doubt(first).await,
+            PrefillLeg::Unclear { answered } => return self.doubt(first, answered).await,
             PrefillLeg::Failed => return self.wake(first).await,
         }
-        match tokio::time::timeout(self.keeper.first_byte, &mut first).await {
-            Ok(Woken::Byte) => {
+        match self.end(&mut first, SURELY_TAKEN_UP, self.keeper.first_byte).await {
+            End::Came(Woken::Byte) => {
                 contact.prove();
                 "written"
             }
-            Ok(Woken::Over) => {
+            End::AtWork => "closed",
+            End::Came(Woken::Over) => {
                 self.held.release();
                 "refused"
             }
-            Err(_) => self.doubt(first).await,
+            End::Never => self.doubt(first, false).await,
         }
+    }
+
+    /// Waits for the first byte. Where that comes with the last token nobody wants the text: `after` a while the leg is
+    /// closed as soon as decode says that none of its legs is parked.
+    async fn end(&self, first: &mut FirstByte, after: Duration, limit: Duration) -> End {
+        let deadline = Instant::now() + limit;
+        let mut next = if self.streams { limit } else { after };
+        while Instant::now() < deadline {
+            if let Ok(woken) = tokio::time::timeout(next, &mut *first).await {
+                return End::Came(woken);
+            }
+            if !self.streams && self.queue().await.is_some_and(|queue| queue.parked == 0.0) {
+                return End::AtWork;
+            }
+            next = LOOK;
+        }
+        End::Never
+    }
+
+    async fn queue(&self) -> Option<Queue> {
+        gauges::queue(&self.keeper.client, &self.decode, Instant::now()).await
     }
 
     /// Nobody knows whether prefill has written: the leg may wait for ever, or be at work. It is ended only once prefill can
     /// write no more and decode's own gauges say which: an engine ends when a leg at work is woken, and loses the blocks of a
     /// parked leg that is closed.
-    async fn doubt(mut self, mut first: FirstByte) -> &'static str {
-        let writes = if self.held.release() { STILL_WRITING } else { LEFT_ALONE };
+    async fn doubt(mut self, mut first: FirstByte, answered: bool) -> &'static str {
+        let writes = match (self.held.release(), answered) {
+            (true, true) => WRITTEN,
+            (true, false) => STILL_WRITING,
+            (false, _) => LEFT_ALONE,
+        };
         let deadline = Instant::now() + writes + self.patience.max(IN_DOUBT);
         if tokio::time::timeout(writes, &mut first).await.is_ok() {
             return "written";
         }
         let mut before: Option<Queue> = None;
         while Instant::now() < deadline {
-            let queue = gauges::queue(&self.keeper.client, &self.decode, Instant::now()).await;
+            let queue = self.queue().await;
             let seen = queue.map_or(Seen::Nothing, |now| self.seen(before, now));
             before = queue;
             let next = if seen == Seen::Nothing { LOOK } else { ARRIVING };
@@ -250,13 +295,13 @@ impl Parked {
     }
 
     /// Ends the waiting of a leg into which nobody has written or will write.
-    async fn wake(self, first: FirstByte) -> &'static str {
+    async fn wake(self, mut first: FirstByte) -> &'static str {
         let woken = self.keeper.notifier.unpark(&self.decode, &self.transfer_id);
         // Without a message what is left is patience: closing a parked leg would lose its blocks, another end may still come.
-        match tokio::time::timeout(self.keeper.unpark, first).await {
-            Ok(_) if woken => "unparked",
-            Ok(_) => "ended",
-            Err(_) => self.lost(),
+        match self.end(&mut first, TAKEN_UP, self.keeper.unpark).await {
+            End::Never => self.lost(),
+            _ if woken => "unparked",
+            _ => "ended",
         }
     }
 

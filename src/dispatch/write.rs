@@ -164,7 +164,11 @@ impl Attempt<'_> {
                 }
                 // The client hears of it now; dropping the legs wakes decode in the background.
                 Event::Prefill(Err(failure)) => {
-                    legs.prefill_is_over(failure.may_have_run());
+                    let over = match (failure.may_have_run(), failure.may_run_on()) {
+                        (false, _) => PrefillLeg::Failed,
+                        (true, running_on) => PrefillLeg::Unclear { answered: !running_on },
+                    };
+                    legs.prefill_is_over(over);
                     return Err(failure.into());
                 }
                 Event::Head(Ok((response, seat))) => legs.decode = Some(Decode::Head(response, seat)),
@@ -201,11 +205,11 @@ impl Legs<'_> {
     }
 
     /// Nothing more is to be expected of prefill. Unless it turned the work away it is told to stop, before decode is woken.
-    fn prefill_is_over(&mut self, tell: bool) {
-        self.prefill = Some(if tell { PrefillLeg::Unclear } else { PrefillLeg::Failed });
-        if let (true, Some(rest)) = (tell, &mut self.rest) {
+    fn prefill_is_over(&mut self, over: PrefillLeg) {
+        if let (PrefillLeg::Unclear { .. }, Some(rest)) = (&over, &mut self.rest) {
             rest.held.release();
         }
+        self.prefill = Some(over);
     }
 
     /// Decode has let its time pass. Prefill is told to stop, then decode is woken in the background.
@@ -213,7 +217,7 @@ impl Legs<'_> {
         if let Some(rest) = &self.rest {
             let _ = rest.end.set((failure.status, failure.verdict));
         }
-        self.prefill_is_over(true);
+        self.prefill_is_over(PrefillLeg::Unclear { answered: false });
     }
 
     /// Decode ended without a success. Prefill's blocks have no writer to come when decode refused the work: prefill is closed

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import texts
 
 
-def _cleared(world, rest, detail):
+def cleared(world, rest, detail):
     clean, seconds, held = world.cluster.settle(rest, world.settle)
     return clean, f"{detail}; {'free' if clean else 'HELD'} after {seconds:.1f} s: {held}"
 
@@ -17,7 +17,7 @@ def _leave(world, delays, first_byte=False, user=None):
     A client that has left is followed by the next only after the time of an exchange: engines that are still busy with
     what nobody waits for are no proof of anything.
     """
-    rng, pace = texts.generator(world.seed + 2), _median(world)
+    rng, pace = texts.generator(world.seed + 2), median(world)
     jobs = []
     for number, delay in enumerate(delays):
         path, body = texts.long_request(rng, world.model, number, tokens=200 if first_byte else 40)
@@ -38,7 +38,7 @@ def _leave(world, delays, first_byte=False, user=None):
         return sum(pool.map(one, jobs))
 
 
-def _median(world):
+def median(world):
     rng = texts.generator(world.seed + 3)
     seconds = sorted(world.proxy.ask(*texts.long_request(rng, world.model, number)).seconds for number in range(5))
     return seconds[2]
@@ -47,19 +47,19 @@ def _median(world):
 def leave_at_once(world):
     rest, rng = world.cluster.at_rest(), texts.generator(world.seed)
     _leave(world, [rng.random() * 0.02 for _ in range(world.count)])
-    return _cleared(world, rest, f"{world.count} left within 20 ms")
+    return cleared(world, rest, f"{world.count} left within 20 ms")
 
 
 def leave_anywhere(world):
-    rest, rng, median = world.cluster.at_rest(), texts.generator(world.seed), _median(world)
-    _leave(world, [rng.random() * 1.2 * median for _ in range(world.count)])
-    return _cleared(world, rest, f"{world.count} left within {1.2 * median:.2f} s")
+    rest, rng, usual = world.cluster.at_rest(), texts.generator(world.seed), median(world)
+    _leave(world, [rng.random() * 1.2 * usual for _ in range(world.count)])
+    return cleared(world, rest, f"{world.count} left within {1.2 * usual:.2f} s")
 
 
 def leave_the_stream(world):
     rest, rng = world.cluster.at_rest(), texts.generator(world.seed)
     seen = _leave(world, [rng.random() * 0.3 for _ in range(world.count)], first_byte=True)
-    clean, detail = _cleared(world, rest, f"{seen} of {world.count} left a stream that had begun")
+    clean, detail = cleared(world, rest, f"{seen} of {world.count} left a stream that had begun")
     return clean and seen == world.count, detail
 
 
@@ -70,7 +70,7 @@ def leave_while_held(world, role, action, after):
     user = f"between:{role}:{action}:{seconds}"
     _leave(world, [after * seconds + rng.random() * 0.2 for _ in range(world.count)], user=user)
     met = world.relays[role].done(action) - before
-    clean, detail = _cleared(world, rest, f"{met} of {world.count} left while {role}'s {action[5:]} was kept")
+    clean, detail = cleared(world, rest, f"{met} of {world.count} left while {role}'s {action[5:]} was kept")
     return clean and met * 2 > world.count, detail
 
 
@@ -85,7 +85,7 @@ def refused_by_both(world):
     with ThreadPoolExecutor(world.concurrency) as pool:
         statuses = list(pool.map(one, range(world.count)))
     right = statuses.count(400)
-    clean, detail = _cleared(world, rest, f"{right} of {world.count} answered 400")
+    clean, detail = cleared(world, rest, f"{right} of {world.count} answered 400")
     return clean and right == world.count, detail
 
 
@@ -100,5 +100,5 @@ def refused_by_decode(world):
     with ThreadPoolExecutor(world.concurrency) as pool:
         answers = list(pool.map(one, range(world.count)))
     right = sum(answer.status == 400 and "stream" in answer.message for answer in answers)
-    clean, detail = _cleared(world, rest, f"{right} of {world.count} answered 400 by decode")
+    clean, detail = cleared(world, rest, f"{right} of {world.count} answered 400 by decode")
     return clean and right == world.count, detail

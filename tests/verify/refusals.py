@@ -5,9 +5,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import orphans
 import texts
 from equal import expected
-from orphans import _cleared
 
 
 class Relay:
@@ -32,6 +32,7 @@ def answered(world, role, action):
     statuses, wrong = {}, []
     rng = texts.generator(world.seed + 4)
     jobs = [texts.long_request(rng, world.model, number) for number in range(world.count)]
+    pace = orphans.median(world)
     good = [texts.request(rng, world.model, number) for number in range(16)]
     want = [expected(world.single, path, body, world.budget).content() for path, body in good]
 
@@ -49,6 +50,7 @@ def answered(world, role, action):
         answer = world.proxy.ask(path, body, 60)
         if answer.content() != want[number % len(good)] and answer.status != 503:
             wrong.append(answer)
+        time.sleep(pace)
 
     with ThreadPoolExecutor(world.concurrency) as pool:
         list(pool.map(one, range(world.count)))
@@ -56,7 +58,7 @@ def answered(world, role, action):
         world.note(f"a good exchange beside it: {answer.content()} {answer.message}")
     met = relay.done(action) - before
     likely = 502 if action == "cut" else int(action)
-    clean, detail = _cleared(world, rest, f"met {met} of {world.count}, statuses {statuses}, {len(wrong)} others wrong")
+    clean, detail = orphans.cleared(world, rest, f"met {met} of {world.count}, statuses {statuses}, {len(wrong)} others wrong")
     return clean and met >= world.count and statuses.get(likely, 0) >= world.count and not wrong, detail
 
 
@@ -90,7 +92,7 @@ def refused(world, role):
         worker.join()
     back = _back(world)
     late = sum(number for key, number in statuses.items() if str(key).startswith("no end"))
-    clean, detail = _cleared(world, rest, f"answers {statuses}; back after {back:.1f} s")
+    clean, detail = orphans.cleared(world, rest, f"answers {statuses}; back after {back:.1f} s")
     return clean and not late and back < 60, detail
 
 
