@@ -217,7 +217,8 @@ impl Parked {
             PrefillLeg::Unclear { answered } => return self.doubt(first, answered).await,
             PrefillLeg::Failed => return self.wake(first).await,
         }
-        match self.end(&mut first, SURELY_TAKEN_UP, self.keeper.first_byte).await {
+        match end(&self.keeper, &self.decode, &mut first, self.streams, (SURELY_TAKEN_UP, self.keeper.first_byte)).await
+        {
             End::Came(Woken::Byte) => {
                 contact.prove();
                 "written"
@@ -229,27 +230,6 @@ impl Parked {
             }
             End::Never => self.doubt(first, false).await,
         }
-    }
-
-    /// Waits for the first byte. Where that comes with the last token nobody wants the text: `after` a while the leg is
-    /// closed as soon as decode says that none of its legs is parked.
-    async fn end(&self, first: &mut FirstByte, after: Duration, limit: Duration) -> End {
-        let deadline = Instant::now() + limit;
-        let mut next = if self.streams { limit } else { after };
-        while Instant::now() < deadline {
-            if let Ok(woken) = tokio::time::timeout(next, &mut *first).await {
-                return End::Came(woken);
-            }
-            if !self.streams && self.queue().await.is_some_and(|queue| queue.parked == 0.0) {
-                return End::AtWork;
-            }
-            next = LOOK;
-        }
-        End::Never
-    }
-
-    async fn queue(&self) -> Option<Queue> {
-        gauges::queue(&self.keeper.client, &self.decode, Instant::now()).await
     }
 
     /// Nobody knows whether prefill has written: the leg may wait for ever, or be at work. It is ended only once prefill can
@@ -267,7 +247,7 @@ impl Parked {
         }
         let mut before: Option<Queue> = None;
         while Instant::now() < deadline {
-            let queue = self.queue().await;
+            let queue = queue(&self.keeper, &self.decode).await;
             let seen = queue.map_or(Seen::Nothing, |now| self.seen(before, now));
             before = queue;
             let next = if seen == Seen::Nothing { LOOK } else { ARRIVING };
@@ -298,7 +278,7 @@ impl Parked {
     async fn wake(self, mut first: FirstByte) -> &'static str {
         let woken = self.keeper.notifier.unpark(&self.decode, &self.transfer_id);
         // Without a message what is left is patience: closing a parked leg would lose its blocks, another end may still come.
-        match self.end(&mut first, TAKEN_UP, self.keeper.unpark).await {
+        match end(&self.keeper, &self.decode, &mut first, self.streams, (TAKEN_UP, self.keeper.unpark)).await {
             End::Never => self.lost(),
             _ if woken => "unparked",
             _ => "ended",
@@ -312,6 +292,33 @@ impl Parked {
         );
         "expired"
     }
+}
+
+async fn queue(keeper: &Keeper, decode: &Engine) -> Option<Queue> {
+    gauges::queue(&keeper.client, decode, Instant::now()).await
+}
+
+/// Waits for the first byte, up to a limit. Where that comes with the last token nobody wants the text: after a while the leg is
+/// closed as soon as decode says that none of its legs is parked.
+async fn end(
+    keeper: &Keeper,
+    decode: &Engine,
+    first: &mut FirstByte,
+    streams: bool,
+    (after, limit): (Duration, Duration),
+) -> End {
+    let deadline = Instant::now() + limit;
+    let mut next = if streams { limit } else { after };
+    while Instant::now() < deadline {
+        if let Ok(woken) = tokio::time::timeout(next, &mut *first).await {
+            return End::Came(woken);
+        }
+        if !streams && queue(keeper, decode).await.is_some_and(|queue| queue.parked == 0.0) {
+            return End::AtWork;
+        }
+        next = LOOK;
+    }
+    End::Never
 }
 
 /// A prefill whose exchange is over. Where it may be told before it has finished, its leg is closed and its blocks are
