@@ -10,6 +10,10 @@ from ask import Server
 from equal import expected
 
 
+# An engine that dies within this time of a peer was at work with it.
+IN_FLIGHT = 5
+
+
 class Load:
     """Clients that never stop asking; every answer is compared with the undivided engine's."""
 
@@ -95,34 +99,66 @@ def _again(world, engine, command):
     return f"{engine.name} is not back within {world.start_limit} s"
 
 
+class Watch:
+    """Looks at engines that nobody restarts, and notes when one ended."""
+
+    def __init__(self, engines):
+        self.starts = {engine: engine.started() for engine in engines}
+        self.ended, self.over = {}, threading.Event()
+        self.thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self.begun = time.monotonic()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+    def _run(self):
+        while not self.over.wait(0.3):
+            for engine in self.starts:
+                if engine not in self.ended and not engine.alive() and not engine.alive():
+                    self.ended[engine] = time.monotonic() - self.begun
+
+
 def restart(world, role):
-    """The first engine of `role`, by the operator's command, under load; then whomever the proxy names as well."""
+    """The first engine of `role`, by the operator's command, under load; then whomever the proxy names as well.
+
+    A prefill engine that is pushing into a decode engine at the moment when that one dies may end with it, and no proxy can
+    help that (0.32.0 does). One that ends later was made to by a request that it should not have got.
+    """
     engine = next(engine for engine in world.cluster.engines if engine.role == role)
     others = [other for other in world.cluster.engines if other is not engine]
-    rest, starts = world.cluster.at_rest(), {other.name: other.started() for other in others}
-    said, trouble, renewed = [], "", set()
+    rest, said, recovered = world.cluster.at_rest(), [], None
     with Load(world) as load:
         time.sleep(3)
-        trouble = _again(world, engine, world.commands[role])
-        recovered = None if trouble else load.recovers(30)
-        # The proxy may know that this engine's peers took it for the old one: then they are what has to be restarted.
+        with Watch(others) as watch:
+            trouble = _again(world, engine, world.commands[role])
+        if not trouble and not watch.ended:
+            recovered = load.recovers(30)
+        # The proxy may know that this engine's peers take it for the old one: then they are what has to be restarted.
         named = _stale(world)
         for other in others:
-            if not trouble and f"{other.server.host}:{other.server.port}" in named and other.role in world.commands:
-                said.append(f"named {other.name}")
+            with_it = other in watch.ended
+            if with_it:
+                said.append(f"{other.name} ended {watch.ended[other]:.1f} s after the command began")
+            elif f"{other.server.host}:{other.server.port}" in named:
+                said.append(f"the proxy names {other.name}")
+            else:
+                continue
+            if not trouble and other.role in world.commands:
                 trouble = _again(world, other, world.commands[other.role])
-                renewed.add(other.name)
-        if renewed and not trouble:
+        if said and not trouble:
             recovered = load.recovers(60)
-    died = [other.name for other in others if other.name not in renewed and other.started() != starts[other.name]]
+    late_deaths = [other for other, seconds in watch.ended.items() if seconds > IN_FLIGHT or role == "prefill"]
     clean, seconds, held = world.cluster.settle(rest, world.settle)
     detail = (
         f"{load.good} right, {load.wrong} wrong, {load.late} without end, others {load.failed}; "
         f"{'; '.join(said) or 'nobody named'}; recovered in {f'{recovered:.1f} s' if recovered is not None else 'NEVER'}; "
         f"{'free' if clean else 'HELD'} after {seconds:.1f} s: {held}"
     )
-    if died:
-        detail += f"; DIED: {', '.join(died)}"
     if trouble:
         detail += f"; {trouble}"
-    return not (load.wrong or load.late or died or trouble) and recovered is not None and clean, detail
+    return not (load.wrong or load.late or late_deaths or trouble) and recovered is not None and clean, detail

@@ -103,3 +103,16 @@ async fn a_release_before_its_prefill_is_lost_kept_or_deadly() {
         prefill.abort();
     }
 }
+
+#[tokio::test]
+async fn a_prompt_of_one_token_is_never_answered_by_an_older_write_decode() {
+    for (release, answers) in [("0.31.0", false), ("0.32.0", true)] {
+        let pair = Pair::start(Mode::Write, release).await;
+        let mut legs = pair.legs(3);
+        for body in [&mut legs.prefill, &mut legs.decode] {
+            body["prompt"] = json!([7]);
+        }
+        let answer = tokio::time::timeout(Duration::from_secs(1), pair.exchange(legs)).await;
+        assert_eq!(answer.is_ok_and(|answer| answer.0 == 200), answers, "{release}");
+    }
+}
