@@ -57,6 +57,7 @@ async fn trouble(world: Arc<World>, seed: u64, done: Arc<AtomicBool>) {
     let mut turn = 0u64;
     while !done.load(Ordering::Relaxed) {
         turn += 1;
+        revive(&engines).await;
         let engine = engines[dice.roll(engines.len() as u64) as usize];
         match dice.roll(40) {
             0 => crash(&world, engine, dice.roll(4) == 0).await,
@@ -69,10 +70,20 @@ async fn trouble(world: Arc<World>, seed: u64, done: Arc<AtomicBool>) {
         }
         tokio::time::sleep(Duration::from_millis(10 + dice.roll(20))).await;
     }
-    for engine in engines {
+    for engine in &engines {
         engine.clear_faults();
     }
+    revive(&engines).await;
     println!("{turn} events");
+}
+
+/// A prefill engine that was pushing into a decode engine ends with it. Somebody starts it again.
+async fn revive(engines: &[&Engine]) {
+    for engine in engines {
+        if !engine.alive() {
+            engine.restart(false).await.unwrap();
+        }
+    }
 }
 
 /// An engine ends in the middle of its work. Real ones are away for a minute; this one is until the proxy has missed it.

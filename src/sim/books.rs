@@ -73,6 +73,8 @@ pub struct Counters {
     pub first_contact_overlaps: u64,
     /// Times the engine process died of a request or transfer.
     pub died: u64,
+    /// Times it ended because a decode engine did into which it was pushing; not among the deaths.
+    pub ended_with_peer: u64,
     /// Why it died last.
     pub died_of: Option<String>,
     /// Violations recorded.

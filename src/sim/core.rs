@@ -244,6 +244,14 @@ impl Core {
         pending().await
     }
 
+    /// The engine process ends because a peer did into which it was pushing (seen on 0.32.0). Nobody's fault but the peer's.
+    pub(crate) async fn end_with_peer(&self) {
+        if !self.token.is_cancelled() {
+            self.books.count(|counters| counters.ended_with_peer += 1);
+        }
+        self.token.cancel();
+    }
+
     /// Sends on a DEALER that keeps trying for ever.
     pub(crate) fn notify(&self, host: &str, port: u16, payload: impl Into<Bytes>) {
         let mut dealers = lock(&self.dealers);

@@ -37,7 +37,9 @@ pub(crate) struct Access {
 pub(crate) enum Failure {
     /// The remembered memory belongs to an earlier life.
     Stale(String),
-    /// The peer refused the access or cannot be reached.
+    /// The peer is no longer there.
+    Gone(String),
+    /// The peer refused the access, or was never met.
     Refused(String),
 }
 
@@ -150,7 +152,7 @@ pub(crate) async fn access(core: &Core, peer: &Metadata, access: &Access, bytes:
             Err(error) => Err(error),
         };
     }
-    let (stream, head, data) = answer.map_err(|error| Failure::Refused(error.to_string()))?;
+    let (stream, head, data) = answer.map_err(|error| Failure::Gone(error.to_string()))?;
     lock(&core.data_streams).entry(key).or_default().push(stream);
     let head: serde_json::Value = serde_json::from_slice(&head).unwrap_or_default();
     match head["status"].as_str() {

@@ -117,6 +117,7 @@ async fn push(core: Arc<Core>, transfer: String, blocks: Vec<u32>, peer: Peer, a
         Err(Failure::Stale(reason)) => {
             core.die(format!("transfer {transfer} to {}: {reason}", peer.host)).await;
         }
+        Err(Failure::Gone(_)) => core.end_with_peer().await,
         Err(Failure::Refused(_)) => report_failure(&core, &peer, &transfer),
     }
 }
@@ -281,6 +282,8 @@ async fn read_shard(
             }
             Ok(())
         }
-        Err(Failure::Stale(reason) | Failure::Refused(reason)) => Err(format!("KV load failed: {reason}")),
+        Err(Failure::Stale(reason) | Failure::Gone(reason) | Failure::Refused(reason)) => {
+            Err(format!("KV load failed: {reason}"))
+        }
     }
 }

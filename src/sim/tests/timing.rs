@@ -116,3 +116,22 @@ async fn a_prompt_of_one_token_is_never_answered_by_an_older_write_decode() {
         assert_eq!(answer.is_ok_and(|answer| answer.0 == 200), answers, "{release}");
     }
 }
+
+/// A prefill engine ends with the decode engine into which it pushes; one that has met it and is asked later does, too.
+#[tokio::test]
+async fn a_prefill_ends_with_the_decode_it_pushes_into() {
+    let pair = Pair::start(Mode::Write, "0.32.0").await;
+    assert_eq!(soon(pair.exchange(pair.legs(3))).await, (200, text(3)));
+    let legs = pair.legs(3);
+    let request = pair.decode_request(&legs);
+    let parked = tokio::spawn(request.send());
+    until(&pair.decode, "parked", |counters| counters.parked == 1).await;
+    until(&pair.prefill, "asked", |counters| counters.remote_blocks == 2).await;
+    pair.decode.crash().await;
+    let request = pair.post(&pair.prefill, &legs, &legs.prefill, None);
+    let prefill = tokio::spawn(request.send());
+    until(&pair.prefill, "ended", |counters| counters.ended_with_peer == 1 && counters.died == 0).await;
+    assert!(!pair.prefill.alive());
+    parked.abort();
+    prefill.abort();
+}
