@@ -170,6 +170,9 @@ static UNKNOWN: Traits = Traits {
     proved: "",
 };
 
+/// Their `wait_for_layer_load` does nothing: texts of 0.26.0 and 0.27.0 differed (`docs/verification.md`).
+const NO_BARRIER: &str = "decode may compute before its KV has landed; READ needs 0.28.0 or newer";
+
 /// Oldest first. Releases newer than the last row belong to the last row.
 static ROWS: [Traits; 10] = [
     Traits {
@@ -213,9 +216,9 @@ static ROWS: [Traits; 10] = [
         name: "0.23.0",
         since: Some(Release::new(0, 23, 0)),
         dialect: Some(Dialect::B),
-        read: Support::Works,
+        read: Support::Legacy,
         write: Support::Works,
-        advice: "",
+        advice: NO_BARRIER,
         release: ReleaseForm::Text,
         ..UNKNOWN
     },
@@ -223,9 +226,9 @@ static ROWS: [Traits; 10] = [
         name: "0.24.0 to 0.27.1",
         since: Some(Release::new(0, 24, 0)),
         dialect: Some(Dialect::B),
-        read: Support::Works,
+        read: Support::Legacy,
         write: Support::Works,
-        advice: "",
+        advice: NO_BARRIER,
         plain_id: true,
         release: ReleaseForm::Map,
         unpark: true,

@@ -99,3 +99,19 @@ async fn a_leg_is_woken_on_whichever_rank_it_waits() {
     // One or the other was refused before decode was asked.
     assert!(world.decode[0].counters().woken_empty >= 3);
 }
+
+/// Once nobody wants a long answer in one piece, its leg is closed as soon as decode says that nothing of it is parked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_nobody_wants_is_not_written_to_its_end() {
+    let mut plan = Plan::new(Mode::Write);
+    plan.adjust = |settings| settings.token_delay = Duration::from_millis(10);
+    let world = plan.start().await;
+    let body = completion(PROMPT, 100_000, false).to_string();
+    let request = client().post(world.proxy.url("/v1/completions")).header("content-type", "application/json");
+    let asked = tokio::spawn(request.body(body).send());
+    until_true("decode at work", || world.decode[0].counters().running == 1).await;
+    asked.abort();
+    world.settle().await;
+    assert_eq!((world.decode[0].counters().aborted, world.decode[0].counters().completed), (1, 0));
+    assert_eq!(world.proxy.metric("moriio_drained_legs_total{outcome=\"closed\"}").await, 1.0);
+}

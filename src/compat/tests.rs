@@ -68,6 +68,7 @@ fn facts_stand_as_the_protocol_says() {
         };
         assert_eq!(row.release, release, "{minor}");
         assert_eq!(row.warning(Mode::Write).is_none(), minor >= 23, "{minor}");
+        assert_eq!(row.warning(Mode::Read).is_none(), minor >= 28, "{minor}");
     }
     assert!(plain_id(row(24), row(33)) && !plain_id(row(23), row(33)) && !plain_id(row(33), &UNKNOWN));
     assert!(!first_contact_gate(row(31), row(33)) && first_contact_gate(row(30), row(33)));
