@@ -83,6 +83,9 @@ impl Ask {
         if options.is_some() && !stream {
             return Err("Stream options can only be defined when `stream=True`.".into());
         }
+        if let Some(temperature) = limits.get("temperature").and_then(Value::as_f64).filter(|value| *value < 0.0) {
+            return Err(format!("temperature must be non-negative, got {temperature}."));
+        }
         let include_usage =
             options.and_then(|options| options.get("include_usage")).and_then(Value::as_bool).unwrap_or(false);
         let request_id = request_id(headers, &body);

@@ -115,12 +115,16 @@ class Watch:
     def __exit__(self, *_):
         self.over.set()
         self.thread.join()
+        self._look()
 
     def _run(self):
         while not self.over.wait(0.3):
-            for engine in self.starts:
-                if engine not in self.ended and not engine.alive() and not engine.alive():
-                    self.ended[engine] = time.monotonic() - self.begun
+            self._look()
+
+    def _look(self):
+        for engine in self.starts:
+            if engine not in self.ended and not engine.alive() and not engine.alive():
+                self.ended[engine] = time.monotonic() - self.begun
 
 
 def restart(world, role):
