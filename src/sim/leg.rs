@@ -172,7 +172,7 @@ impl Leg {
         let core = self.core.clone();
         core.books.count(|counters| counters.decode_legs += 1);
         let (request, peer) = (self.internal_id(), peer.clone());
-        let mut debt = Debt { core: core.clone(), request, transfer: transfer.into(), peer, owed: true };
+        let debt = Debt { core: core.clone(), request, transfer: transfer.into(), peer };
         let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
         meet(&core, &debt.peer).await;
         core.thawed().await;
@@ -183,7 +183,6 @@ impl Leg {
         core.spawn(async move {
             let local = (rank, &blocks.ids[..prompt_blocks]);
             let result = transfer::pull(&loading, &transfer, &debt.peer, &remote, local).await;
-            debt.owed = result.is_ok();
             drop(debt);
             let _ = loaded.send(result.map(|_| blocks));
         });

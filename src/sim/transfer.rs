@@ -189,19 +189,17 @@ fn report_done(core: &Core, transfer: &str, peer: &Peer, decode_rank: u32) {
     }
 }
 
-/// What READ decode owes to prefill: a release, also when the request ends before anything was read.
+/// What READ decode owes to prefill: a release, also when the request ends before anything was read or the load fails.
 pub(crate) struct Debt {
     pub(crate) core: Arc<Core>,
     pub(crate) request: String,
     pub(crate) transfer: String,
     pub(crate) peer: Peer,
-    /// False once a load has failed: nobody has seen a real engine release after that.
-    pub(crate) owed: bool,
 }
 
 impl Drop for Debt {
     fn drop(&mut self) {
-        if self.owed && !self.core.token.is_cancelled() {
+        if !self.core.token.is_cancelled() {
             release(&self.core, &self.request, &self.transfer, &self.peer);
         }
     }
