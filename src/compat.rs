@@ -219,6 +219,7 @@ static ROWS: [Traits; 10] = [
         read: Support::Legacy,
         write: Support::Works,
         advice: NO_BARRIER,
+        proved: "registers; its connector cannot be run on CPU",
         release: ReleaseForm::Text,
         ..UNKNOWN
     },
@@ -232,14 +233,21 @@ static ROWS: [Traits; 10] = [
         plain_id: true,
         release: ReleaseForm::Map,
         unpark: true,
+        proved: "WRITE on 0.26.0 and 0.27.0; READ there, some texts differ",
         ..UNKNOWN
     },
-    Traits { name: "0.28.0 to 0.30.0", since: Some(Release::new(0, 28, 0)), first_contact_gate: true, ..SINCE_31 },
-    Traits { name: "0.31.0", since: Some(Release::new(0, 31, 0)), ..SINCE_31 },
+    Traits {
+        name: "0.28.0 to 0.30.0",
+        since: Some(Release::new(0, 28, 0)),
+        first_contact_gate: true,
+        proved: "READ and WRITE on 0.29.0 and 0.30.0",
+        ..SINCE_31
+    },
+    Traits { name: "0.31.0", since: Some(Release::new(0, 31, 0)), proved: "READ and WRITE on 0.31.0", ..SINCE_31 },
     Traits {
         name: "0.32.0",
         since: Some(Release::new(0, 32, 0)),
-        proved: "READ, WRITE, release and un-park on 0.32.0",
+        proved: "READ, WRITE, release, un-park, restarts and load on 0.32.0",
         ..SINCE_31
     },
     Traits {
