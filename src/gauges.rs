@@ -9,6 +9,8 @@ use crate::pool::{Engine, Queue};
 
 /// The most that `/metrics` may say; a real engine says some 150 KB.
 const LONGEST: usize = 8 << 20;
+/// Time between two looks at one engine.
+const PACE: Duration = Duration::from_millis(200);
 /// Time for asking.
 const LIMIT: Duration = Duration::from_secs(2);
 
@@ -20,6 +22,10 @@ pub async fn queue(client: &reqwest::Client, engine: &Engine, since: Instant) ->
         && asked >= since
     {
         return queue;
+    }
+    // However many legs look, an engine that renders a long page is asked at a steady pace.
+    if let Some((asked, _)) = *last {
+        tokio::time::sleep_until((asked + PACE).into()).await;
     }
     let asked = Instant::now();
     let queue = tokio::time::timeout(LIMIT, ask(client, engine)).await.ok().flatten();
@@ -49,8 +55,9 @@ fn read(metrics: &str) -> Option<Queue> {
     let running = sum("vllm:num_requests_running", "")?;
     let waiting = sum("vllm:num_requests_waiting_by_reason", "reason=\"capacity\"")?;
     let parked = sum("vllm:num_requests_waiting_by_reason", "reason=\"deferred\"")?;
+    let arrived = sum("vllm:num_requests_kv_fetch_by_stage", "stage=\"completed_waiting\"");
     let tokens = sum("vllm:generation_tokens_total", "")?;
-    Some(Queue { running, waiting, parked, tokens })
+    Some(Queue { running, waiting, parked, arrived, tokens })
 }
 
 #[cfg(test)]
@@ -66,7 +73,7 @@ mod tests {
             vllm:generation_tokens_total{engine=\"0\"} 70.0\n\
             vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"capacity\"} 4.0\n\
             vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"deferred\"} 7.0\n";
-        assert_eq!(read(metrics), Some(Queue { running: 3.0, waiting: 4.0, parked: 7.0, tokens: 70.0 }));
+        assert_eq!(read(metrics), Some(Queue { running: 3.0, waiting: 4.0, parked: 7.0, arrived: None, tokens: 70.0 }));
         assert_eq!(read(""), None);
         assert_eq!(read("vllm:num_requests_running{} 0.0\n"), None, "one without the others");
         assert_eq!(read(&metrics.replace("4.0", "four")), None);

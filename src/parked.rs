@@ -29,8 +29,6 @@ const ARRIVING: Duration = Duration::from_millis(100);
 /// How long a prefill that was told to stop, but may have been writing, is left to end that: what is written into a leg's
 /// blocks after the leg gave them back lands in another request's.
 const STILL_WRITING: Duration = Duration::from_secs(3);
-/// The same for a prefill that has answered: its engine is done with the request, what it pushed is on its way.
-const WRITTEN: Duration = Duration::from_secs(1);
 /// The same for a prefill that must not be told: its own timer, by which it drops what decode did not ask for, and a little.
 const LEFT_ALONE: Duration = Duration::from_secs(63);
 
@@ -54,11 +52,8 @@ pub enum PrefillLeg {
     Answered,
     /// It turned the work away or was never dispatched: nothing was written, and nothing will be.
     Failed,
-    /// It ended without saying that it did nothing: it may have written, or, unless it has answered, be writing at this moment.
-    Unclear {
-        /// Whether it answered.
-        answered: bool,
-    },
+    /// It ended without saying that it did nothing: it may have written, or be writing at this moment.
+    Unclear,
 }
 
 /// How far decode is.
@@ -122,12 +117,8 @@ impl Unread {
     /// Decode has let its time pass: nothing more is to be hoped for from a push, so prefill is told to stop.
     pub fn overdue(&mut self) {
         if let Unread::Parked(parked) = self {
-            let told = parked.held.release();
-            let running = std::mem::replace(&mut parked.prefill, PrefillLeg::Unclear { answered: false });
-            if let (PrefillLeg::Running(prefill), false) = (running, told) {
-                // It must not be told before it has finished.
-                parked.prefill = PrefillLeg::Running(prefill);
-            }
+            parked.held.release();
+            parked.prefill = PrefillLeg::Unclear;
         }
     }
 
@@ -184,25 +175,28 @@ enum End {
 
 impl Parked {
     /// Drains a leg in the background, bounded in time and counted.
-    pub fn drain(self, decode: DecodeLeg, mut contact: Contact) {
+    pub fn drain(self, decode: DecodeLeg, contact: Contact) {
         let keeper = self.keeper.clone();
         keeper.metrics.parked_in_flight.inc();
         keeper.tasks.clone().spawn(async move {
-            let outcome = self.run(decode, &mut contact).await;
+            let outcome = self.run(decode, contact).await;
             keeper.metrics.parked(outcome);
             keeper.metrics.parked_in_flight.dec();
         });
     }
 
-    async fn run(mut self, decode: DecodeLeg, contact: &mut Contact) -> &'static str {
+    async fn run(mut self, decode: DecodeLeg, mut contact: Contact) -> &'static str {
         let mut first: FirstByte = Box::pin(first_byte(decode));
         match std::mem::replace(&mut self.prefill, PrefillLeg::Failed) {
             PrefillLeg::Running(prefill) => match futures::future::select(prefill, &mut first).await {
                 Either::Left((Ok(_), _)) => self.held.finished(),
-                Either::Left((Err(failure), _)) if failure.may_have_run() => {
-                    return self.doubt(first, !failure.may_run_on()).await;
+                Either::Left((Err(failure), _)) => {
+                    drop(contact);
+                    return match self.after(&failure) {
+                        PrefillLeg::Failed => self.wake(first).await,
+                        _ => self.doubt(first).await,
+                    };
                 }
-                Either::Left((Err(_), _)) => return self.wake(first).await,
                 Either::Right((Woken::Byte, prefill)) => {
                     contact.prove();
                     let _ = prefill.await;
@@ -214,8 +208,15 @@ impl Parked {
                 }
             },
             PrefillLeg::Answered => {}
-            PrefillLeg::Unclear { answered } => return self.doubt(first, answered).await,
-            PrefillLeg::Failed => return self.wake(first).await,
+            // Others of this pair must not wait for what comes of this leg.
+            PrefillLeg::Unclear => {
+                drop(contact);
+                return self.doubt(first).await;
+            }
+            PrefillLeg::Failed => {
+                drop(contact);
+                return self.wake(first).await;
+            }
         }
         match end(&self.keeper, &self.decode, &mut first, self.streams, (SURELY_TAKEN_UP, self.keeper.first_byte)).await
         {
@@ -228,50 +229,58 @@ impl Parked {
                 self.held.release();
                 "refused"
             }
-            End::Never => self.doubt(first, false).await,
+            End::Never => {
+                drop(contact);
+                self.doubt(first).await
+            }
         }
     }
 
     /// Nobody knows whether prefill has written: the leg may wait for ever, or be at work. It is ended only once prefill can
     /// write no more and decode's own gauges say which: an engine ends when a leg at work is woken, and loses the blocks of a
     /// parked leg that is closed.
-    async fn doubt(mut self, mut first: FirstByte, answered: bool) -> &'static str {
-        let writes = match (self.held.release(), answered) {
-            (true, true) => WRITTEN,
-            (true, false) => STILL_WRITING,
-            (false, _) => LEFT_ALONE,
-        };
-        let deadline = Instant::now() + writes + self.patience.max(IN_DOUBT);
+    async fn doubt(mut self, mut first: FirstByte) -> &'static str {
+        let writes = if self.held.release() { STILL_WRITING } else { LEFT_ALONE };
+        let begun = Instant::now();
+        let deadline = begun + writes + self.patience.max(IN_DOUBT);
         if tokio::time::timeout(writes, &mut first).await.is_ok() {
             return "written";
         }
         let mut before: Option<Queue> = None;
         while Instant::now() < deadline {
             let queue = queue(&self.keeper, &self.decode).await;
-            let seen = queue.map_or(Seen::Nothing, |now| self.seen(before, now));
+            let seen = before.zip(queue).map_or(Seen::Nothing, |(before, now)| self.seen(before, now));
             before = queue;
             let next = if seen == Seen::Nothing { LOOK } else { ARRIVING };
             match (tokio::time::timeout(next, &mut first).await, seen) {
                 (Ok(_), _) => return "written",
-                (Err(_), Seen::AtWork) => return "ended",
+                (Err(_), Seen::AtWork) if begun.elapsed() >= SURELY_TAKEN_UP => return "ended",
                 (Err(_), Seen::Parked) => return self.wake(first).await,
-                (Err(_), Seen::Nothing) => {}
+                (Err(_), Seen::AtWork | Seen::Nothing) => {}
             }
         }
         self.lost()
     }
 
     /// What two looks at decode's gauges say of this leg.
-    fn seen(&self, before: Option<Queue>, now: Queue) -> Seen {
-        if now.parked == 0.0 {
+    fn seen(&self, before: Queue, now: Queue) -> Seen {
+        if now.none_parked() {
             return Seen::AtWork;
         }
-        // Others get their tokens; were this one at work, it would have got its first byte with them.
-        let left_out = self.streams && before.is_some_and(|b| b.waiting == 0.0 && now.tokens > b.tokens);
-        match now.waiting == 0.0 && (now.running == 0.0 || left_out) {
+        // Others get their tokens; were this one at work, it would have got its first byte with them. One whose KV is there
+        // counts as parked until it is admitted, so that must be ruled out too, which only newer engines tell.
+        let left_out =
+            self.streams && now.tokens > before.tokens && before.arrived.zip(now.arrived) == Some((0.0, 0.0));
+        let idle = before.running == 0.0 && now.running == 0.0 && now.arrived.is_none_or(|arrived| arrived == 0.0);
+        match before.waiting == 0.0 && now.waiting == 0.0 && (idle || left_out) {
             true => Seen::Parked,
             false => Seen::Nothing,
         }
+    }
+
+    /// What is to be thought of a prefill that ended with `failure`.
+    fn after(&mut self, failure: &LegFailure) -> PrefillLeg {
+        judge(failure, &mut self.held)
     }
 
     /// Ends the waiting of a leg into which nobody has written or will write.
@@ -313,7 +322,7 @@ async fn end(
         if let Ok(woken) = tokio::time::timeout(next, &mut *first).await {
             return End::Came(woken);
         }
-        if !streams && queue(keeper, decode).await.is_some_and(|queue| queue.parked == 0.0) {
+        if !streams && queue(keeper, decode).await.is_some_and(|queue| queue.none_parked()) {
             return End::AtWork;
         }
         next = LOOK;
@@ -321,11 +330,26 @@ async fn end(
     End::Never
 }
 
-/// A prefill whose exchange is over. Where it may be told before it has finished, its leg is closed and its blocks are
-/// released at once; elsewhere it runs to its end first.
+/// What a prefill that failed may have done. It is told to stop, unless it has nothing to be told.
+pub fn judge(failure: &LegFailure, held: &mut Held) -> PrefillLeg {
+    match (failure.may_have_run(), failure.may_have_written()) {
+        (true, _) => {
+            held.release();
+            PrefillLeg::Unclear
+        }
+        (false, true) => {
+            held.nothing_to_tell();
+            PrefillLeg::Unclear
+        }
+        (false, false) => PrefillLeg::Failed,
+    }
+}
+
+/// A prefill whose exchange is over. Its leg is closed and its blocks are released at once, but where it must not be told before
+/// it has finished: there it runs to its end first.
 pub fn abandon(keeper: &Keeper, prefill: Option<PrefillFuture>, mut held: Held) {
     held.reclaim();
-    if let (Some(prefill), false) = (prefill, held.may_be_early()) {
+    if let (Some(prefill), true) = (prefill, held.must_wait()) {
         keeper.tasks.spawn(async move {
             match prefill.await {
                 Ok(_) => held.finished(),

@@ -47,8 +47,17 @@ pub struct Queue {
     pub waiting: f64,
     /// Waiting for something else, such as their KV: every parked leg is among them.
     pub parked: f64,
+    /// Of those, the ones whose KV has arrived; told by 0.32.0 and newer.
+    pub arrived: Option<f64>,
     /// Tokens made since the engine began.
     pub tokens: f64,
+}
+
+impl Queue {
+    /// Whether no leg can be parked, now or by the next step.
+    pub fn none_parked(&self) -> bool {
+        self.parked == 0.0 && self.waiting == 0.0
+    }
 }
 
 /// What lives as long as the engine is registered, however often its record is replaced: its load and its breaker.

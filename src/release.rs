@@ -82,8 +82,7 @@ impl Notifier {
             ReleaseForm::Text => Bytes::from(transfer_id.to_owned()),
             ReleaseForm::Map => packed(&Release { r#type: "release", transfer_id, consumer_tp_size: 1 }),
         };
-        self.send("release", prefill, rank, payload);
-        self.queue.is_some()
+        self.send("release", prefill, rank, payload)
     }
 
     /// Wakes a parked decode leg into which prefill can certainly not write any more. To be called once in a leg's life, and
@@ -100,23 +99,23 @@ impl Notifier {
         };
         let payload = packed(&Outcome { r#type: message, transfer_id });
         // Which rank holds the leg is decode's own secret; the others keep a line for a request that never comes.
-        for rank in 0..decode.registration.dp_size {
-            self.send(kind, decode, rank, payload.clone());
-        }
-        self.queue.is_some()
+        (0..decode.registration.dp_size).fold(true, |sent, rank| self.send(kind, decode, rank, payload.clone()) && sent)
     }
 
-    /// One message to each tensor-parallel rank's port: base + dp rank + tp rank (protocol 5).
-    fn send(&self, kind: &'static str, engine: &Engine, rank: u32, payload: Bytes) {
-        let Some(queue) = &self.queue else { return };
+    /// One message to each tensor-parallel rank's port: base + dp rank + tp rank (protocol 5). Says whether all will be sent.
+    fn send(&self, kind: &'static str, engine: &Engine, rank: u32, payload: Bytes) -> bool {
+        let Some(queue) = &self.queue else { return false };
+        let mut all = true;
         let kv = &engine.registration.kv;
         let host = if kv.host.contains(':') { format!("[{}]", kv.host) } else { kv.host.clone() };
         for port in notify_ports(&engine.registration, rank) {
             let message = Message { kind, address: format!("tcp://{host}:{port}"), payload: payload.clone() };
             if queue.try_send(message).is_err() {
                 self.metrics.kv_message(kind, "dropped");
+                all = false;
             }
         }
+        all
     }
 }
 
@@ -230,9 +229,17 @@ impl Held {
         self.armed = true;
     }
 
-    /// Whether prefill may be told before it has finished.
-    pub fn may_be_early(&self) -> bool {
-        self.finished || self.prefill.traits.early_release
+    /// Whether prefill can be told, but only once it has finished.
+    pub fn must_wait(&self) -> bool {
+        let traits = self.prefill.traits;
+        let can_be_told = self.notifier.queue.is_some() && traits.release != ReleaseForm::None;
+        can_be_told && !self.finished && !traits.early_release
+    }
+
+    /// Prefill holds nothing that it must be told of.
+    pub fn nothing_to_tell(&mut self) {
+        self.armed = false;
+        self.told = Some(true);
     }
 
     /// Releases the blocks now, whoever had them; once. Says whether prefill will hear of it.

@@ -167,6 +167,16 @@ impl LegFailure {
         }
     }
 
+    /// Whether the engine may have written to its peer. Besides [`LegFailure::may_have_run`] that is a 400: 0.26.0 and newer answer
+    /// so to any value that they cannot word, also after the work. Such an engine holds nothing that it must be told of.
+    pub fn may_have_written(&self) -> bool {
+        let malformed = match &self.error {
+            ProxyError::Engine { answer, .. } => answer.status == StatusCode::BAD_REQUEST,
+            _ => false,
+        };
+        malformed || self.may_have_run()
+    }
+
     /// The engine answered with something else than a success.
     fn refused(role: Role, answer: EngineAnswer) -> Self {
         let (status, verdict) = match answer.status {

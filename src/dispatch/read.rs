@@ -51,8 +51,9 @@ impl Attempt<'_> {
         if let Some(exchange) = exchange {
             exchange.prefill_done();
         }
-        held.finished();
+        // Without params it most likely holds nothing; an engine that must not be told of that is not.
         let params = self.params(&answer, &prefill.name)?;
+        held.finished();
         drop(answer);
         if let Some(named) = params.named_rank(prefill.registration.dp_size) {
             if rank.is_some_and(|asked| asked != named) {

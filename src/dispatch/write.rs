@@ -16,7 +16,7 @@ use crate::engine::Role;
 use crate::enrich::{self, Pair};
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
-use crate::parked::{DecodeFuture, DecodeLeg, Keeper, Parked, PrefillLeg, Unread, abandon};
+use crate::parked::{DecodeFuture, DecodeLeg, Keeper, Parked, PrefillLeg, Unread, abandon, judge};
 use crate::policy::{Contact, Picked};
 use crate::pool::{Engine, LegEnd, Seat};
 use crate::relay::{Open, Relay, RelayLimits};
@@ -162,13 +162,11 @@ impl Attempt<'_> {
                     }
                     limits = self.relay_limits();
                 }
-                // The client hears of it now; dropping the legs wakes decode in the background.
+                // The client hears of it now; dropping the legs sees to decode in the background.
                 Event::Prefill(Err(failure)) => {
-                    let over = match (failure.may_have_run(), failure.may_run_on()) {
-                        (false, _) => PrefillLeg::Failed,
-                        (true, running_on) => PrefillLeg::Unclear { answered: !running_on },
-                    };
-                    legs.prefill_is_over(over);
+                    if let Some(rest) = &mut legs.rest {
+                        legs.prefill = Some(judge(&failure, &mut rest.held));
+                    }
                     return Err(failure.into());
                 }
                 Event::Head(Ok((response, seat))) => legs.decode = Some(Decode::Head(response, seat)),
@@ -204,20 +202,13 @@ impl Legs<'_> {
         }
     }
 
-    /// Nothing more is to be expected of prefill. Unless it turned the work away it is told to stop, before decode is woken.
-    fn prefill_is_over(&mut self, over: PrefillLeg) {
-        if let (PrefillLeg::Unclear { .. }, Some(rest)) = (&over, &mut self.rest) {
+    /// Decode has let its time pass. Prefill is told to stop; what becomes of decode is seen in the background.
+    fn overdue(&mut self, failure: &LegFailure) {
+        if let Some(rest) = &mut self.rest {
+            let _ = rest.end.set((failure.status, failure.verdict));
             rest.held.release();
         }
-        self.prefill = Some(over);
-    }
-
-    /// Decode has let its time pass. Prefill is told to stop, then decode is woken in the background.
-    fn overdue(&mut self, failure: &LegFailure) {
-        if let Some(rest) = &self.rest {
-            let _ = rest.end.set((failure.status, failure.verdict));
-        }
-        self.prefill_is_over(PrefillLeg::Unclear { answered: false });
+        self.prefill = Some(PrefillLeg::Unclear);
     }
 
     /// Decode ended without a success. Prefill's blocks have no writer to come when decode refused the work: prefill is closed

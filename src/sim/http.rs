@@ -149,6 +149,7 @@ fn metrics(core: &Core) -> String {
          vllm:num_requests_waiting{{engine=\"0\",model_name=\"{model}\"}} {ready}.0\n\
          vllm:num_requests_waiting_by_reason{{engine=\"0\",model_name=\"{model}\",reason=\"capacity\"}} {waiting}.0\n\
          vllm:num_requests_waiting_by_reason{{engine=\"0\",model_name=\"{model}\",reason=\"deferred\"}} {parked}.0\n\
+         vllm:num_requests_kv_fetch_by_stage{{engine=\"0\",stage=\"completed_waiting\"}} 0.0\n\
          vllm:kv_cache_usage_perc{{engine=\"0\",model_name=\"{model}\"}} {usage:.9}\n\
          vllm:cache_config_info{{engine=\"0\",num_gpu_blocks=\"{blocks}\"}} 1.0\n"
     )

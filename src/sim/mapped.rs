@@ -16,7 +16,10 @@ pub(crate) enum Stage {
     /// Decode waits for its KV.
     Parked,
     /// Decode was told that its KV is there. It must not be told again.
-    Woken,
+    Woken {
+        /// On which of its ranks.
+        rank: usize,
+    },
 }
 
 /// A request's line in the table, until its end.

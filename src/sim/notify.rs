@@ -86,7 +86,7 @@ fn map(core: &Arc<Core>, offset: u32, message: &Value) -> Result<(), String> {
             let mut state = lock(&core.state);
             let waiter = state.parked.remove(&transfer);
             if let Some(waiter) = waiter {
-                state.mapped.insert(transfer, Stage::Woken);
+                state.mapped.insert(transfer, Stage::Woken { rank: waiter.rank });
                 drop(state);
                 // The request may be gone already; then nobody needs to know.
                 let _ = waiter.wake.send(Err("KV transfer failed".into()));
@@ -227,7 +227,7 @@ pub(crate) fn complete_early(core: &Arc<Core>, transfer: &str) {
 
 fn complete(core: &Arc<Core>, transfer: &str, rank: usize, tp_rank: u32, writers: Option<u32>) {
     let mut state = lock(&core.state);
-    if state.mapped.get(transfer) == Some(&Stage::Woken) {
+    if state.mapped.get(transfer) == Some(&Stage::Woken { rank }) {
         drop(state);
         return perish(core, "write_done for a request that no longer waits: the scheduler's assertion fails");
     }
@@ -243,7 +243,7 @@ fn complete(core: &Arc<Core>, transfer: &str, rank: usize, tp_rank: u32, writers
     entry.1 = writers.unwrap_or(1);
     let complete = (0..core.settings.tp).all(|tp| waiter.done.get(&tp).is_some_and(|(came, needed)| came >= needed));
     if complete && let Some(waiter) = state.parked.remove(transfer) {
-        state.mapped.insert(transfer.to_string(), Stage::Woken);
+        state.mapped.insert(transfer.to_string(), Stage::Woken { rank });
         drop(state);
         // The request may be gone already; then nobody needs to know.
         let _ = waiter.wake.send(Ok(()));
