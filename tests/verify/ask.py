@@ -81,15 +81,18 @@ class Server:
         return answer
 
     def leave(self, path, body, after, first_byte=False, limit=60.0):
-        """Sends `body` and hangs up `after` seconds later, or so long after the first byte. Returns what was read."""
+        """Sends `body` and hangs up `after` seconds later, or so long after the first event. Returns what was read."""
         payload = json.dumps(body).encode()
         head = "".join(f"{name}: {value}\r\n" for name, value in headers().items())
         head = f"POST {path} HTTP/1.1\r\nhost: {self.host}\r\n{head}content-length: {len(payload)}\r\n\r\n"
         seen = b""
         with socket.create_connection((self.host, self.port), timeout=limit) as connection:
             connection.sendall(head.encode() + payload)
-            if first_byte:
-                seen = connection.recv(65536)
+            while first_byte and b"data: " not in seen:
+                part = connection.recv(65536)
+                if not part or (len(seen) > 12 and b" 200 " not in seen[:16]):
+                    break
+                seen += part
             time.sleep(after)
         return seen
 

@@ -37,9 +37,10 @@ class Engine:
     def held(self):
         """KV blocks in use, over all its ranks. The gauge moves only when the engine takes a step."""
         text = self.metrics()
-        blocks = sum(int(number) for number in _BLOCKS.findall(text)) or 1
-        ranks = max(1, len(_BLOCKS.findall(text)))
-        return round(_sum(text, "vllm:kv_cache_usage_perc") * blocks / ranks)
+        blocks = [int(number) for number in _BLOCKS.findall(text)]
+        if not blocks:
+            raise OSError(f"{self.name}: /metrics does not tell num_gpu_blocks")
+        return round(_sum(text, "vllm:kv_cache_usage_perc") * blocks[0])
 
     def busy(self):
         """Requests it runs or keeps waiting."""
@@ -86,7 +87,7 @@ class Cluster:
             return -1
 
     def at_rest(self):
-        """The least that is held when nothing runs: with nudges by the proxy that may be a nudge's own block."""
+        """The most that is held when nothing runs: with nudges by the proxy that may be a nudge's own block."""
         looks = [self.held() for _ in range(3)]
         return [max(column) for column in zip(*looks)]
 

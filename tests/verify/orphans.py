@@ -28,7 +28,7 @@ def _leave(world, delays, first_byte=False, user=None):
     def one(job):
         path, body, delay = job
         try:
-            return bool(world.proxy.leave(path, body, delay, first_byte))
+            return b"data: " in world.proxy.leave(path, body, delay, first_byte)
         except OSError:
             return False
         finally:
@@ -40,8 +40,10 @@ def _leave(world, delays, first_byte=False, user=None):
 
 def median(world):
     rng = texts.generator(world.seed + 3)
-    seconds = sorted(world.proxy.ask(*texts.long_request(rng, world.model, number)).seconds for number in range(5))
-    return seconds[2]
+    answers = [world.proxy.ask(*texts.long_request(rng, world.model, number)) for number in range(5)]
+    if any(answer.status != 200 for answer in answers):
+        raise OSError(f"the proxy answers {[answer.status for answer in answers]} before anybody has left")
+    return sorted(answer.seconds for answer in answers)[2]
 
 
 def leave_at_once(world):

@@ -93,7 +93,7 @@ def refused(world, role):
     back = _back(world)
     late = sum(number for key, number in statuses.items() if str(key).startswith("no end"))
     clean, detail = orphans.cleared(world, rest, f"answers {statuses}; back after {back:.1f} s")
-    return clean and not late and back < 60, detail
+    return clean and not late and back < 60 and statuses.get(200, 0) > 0, detail
 
 
 def _back(world):

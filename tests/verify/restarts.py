@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -74,7 +75,7 @@ def _stale(world):
     try:
         pairs = json.loads(world.proxy.get("/ready")[1]).get("stale_pairs", [])
         return sorted({pair["restart"] for pair in pairs})
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return []
 
 
@@ -84,10 +85,18 @@ def _again(world, engine, command):
     A command whose last line is a URL says where the engine is from now on.
     """
     before = engine.started()
-    done = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        return f"{command!r} exits {done.returncode}: {done.stderr.strip()[-200:]}"
-    said = done.stdout.strip().rpartition("\n")[2]
+    # Files and not pipes: what the command leaves in the background keeps its output open.
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        try:
+            code = subprocess.run(
+                command, shell=True, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, timeout=world.start_limit
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return f"{command!r} does not return within {world.start_limit} s"
+        output.seek(0), errors.seek(0)
+        if code:
+            return f"{command!r} exits {code}: {errors.read().strip()[-200:]}"
+        said = output.read().strip().rpartition("\n")[2]
     if said.startswith("http://"):
         engine.server = Server(said)
     deadline = time.monotonic() + world.start_limit
@@ -152,7 +161,9 @@ def restart(world, role):
                 said.append(f"the proxy names {other.name}")
             else:
                 continue
-            if not trouble and other.role in world.commands:
+            # The commands are for the first engine of each role.
+            first = next(candidate for candidate in world.cluster.engines if candidate.role == other.role)
+            if not trouble and other is first and other.role in world.commands:
                 trouble = _again(world, other, world.commands[other.role])
         if said and not trouble:
             recovered = load.recovers(60)
