@@ -99,7 +99,11 @@ impl Notifier {
         };
         let payload = packed(&Outcome { r#type: message, transfer_id });
         // Which rank holds the leg is decode's own secret; the others keep a line for a request that never comes.
-        (0..decode.registration.dp_size).fold(true, |sent, rank| self.send(kind, decode, rank, payload.clone()) && sent)
+        let mut all = true;
+        for rank in 0..decode.registration.dp_size {
+            all &= self.send(kind, decode, rank, payload.clone());
+        }
+        all
     }
 
     /// One message to each tensor-parallel rank's port: base + dp rank + tp rank (protocol 5). Says whether all will be sent.
