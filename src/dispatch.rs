@@ -124,17 +124,16 @@ struct Prefilling<'a> {
     held: Held,
 }
 
-impl Prefilling<'_> {
-    /// Its answer; to be asked for again only if this was dropped before.
-    async fn answer(&mut self) -> Result<Bytes, LegFailure> {
-        match &mut self.leg {
-            Some(leg) => {
-                let result = leg.await;
-                self.leg = None;
-                result
-            }
-            None => std::future::pending().await,
+/// Waits for a leg and empties its slot, so that whoever holds the slot knows that it ended. May be dropped and asked again;
+/// an empty slot never answers.
+async fn ended<F: Future + Unpin>(slot: &mut Option<F>) -> F::Output {
+    match slot {
+        Some(leg) => {
+            let result = leg.await;
+            *slot = None;
+            result
         }
+        None => std::future::pending().await,
     }
 }
 

@@ -192,7 +192,7 @@ impl Parked {
                 Either::Left((Ok(_), _)) => self.held.finished(),
                 Either::Left((Err(failure), _)) => {
                     drop(contact);
-                    return match self.after(&failure) {
+                    return match judge(&failure, &mut self.held) {
                         PrefillLeg::Failed => self.wake(first).await,
                         _ => self.doubt(first).await,
                     };
@@ -276,11 +276,6 @@ impl Parked {
             true => Seen::Parked,
             false => Seen::Nothing,
         }
-    }
-
-    /// What is to be thought of a prefill that ended with `failure`.
-    fn after(&mut self, failure: &LegFailure) -> PrefillLeg {
-        judge(failure, &mut self.held)
     }
 
     /// Ends the waiting of a leg into which nobody has written or will write.

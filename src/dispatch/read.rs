@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Response;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Attempt, Failure, Prefilling};
+use super::{Attempt, Failure, Prefilling, ended};
 use crate::account::Exchange;
 use crate::body::Segments;
 use crate::engine::Role;
@@ -38,7 +38,7 @@ impl Attempt<'_> {
         let leg = self.leg(prefill_seat, rank, body);
         let (keeper, sent) = (&dispatcher.keeper, leg.sent.clone());
         let mut prefilling = Prefilling { keeper, leg: Some(leg.prefill(dispatcher.limits.prefill)), sent, held };
-        let answer = match prefilling.answer().await {
+        let answer = match ended(&mut prefilling.leg).await {
             Ok(answer) => answer,
             Err(failure) => {
                 if !failure.may_have_run() {
@@ -126,7 +126,7 @@ impl Attempt<'_> {
         let connect = async {
             tokio::select! {
                 biased;
-                result = reader.answer() => Some(result),
+                result = ended(&mut reader.decode) => Some(result),
                 () = sent.started() => None,
             }
         };
@@ -141,7 +141,7 @@ impl Attempt<'_> {
                 let (limit, what, option) = limits.first_byte;
                 let due = limits.from + limit;
                 let left = due.saturating_duration_since(std::time::Instant::now());
-                timeout(left, reader.answer()).await.unwrap_or_else(|_| {
+                timeout(left, ended(&mut reader.decode)).await.unwrap_or_else(|_| {
                     let failure = LegFailure::timeout(Role::Decode, what, limit, option);
                     let _ = end.set((failure.status, failure.verdict));
                     Err(failure)
@@ -172,19 +172,6 @@ struct Reader<'a> {
     decode: Option<DecodeFuture>,
     sent: Arc<Sent>,
     keeper: &'a Keeper,
-}
-
-impl Reader<'_> {
-    async fn answer(&mut self) -> Result<(Response<reqwest::Body>, Seat), LegFailure> {
-        match &mut self.decode {
-            Some(decode) => {
-                let result = decode.await;
-                self.decode = None;
-                result
-            }
-            None => std::future::pending().await,
-        }
-    }
 }
 
 impl Drop for Reader<'_> {

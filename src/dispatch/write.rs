@@ -10,7 +10,7 @@ use http::Response;
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use super::{Attempt, Dispatcher, Failure, Prefilling};
+use super::{Attempt, Dispatcher, Failure, Prefilling, ended};
 use crate::account::Exchange;
 use crate::engine::Role;
 use crate::enrich::{self, Pair};
@@ -88,11 +88,11 @@ impl Attempt<'_> {
         let running = Some(leg.prefill(dispatcher.limits.prefill));
         let mut prefilling = Prefilling { keeper: &dispatcher.keeper, leg: running, sent: sent.clone(), held };
         let early = match dispatcher.serial_write {
-            true => Some(prefilling.answer().await),
+            true => Some(ended(&mut prefilling.leg).await),
             false => tokio::select! {
                 biased;
                 () = sent.started() => None,
-                result = prefilling.answer() => Some(result),
+                result = ended(&mut prefilling.leg) => Some(result),
             },
         };
         match early {
