@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::Role;
+use crate::error::ProxyError;
 use crate::gauges;
 use crate::metrics::{LegStatus, Metrics};
 use crate::policy::Contact;
@@ -28,7 +29,7 @@ const IN_DOUBT: Duration = Duration::from_secs(600);
 const ARRIVING: Duration = Duration::from_millis(100);
 /// How long a prefill that was told to stop, but may have been writing, is left to end that: what is written into a leg's
 /// blocks after the leg gave them back lands in another request's.
-const STILL_WRITING: Duration = Duration::from_secs(3);
+const STILL_WRITING: Duration = Duration::from_secs(2);
 /// The same for a prefill that must not be told: its own timer, by which it drops what decode did not ask for, and a little.
 const LEFT_ALONE: Duration = Duration::from_secs(63);
 
@@ -103,6 +104,7 @@ pub struct Parked {
 pub struct Reading {
     tasks: TaskTracker,
     until: Instant,
+    held: Held,
 }
 
 /// What is owed to a decode leg as long as it has sent no byte of its answer.
@@ -132,15 +134,21 @@ impl Unread {
 }
 
 impl Reading {
-    /// For a leg whose request was written at `since`.
-    pub fn new(keeper: &Keeper, since: Instant) -> Self {
-        Reading { tasks: keeper.tasks.clone(), until: since + TAKEN_UP }
+    /// For a leg whose request was written at `since`, and prefill's blocks, which are decode's to release unless it refuses.
+    pub fn new(keeper: &Keeper, since: Instant, mut held: Held) -> Self {
+        held.let_go();
+        Reading { tasks: keeper.tasks.clone(), until: since + TAKEN_UP, held }
     }
 
     /// Closes a leg that nobody reads any more, when its time has come.
     pub fn keep(self, decode: DecodeLeg) {
-        if Instant::now() < self.until {
-            self.tasks.spawn(tokio::time::timeout_at(self.until.into(), first_byte(decode)));
+        let Reading { tasks, until, mut held } = self;
+        if Instant::now() < until {
+            tasks.spawn(async move {
+                if let Ok(Woken::Refused) = tokio::time::timeout_at(until.into(), first_byte(decode)).await {
+                    held.reclaim();
+                }
+            });
         }
     }
 }
@@ -161,6 +169,9 @@ type FirstByte = Pin<Box<dyn Future<Output = Woken> + Send>>;
 /// How the wait for a first byte ended.
 enum Woken {
     Byte,
+    /// Decode answered an error: it has taken nothing.
+    Refused,
+    /// It broke off.
     Over,
 }
 
@@ -193,7 +204,7 @@ impl Parked {
                 Either::Left((Err(failure), _)) => {
                     drop(contact);
                     return match judge(&failure, &mut self.held) {
-                        PrefillLeg::Failed => self.wake(first).await,
+                        PrefillLeg::Failed => self.wake(first, TAKEN_UP).await,
                         _ => self.doubt(first).await,
                     };
                 }
@@ -202,7 +213,7 @@ impl Parked {
                     let _ = prefill.await;
                     return "written";
                 }
-                Either::Right((Woken::Over, prefill)) => {
+                Either::Right((Woken::Refused | Woken::Over, prefill)) => {
                     abandon(&self.keeper, Some(prefill), self.held);
                     return "refused";
                 }
@@ -215,7 +226,7 @@ impl Parked {
             }
             PrefillLeg::Failed => {
                 drop(contact);
-                return self.wake(first).await;
+                return self.wake(first, TAKEN_UP).await;
             }
         }
         match end(&self.keeper, &self.decode, &mut first, self.streams, (SURELY_TAKEN_UP, self.keeper.first_byte)).await
@@ -225,7 +236,7 @@ impl Parked {
                 "written"
             }
             End::AtWork => "closed",
-            End::Came(Woken::Over) => {
+            End::Came(Woken::Refused | Woken::Over) => {
                 self.held.release();
                 "refused"
             }
@@ -255,7 +266,7 @@ impl Parked {
             match (tokio::time::timeout(next, &mut first).await, seen) {
                 (Ok(_), _) => return "written",
                 (Err(_), Seen::AtWork) if begun.elapsed() >= SURELY_TAKEN_UP => return "ended",
-                (Err(_), Seen::Parked) => return self.wake(first).await,
+                (Err(_), Seen::Parked) => return self.wake(first, LOOK).await,
                 (Err(_), Seen::AtWork | Seen::Nothing) => {}
             }
         }
@@ -278,11 +289,11 @@ impl Parked {
         }
     }
 
-    /// Ends the waiting of a leg into which nobody has written or will write.
-    async fn wake(self, mut first: FirstByte) -> &'static str {
+    /// Ends the waiting of a leg into which nobody has written or will write, and which decode knows of after `taken_up`.
+    async fn wake(self, mut first: FirstByte, taken_up: Duration) -> &'static str {
         let woken = self.keeper.notifier.unpark(&self.decode, &self.transfer_id);
         // Without a message what is left is patience: closing a parked leg would lose its blocks, another end may still come.
-        match end(&self.keeper, &self.decode, &mut first, self.streams, (TAKEN_UP, self.keeper.unpark)).await {
+        match end(&self.keeper, &self.decode, &mut first, self.streams, (taken_up, self.keeper.unpark)).await {
             End::Never => self.lost(),
             _ if woken => "unparked",
             _ => "ended",
@@ -360,6 +371,7 @@ async fn first_byte(decode: DecodeLeg) -> Woken {
         DecodeLeg::Open(body, seat) => (body, seat),
         DecodeLeg::Sending(head) => match head.await {
             Ok((response, seat)) => (response.into_body(), seat),
+            Err(failure) if matches!(failure.error, ProxyError::Engine { .. }) => return Woken::Refused,
             Err(_) => return Woken::Over,
         },
     };

@@ -63,6 +63,20 @@ async fn what_a_failing_prefill_may_hold_is_released() {
     world.settle().await;
 }
 
+/// Nobody hears decode's refusal, and prefill's blocks would wait for a timer.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_decode_refuses_when_the_client_has_left_is_released() {
+    let world = Plan::new(Mode::Read).start().await;
+    assert_eq!(ask(&world).await.status, 200);
+    let late = Fault::times(FaultKind::Delay { milliseconds: 500 }, 1);
+    strike(&world.decode[0], late).await;
+    strike(&world.decode[0], Fault::times(refuse(400), 1)).await;
+    let _ = tokio::time::timeout(Duration::from_millis(250), ask(&world)).await;
+    world.settle().await;
+    let prefill = world.prefill[0].counters();
+    assert_eq!((prefill.released, prefill.reaped, prefill.stray_releases), (2, 0, 0));
+}
+
 /// Engines before 0.28 end when they are told to release what they have not finished.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_prefill_finishes_before_it_is_told() {

@@ -122,7 +122,7 @@ impl Attempt<'_> {
         let (sent, end) = (leg.sent.clone(), leg.seat.leg_end());
         held.lend(sent.clone());
         let keeper = &self.dispatcher.keeper;
-        let mut reader = Reader { decode: Some(Box::pin(leg.decode())), sent: sent.clone(), keeper };
+        let mut reader = Reader { decode: Some(Box::pin(leg.decode())), sent: sent.clone(), held, keeper };
         let connect = async {
             tokio::select! {
                 biased;
@@ -150,20 +150,17 @@ impl Attempt<'_> {
         };
         let result = match result {
             Err(failure) if matches!(failure.error, ProxyError::Engine { .. }) => {
-                held.reclaim();
+                reader.held.reclaim();
                 // Decode answered: another prefill for another answer is the client's decision.
                 Err(LegFailure { retry: Retry::Never, ..failure })
             }
-            Ok(answer) => {
-                held.let_go();
-                Ok(answer)
-            }
+            Ok(answer) => Ok(answer),
             // Not written: still ours, or the next engine's. Written and broken: decode may be reading.
             Err(failure) => Err(failure),
         };
         let (response, seat) = result?;
         let since = sent.written_at().unwrap_or_else(std::time::Instant::now);
-        Ok((response, seat, Reading::new(keeper, since)))
+        Ok((response, seat, Reading::new(keeper, since, reader.held.take())))
     }
 }
 
@@ -171,6 +168,7 @@ impl Attempt<'_> {
 struct Reader<'a> {
     decode: Option<DecodeFuture>,
     sent: Arc<Sent>,
+    held: &'a mut Held,
     keeper: &'a Keeper,
 }
 
@@ -178,7 +176,7 @@ impl Drop for Reader<'_> {
     fn drop(&mut self) {
         if let (Some(decode), false) = (self.decode.take(), self.sent.revoke()) {
             let since = self.sent.written_at().unwrap_or_else(std::time::Instant::now);
-            Reading::new(self.keeper, since).keep(DecodeLeg::Sending(decode));
+            Reading::new(self.keeper, since, self.held.take()).keep(DecodeLeg::Sending(decode));
         }
     }
 }
