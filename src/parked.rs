@@ -53,6 +53,8 @@ pub enum PrefillLeg {
     Answered,
     /// It turned the work away or was never dispatched: nothing was written, and nothing will be.
     Failed,
+    /// It answered an error that is most likely a refusal, but may come after its work: it writes no more.
+    Over,
     /// It ended without saying that it did nothing: it may have written, or be writing at this moment.
     Unclear,
 }
@@ -203,10 +205,8 @@ impl Parked {
                 Either::Left((Ok(_), _)) => self.held.finished(),
                 Either::Left((Err(failure), _)) => {
                     drop(contact);
-                    return match judge(&failure, &mut self.held) {
-                        PrefillLeg::Failed => self.wake(first, TAKEN_UP).await,
-                        _ => self.doubt(first).await,
-                    };
+                    let prefill = judge(&failure, &mut self.held);
+                    return self.without_prefill(prefill, first).await;
                 }
                 Either::Right((Woken::Byte, prefill)) => {
                     contact.prove();
@@ -220,17 +220,12 @@ impl Parked {
             },
             PrefillLeg::Answered => {}
             // Others of this pair must not wait for what comes of this leg.
-            PrefillLeg::Unclear => {
+            prefill => {
                 drop(contact);
-                return self.doubt(first).await;
-            }
-            PrefillLeg::Failed => {
-                drop(contact);
-                return self.wake(first, TAKEN_UP).await;
+                return self.without_prefill(prefill, first).await;
             }
         }
-        match end(&self.keeper, &self.decode, &mut first, self.streams, (SURELY_TAKEN_UP, self.keeper.first_byte)).await
-        {
+        match self.end(&mut first, false, (SURELY_TAKEN_UP, self.keeper.first_byte)).await {
             End::Came(Woken::Byte) => {
                 contact.prove();
                 "written"
@@ -242,16 +237,25 @@ impl Parked {
             }
             End::Never => {
                 drop(contact);
-                self.doubt(first).await
+                self.without_prefill(PrefillLeg::Unclear, first).await
             }
         }
     }
 
-    /// Nobody knows whether prefill has written: the leg may wait for ever, or be at work. It is ended only once prefill can
-    /// write no more and decode's own gauges say which: an engine ends when a leg at work is woken, and loses the blocks of a
-    /// parked leg that is closed.
-    async fn doubt(mut self, mut first: FirstByte) -> &'static str {
-        let writes = if self.held.release() { STILL_WRITING } else { LEFT_ALONE };
+    /// Ends the waiting of a leg that prefill will not wake.
+    async fn without_prefill(mut self, prefill: PrefillLeg, first: FirstByte) -> &'static str {
+        match prefill {
+            PrefillLeg::Failed => self.wake(first).await,
+            PrefillLeg::Over => self.doubt(first, TAKEN_UP).await,
+            _ if self.held.release() => self.doubt(first, STILL_WRITING).await,
+            _ => self.doubt(first, LEFT_ALONE).await,
+        }
+    }
+
+    /// Nobody knows whether prefill has written: the leg may wait for ever, or be at work. It is ended only after the time in
+    /// which prefill still `writes`, and once decode's own gauges say which: an engine ends when a leg at work is woken, and
+    /// loses the blocks of a parked leg that is closed.
+    async fn doubt(self, mut first: FirstByte, writes: Duration) -> &'static str {
         let begun = Instant::now();
         let deadline = begun + writes + self.patience.max(IN_DOUBT);
         if tokio::time::timeout(writes, &mut first).await.is_ok() {
@@ -262,11 +266,10 @@ impl Parked {
             let queue = queue(&self.keeper, &self.decode).await;
             let seen = before.zip(queue).map_or(Seen::Nothing, |(before, now)| self.seen(before, now));
             before = queue;
-            let next = if seen == Seen::Nothing { LOOK } else { ARRIVING };
-            match (tokio::time::timeout(next, &mut first).await, seen) {
+            match (tokio::time::timeout(ARRIVING, &mut first).await, seen) {
                 (Ok(_), _) => return "written",
                 (Err(_), Seen::AtWork) if begun.elapsed() >= SURELY_TAKEN_UP => return "ended",
-                (Err(_), Seen::Parked) => return self.wake(first, LOOK).await,
+                (Err(_), Seen::Parked) => return self.wake(first).await,
                 (Err(_), Seen::AtWork | Seen::Nothing) => {}
             }
         }
@@ -289,15 +292,39 @@ impl Parked {
         }
     }
 
-    /// Ends the waiting of a leg into which nobody has written or will write, and which decode knows of after `taken_up`.
-    async fn wake(self, mut first: FirstByte, taken_up: Duration) -> &'static str {
+    /// Ends the waiting of a leg into which nobody has written or will write.
+    async fn wake(mut self, mut first: FirstByte) -> &'static str {
         let woken = self.keeper.notifier.unpark(&self.decode, &self.transfer_id);
         // Without a message what is left is patience: closing a parked leg would lose its blocks, another end may still come.
-        match end(&self.keeper, &self.decode, &mut first, self.streams, (taken_up, self.keeper.unpark)).await {
+        match self.end(&mut first, woken, (TAKEN_UP, self.keeper.unpark)).await {
             End::Never => self.lost(),
             _ if woken => "unparked",
             _ => "ended",
         }
+    }
+
+    /// Waits for the first byte, up to a limit. Where that comes with the last token nobody wants the text: `after` a while the
+    /// leg is closed as soon as decode's gauges say that it is at work.
+    async fn end(&mut self, first: &mut FirstByte, woken: bool, (after, limit): (Duration, Duration)) -> End {
+        let deadline = Instant::now() + limit;
+        let mut next = if self.streams { limit } else { after };
+        let mut before: Option<Queue> = None;
+        while Instant::now() < deadline {
+            if let Ok(woken) = tokio::time::timeout(next, &mut *first).await {
+                return End::Came(woken);
+            }
+            if !self.streams {
+                let now = queue(&self.keeper, &self.decode).await;
+                // The step after the message takes the leg up; that there were steps the others' tokens tell.
+                let stepped = woken && before.zip(now).is_some_and(|(before, now)| now.tokens > before.tokens);
+                if stepped || now.is_some_and(|now| now.none_parked()) {
+                    return End::AtWork;
+                }
+                before = now;
+            }
+            next = LOOK;
+        }
+        End::Never
     }
 
     fn lost(&self) -> &'static str {
@@ -313,29 +340,6 @@ async fn queue(keeper: &Keeper, decode: &Engine) -> Option<Queue> {
     gauges::queue(&keeper.client, decode, Instant::now()).await
 }
 
-/// Waits for the first byte, up to a limit. Where that comes with the last token nobody wants the text: after a while the leg is
-/// closed as soon as decode says that none of its legs is parked.
-async fn end(
-    keeper: &Keeper,
-    decode: &Engine,
-    first: &mut FirstByte,
-    streams: bool,
-    (after, limit): (Duration, Duration),
-) -> End {
-    let deadline = Instant::now() + limit;
-    let mut next = if streams { limit } else { after };
-    while Instant::now() < deadline {
-        if let Ok(woken) = tokio::time::timeout(next, &mut *first).await {
-            return End::Came(woken);
-        }
-        if !streams && queue(keeper, decode).await.is_some_and(|queue| queue.none_parked()) {
-            return End::AtWork;
-        }
-        next = LOOK;
-    }
-    End::Never
-}
-
 /// What a prefill that failed may have done. It is told to stop, unless it has nothing to be told.
 pub fn judge(failure: &LegFailure, held: &mut Held) -> PrefillLeg {
     match (failure.may_have_run(), failure.may_have_written()) {
@@ -345,7 +349,7 @@ pub fn judge(failure: &LegFailure, held: &mut Held) -> PrefillLeg {
         }
         (false, true) => {
             held.nothing_to_tell();
-            PrefillLeg::Unclear
+            PrefillLeg::Over
         }
         (false, false) => PrefillLeg::Failed,
     }

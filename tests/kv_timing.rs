@@ -106,12 +106,13 @@ async fn a_leg_is_woken_on_whichever_rank_it_waits() {
     plan.adjust = |settings| settings.dp = 4;
     let world = plan.start().await;
     for _ in 0..6 {
-        strike(&world.prefill[0], Fault::times(refuse(400), 1)).await;
+        // Late enough for decode to have been asked.
+        world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 200 }, 1));
+        world.prefill[0].set_fault(Fault::times(refuse(400), 1));
         assert_eq!(ask(&world).await.status, 400);
     }
     world.settle().await;
-    // One or the other was refused before decode was asked.
-    assert!(world.decode[0].counters().woken_empty >= 3);
+    assert_eq!(world.decode[0].counters().woken_empty, 6);
 }
 
 /// Once nobody wants a long answer in one piece, its leg is closed as soon as decode says that nothing of it is parked.
@@ -128,4 +129,33 @@ async fn a_text_that_nobody_wants_is_not_written_to_its_end() {
     world.settle().await;
     assert_eq!((world.decode[0].counters().aborted, world.decode[0].counters().completed), (1, 0));
     assert_eq!(world.proxy.metric("moriio_drained_legs_total{outcome=\"closed\"}").await, 1.0);
+}
+
+/// The same for one that was woken, however many others are parked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_woken_text_that_nobody_wants_is_not_written_to_its_end() {
+    let mut plan = Plan::new(Mode::Write).with(Key::Retries, "0").with(Key::PrefillTimeout, "9");
+    plan.adjust = |settings| settings.token_delay = Duration::from_millis(10);
+    let world = plan.start().await;
+    let decode = &world.decode[0];
+    generate(&world.proxy, PROMPT, 4, true).await;
+    strike(&world.prefill[0], Fault::times(FaultKind::Hang, 1)).await;
+    let ends = std::cell::Cell::new(false);
+    let body = completion(PROMPT, 8, false);
+    let parked = async {
+        assert_eq!(post(&world.proxy, "/v1/completions", &body).await.status, 504);
+        ends.set(true);
+    };
+    let woken = async {
+        until_true("parked", || decode.counters().parked == 1).await;
+        world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 200 }, 1));
+        world.prefill[0].set_fault(Fault::times(FaultKind::CutBeforeAnswer { reset: true }, 1));
+        let cut = post(&world.proxy, "/v1/completions", &completion(PROMPT, 100_000, false)).await;
+        assert_eq!((cut.status, cut.source()), (502, "prefill"), "{}", cut.body);
+        until_true("closed", || decode.counters().aborted == 1).await;
+        assert!(!ends.get(), "the other one is parked all the time");
+    };
+    tokio::join!(parked, woken);
+    assert_eq!(decode.counters().died, 0, "{:?}", decode.counters().died_of);
+    world.settle().await;
 }

@@ -79,13 +79,8 @@ impl Answer {
         for position in 0..=self.ask.limit {
             self.pass(position).await;
         }
-        self.count_tokens(self.ask.limit as u64);
         self.holds.completed = true;
         json_response(StatusCode::OK, self.whole().to_string())
-    }
-
-    fn count_tokens(&self, tokens: u64) {
-        self.core.books.count(|counters| counters.tokens += tokens);
     }
 
     /// Lets the time of a token pass, and does what the script wants done before it.
@@ -108,6 +103,8 @@ impl Answer {
         if !self.core.settings.token_delay.is_zero() {
             sleep(self.core.settings.token_delay).await;
         }
+        // An engine counts with each step, whether or not the text is sent token by token.
+        self.core.books.count(|counters| counters.tokens += 1);
     }
 
     fn id(&self) -> String {
@@ -193,8 +190,6 @@ impl Answer {
                 answer.holds.blocks = None;
                 answer.holds.running = None;
                 answer.holds.mapped = None;
-            } else {
-                answer.count_tokens(1);
             }
             Some((Ok::<_, std::io::Error>(Bytes::from(chunk)), (answer, position + 1)))
         });

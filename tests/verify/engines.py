@@ -100,7 +100,7 @@ class Cluster:
             clean = all(0 <= now <= before for now, before in zip(held, rest)) and not any(busy)
             seconds = time.monotonic() - begun
             if clean or seconds > limit:
-                return clean, seconds, self.describe(held, busy)
+                return clean and seconds <= limit, seconds, self.describe(held, busy)
             time.sleep(0.5)
 
     def describe(self, held, busy):
