@@ -247,7 +247,7 @@ static ROWS: [Traits; 10] = [
     Traits {
         name: "0.32.0",
         since: Some(Release::new(0, 32, 0)),
-        proved: "READ, WRITE, release, un-park, restarts and load on 0.32.0",
+        proved: "READ, WRITE, release, un-park, restarts, DP 2 and load on 0.32.0",
         ..SINCE_31
     },
     Traits {

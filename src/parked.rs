@@ -3,6 +3,8 @@
 //! has failed, the leg is drained unseen: prefill's push wakes it, or, when none can come, a message of ours does. That is
 //! sent once and only to a leg that waits, since an engine that is told twice ends (seen on 0.32.0).
 
+mod reading;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,21 +23,23 @@ use crate::pool::{Engine, Queue, Seat, Verdict};
 use crate::release::{Held, Notifier};
 use crate::upstream::LegFailure;
 
+pub use reading::Reading;
+
 /// How often a leg that may have been woken is looked after.
 const LOOK: Duration = Duration::from_millis(250);
+/// The same once it has taken this long, so that an engine that is never idle is not asked all the time.
+const LATER: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
 /// How long a leg is looked after at least: on an engine that is never idle a moment to tell may be long in coming.
 const IN_DOUBT: Duration = Duration::from_secs(600);
-/// What a byte that has been sent may need to arrive.
+/// What a byte that has been sent may need to arrive; the least time between two looks, with that for asking.
 const ARRIVING: Duration = Duration::from_millis(100);
-/// How long a prefill that was told to stop, but may have been writing, is left to end that: what is written into a leg's
-/// blocks after the leg gave them back lands in another request's.
+/// How long a prefill that has heard that it shall stop, but may have been writing, is left to end that: what is written into
+/// a leg's blocks after the leg gave them back lands in another request's.
 const STILL_WRITING: Duration = Duration::from_secs(2);
-/// The same for a prefill that must not be told: its own timer, by which it drops what decode did not ask for, and a little.
+/// The same for a prefill that must not or could not be told: its own timer, by which it drops what decode did not ask for, and a little.
 const LEFT_ALONE: Duration = Duration::from_secs(63);
 
-/// What a decode engine may need until its scheduler knows of a request that was written. A READ leg is kept that long whatever
-/// its client does: an engine that loses its client earlier forgets the request and leaves prefill holding the blocks, while
-/// later it releases them.
+/// What a decode engine may need until its scheduler knows of a request that was written.
 const TAKEN_UP: Duration = Duration::from_secs(1);
 /// The same where a mistake would lose blocks: a leg that is closed between its parking and its push.
 const SURELY_TAKEN_UP: Duration = Duration::from_secs(5);
@@ -53,8 +57,8 @@ pub enum PrefillLeg {
     Answered,
     /// It turned the work away or was never dispatched: nothing was written, and nothing will be.
     Failed,
-    /// It answered an error that is most likely a refusal, but may come after its work: it writes no more.
-    Over,
+    /// It answered 400: most likely it did nothing, but that can also come after its work.
+    Rejected,
     /// It ended without saying that it did nothing: it may have written, or be writing at this moment.
     Unclear,
 }
@@ -102,13 +106,6 @@ pub struct Parked {
     pub streams: bool,
 }
 
-/// A READ decode leg that must not be closed at once.
-pub struct Reading {
-    tasks: TaskTracker,
-    until: Instant,
-    held: Held,
-}
-
 /// What is owed to a decode leg as long as it has sent no byte of its answer.
 pub enum Unread {
     /// WRITE.
@@ -135,26 +132,6 @@ impl Unread {
     }
 }
 
-impl Reading {
-    /// For a leg whose request was written at `since`, and prefill's blocks, which are decode's to release unless it refuses.
-    pub fn new(keeper: &Keeper, since: Instant, mut held: Held) -> Self {
-        held.let_go();
-        Reading { tasks: keeper.tasks.clone(), until: since + TAKEN_UP, held }
-    }
-
-    /// Closes a leg that nobody reads any more, when its time has come.
-    pub fn keep(self, decode: DecodeLeg) {
-        let Reading { tasks, until, mut held } = self;
-        if Instant::now() < until {
-            tasks.spawn(async move {
-                if let Ok(Woken::Refused) = tokio::time::timeout_at(until.into(), first_byte(decode)).await {
-                    held.reclaim();
-                }
-            });
-        }
-    }
-}
-
 /// What an engine's gauges tell of one of its legs.
 #[derive(Clone, Copy, PartialEq)]
 enum Seen {
@@ -173,8 +150,19 @@ enum Woken {
     Byte,
     /// Decode answered an error: it has taken nothing.
     Refused,
-    /// It broke off.
-    Over,
+    /// It ended without a byte.
+    Broken,
+}
+
+impl Woken {
+    /// The word for metrics; `well` where a byte came.
+    fn outcome(self, well: &'static str) -> &'static str {
+        match self {
+            Woken::Byte => well,
+            Woken::Refused => "refused",
+            Woken::Broken => "broken",
+        }
+    }
 }
 
 /// How a leg that nobody waits for came to its end.
@@ -213,9 +201,14 @@ impl Parked {
                     let _ = prefill.await;
                     return "written";
                 }
-                Either::Right((Woken::Refused | Woken::Over, prefill)) => {
+                Either::Right((Woken::Refused, prefill)) => {
                     abandon(&self.keeper, Some(prefill), self.held);
                     return "refused";
+                }
+                // Prefill may be writing into what decode still holds.
+                Either::Right((Woken::Broken, prefill)) => {
+                    let _ = prefill.await;
+                    return "broken";
                 }
             },
             PrefillLeg::Answered => {}
@@ -231,10 +224,11 @@ impl Parked {
                 "written"
             }
             End::AtWork => "closed",
-            End::Came(Woken::Refused | Woken::Over) => {
+            End::Came(Woken::Refused) => {
                 self.held.release();
                 "refused"
             }
+            End::Came(Woken::Broken) => "broken",
             End::Never => {
                 drop(contact);
                 self.without_prefill(PrefillLeg::Unclear, first).await
@@ -243,12 +237,18 @@ impl Parked {
     }
 
     /// Ends the waiting of a leg that prefill will not wake.
-    async fn without_prefill(mut self, prefill: PrefillLeg, first: FirstByte) -> &'static str {
+    async fn without_prefill(mut self, prefill: PrefillLeg, mut first: FirstByte) -> &'static str {
         match prefill {
             PrefillLeg::Failed => self.wake(first).await,
-            PrefillLeg::Over => self.doubt(first, TAKEN_UP).await,
-            _ if self.held.release() => self.doubt(first, STILL_WRITING).await,
-            _ => self.doubt(first, LEFT_ALONE).await,
+            PrefillLeg::Rejected => self.doubt(first, TAKEN_UP).await,
+            PrefillLeg::Unclear | PrefillLeg::Answered | PrefillLeg::Running(_) => {
+                let heard = tokio::select! {
+                    biased;
+                    woken = &mut first => return woken.outcome("written"),
+                    heard = self.held.released() => heard,
+                };
+                self.doubt(first, if heard { STILL_WRITING } else { LEFT_ALONE }).await
+            }
         }
     }
 
@@ -258,19 +258,24 @@ impl Parked {
     async fn doubt(self, mut first: FirstByte, writes: Duration) -> &'static str {
         let begun = Instant::now();
         let deadline = begun + writes + self.patience.max(IN_DOUBT);
-        if tokio::time::timeout(writes, &mut first).await.is_ok() {
-            return "written";
-        }
-        let mut before: Option<Queue> = None;
+        let (mut before, mut calm) = (None::<Queue>, None::<Instant>);
         while Instant::now() < deadline {
             let queue = queue(&self.keeper, &self.decode).await;
             let seen = before.zip(queue).map_or(Seen::Nothing, |(before, now)| self.seen(before, now));
             before = queue;
-            match (tokio::time::timeout(ARRIVING, &mut first).await, seen) {
-                (Ok(_), _) => return "written",
+            // A leg that decode has no room for asks for its KV only when it gets room, and then prefill writes.
+            match queue {
+                Some(queue) if queue.waiting == 0.0 => _ = calm.get_or_insert_with(Instant::now),
+                _ => calm = None,
+            }
+            let pause = if begun.elapsed() < LATER.0 { ARRIVING } else { LATER.1 };
+            match (tokio::time::timeout(pause, &mut first).await, seen) {
+                (Ok(woken), _) => return woken.outcome("written"),
                 (Err(_), Seen::AtWork) if begun.elapsed() >= SURELY_TAKEN_UP => return "ended",
-                (Err(_), Seen::Parked) => return self.wake(first).await,
-                (Err(_), Seen::AtWork | Seen::Nothing) => {}
+                (Err(_), Seen::Parked) if calm.is_some_and(|since| since.elapsed() >= writes) => {
+                    return self.wake(first).await;
+                }
+                (Err(_), _) => {}
             }
         }
         self.lost()
@@ -281,8 +286,8 @@ impl Parked {
         if now.none_parked() {
             return Seen::AtWork;
         }
-        // Others get their tokens; were this one at work, it would have got its first byte with them. One whose KV is there
-        // counts as parked until it is admitted, so that must be ruled out too, which only newer engines tell.
+        // Others get their tokens; were this one at work, it would have got its first byte with them (ranks step together). One
+        // whose KV is there counts as parked until it is admitted, so that must be ruled out too, which only newer engines tell.
         let left_out =
             self.streams && now.tokens > before.tokens && before.arrived.zip(now.arrived) == Some((0.0, 0.0));
         let idle = before.running == 0.0 && now.running == 0.0 && now.arrived.is_none_or(|arrived| arrived == 0.0);
@@ -294,18 +299,24 @@ impl Parked {
 
     /// Ends the waiting of a leg into which nobody has written or will write.
     async fn wake(mut self, mut first: FirstByte) -> &'static str {
-        let woken = self.keeper.notifier.unpark(&self.decode, &self.transfer_id);
+        let told = self.keeper.notifier.unpark(&self.decode, &self.transfer_id);
+        let told = tokio::select! {
+            biased;
+            _ = &mut first => return "unparked",
+            told = told => told,
+        };
         // Without a message what is left is patience: closing a parked leg would lose its blocks, another end may still come.
-        match self.end(&mut first, woken, (TAKEN_UP, self.keeper.unpark)).await {
+        match self.end(&mut first, told, (TAKEN_UP, self.keeper.unpark)).await {
             End::Never => self.lost(),
-            _ if woken => "unparked",
-            _ => "ended",
+            _ if told => "unparked",
+            End::Came(woken) => woken.outcome("written"),
+            End::AtWork => "ended",
         }
     }
 
     /// Waits for the first byte, up to a limit. Where that comes with the last token nobody wants the text: `after` a while the
     /// leg is closed as soon as decode's gauges say that it is at work.
-    async fn end(&mut self, first: &mut FirstByte, woken: bool, (after, limit): (Duration, Duration)) -> End {
+    async fn end(&mut self, first: &mut FirstByte, told: bool, (after, limit): (Duration, Duration)) -> End {
         let deadline = Instant::now() + limit;
         let mut next = if self.streams { limit } else { after };
         let mut before: Option<Queue> = None;
@@ -315,8 +326,8 @@ impl Parked {
             }
             if !self.streams {
                 let now = queue(&self.keeper, &self.decode).await;
-                // The step after the message takes the leg up; that there were steps the others' tokens tell.
-                let stepped = woken && before.zip(now).is_some_and(|(before, now)| now.tokens > before.tokens);
+                // The step after the message takes the leg up, and tokens tell of steps.
+                let stepped = told && before.zip(now).is_some_and(|(before, now)| now.stepped_since(&before));
                 if stepped || now.is_some_and(|now| now.none_parked()) {
                     return End::AtWork;
                 }
@@ -349,7 +360,7 @@ pub fn judge(failure: &LegFailure, held: &mut Held) -> PrefillLeg {
         }
         (false, true) => {
             held.nothing_to_tell();
-            PrefillLeg::Over
+            PrefillLeg::Rejected
         }
         (false, false) => PrefillLeg::Failed,
     }
@@ -376,7 +387,7 @@ async fn first_byte(decode: DecodeLeg) -> Woken {
         DecodeLeg::Sending(head) => match head.await {
             Ok((response, seat)) => (response.into_body(), seat),
             Err(failure) if matches!(failure.error, ProxyError::Engine { .. }) => return Woken::Refused,
-            Err(_) => return Woken::Over,
+            Err(_) => return Woken::Broken,
         },
     };
     while let Some(Ok(frame)) = body.frame().await {
@@ -385,5 +396,5 @@ async fn first_byte(decode: DecodeLeg) -> Woken {
             return Woken::Byte;
         }
     }
-    Woken::Over
+    Woken::Broken
 }

@@ -2,12 +2,13 @@
 //! engine that its KV will not come (un-park). Sent over sockets of their own from a thread of their own: an engine that does
 //! not take them costs exchanges nothing. Only what an engine of that release understands is sent (`compat.rs`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use zeromq::{Socket, SocketSend};
 
 use crate::compat::{ReleaseForm, notify_ports};
@@ -40,6 +41,16 @@ struct Message {
     kind: &'static str,
     address: String,
     payload: Bytes,
+    told: oneshot::Sender<bool>,
+}
+
+/// Hears whether a message has reached its port, or found the port closed: then the engine that it was for is gone.
+type Hears = oneshot::Receiver<bool>;
+
+/// Whether every port was reached.
+async fn all(heard: Vec<Hears>) -> bool {
+    let heard = futures::future::join_all(heard).await;
+    !heard.is_empty() && heard.iter().all(|heard| *heard == Ok(true))
 }
 
 /// The sender's handle.
@@ -67,59 +78,63 @@ impl Notifier {
     }
 
     /// Tells every notify port of a prefill slot that nobody will fetch or receive the transfer (protocol 8.3, 13.1), once:
-    /// an engine keeps each release that finds nothing to free. Says whether it was sent; an engine that must not hear of
-    /// what it has not `finished` is left to its own timer.
-    pub fn release(&self, prefill: &Engine, rank: u32, transfer_id: &str, finished: bool) -> bool {
+    /// an engine keeps each release that finds nothing to free. What comes back is empty for an engine that must not hear of
+    /// what it has not `finished`: it is left to its own timer.
+    fn release(&self, prefill: &Engine, rank: u32, transfer_id: &str, finished: bool) -> Vec<Hears> {
         if !finished && !prefill.traits.early_release {
             self.metrics.kv_message("release", "unsupported");
-            return false;
+            return Vec::new();
         }
         let payload = match prefill.traits.release {
             ReleaseForm::None => {
                 self.metrics.kv_message("release", "unsupported");
-                return false;
+                return Vec::new();
             }
             ReleaseForm::Text => Bytes::from(transfer_id.to_owned()),
             ReleaseForm::Map => packed(&Release { r#type: "release", transfer_id, consumer_tp_size: 1 }),
         };
-        self.send("release", prefill, rank, payload)
+        self.send("release", prefill, notify_ports(&prefill.registration, rank).collect(), payload)
     }
 
     /// Wakes a parked decode leg into which prefill can certainly not write any more. To be called once in a leg's life, and
     /// never for one that may be at work: a decode engine ends when it is told twice. One that comes before its request is
-    /// kept for it. Says whether the engine's release allows it.
-    pub fn unpark(&self, decode: &Engine, transfer_id: &str) -> bool {
+    /// kept for it. Sent even if nobody waits for what comes back: whether every rank has heard it.
+    pub fn unpark(&self, decode: &Engine, transfer_id: &str) -> impl Future<Output = bool> + Send + use<> {
+        all(self.queue_unpark(decode, transfer_id))
+    }
+
+    fn queue_unpark(&self, decode: &Engine, transfer_id: &str) -> Vec<Hears> {
         let (kind, message) = match (decode.traits.write_failed, decode.traits.unpark) {
             (true, _) => ("write_failed", "write_failed"),
             (false, true) => ("unpark", "write_done"),
             (false, false) => {
                 self.metrics.kv_message("unpark", "unsupported");
-                return false;
+                return Vec::new();
             }
         };
         let payload = packed(&Outcome { r#type: message, transfer_id });
         // Which rank holds the leg is decode's own secret; the others keep a line for a request that never comes.
-        let mut all = true;
-        for rank in 0..decode.registration.dp_size {
-            all &= self.send(kind, decode, rank, payload.clone());
-        }
-        all
+        let registration = &decode.registration;
+        let ports = (0..registration.dp_size).flat_map(|rank| notify_ports(registration, rank)).collect();
+        self.send(kind, decode, ports, payload)
     }
 
-    /// One message to each tensor-parallel rank's port: base + dp rank + tp rank (protocol 5). Says whether all will be sent.
-    fn send(&self, kind: &'static str, engine: &Engine, rank: u32, payload: Bytes) -> bool {
-        let Some(queue) = &self.queue else { return false };
-        let mut all = true;
+    /// One message to each port. What comes back is empty when an engine will not hear all.
+    fn send(&self, kind: &'static str, engine: &Engine, ports: BTreeSet<u16>, payload: Bytes) -> Vec<Hears> {
+        let Some(queue) = &self.queue else { return Vec::new() };
+        let mut heard = Vec::new();
         let kv = &engine.registration.kv;
         let host = if kv.host.contains(':') { format!("[{}]", kv.host) } else { kv.host.clone() };
-        for port in notify_ports(&engine.registration, rank) {
-            let message = Message { kind, address: format!("tcp://{host}:{port}"), payload: payload.clone() };
-            if queue.try_send(message).is_err() {
+        for port in ports {
+            let (told, hears) = oneshot::channel();
+            let address = format!("{host}:{port}");
+            if queue.try_send(Message { kind, address, payload: payload.clone(), told }).is_err() {
                 self.metrics.kv_message(kind, "dropped");
-                all = false;
+                return Vec::new();
             }
+            heard.push(hears);
         }
-        all
+        heard
     }
 }
 
@@ -152,11 +167,19 @@ async fn tell(message: Message, metrics: Arc<Metrics>, permit: OwnedSemaphorePer
         tracing::warn!(kind = message.kind, address = %message.address, outcome, "engine could not be notified");
     }
     drop(permit);
+    let _ = message.told.send(outcome == "sent" || is_closed(&message.address).await);
+}
+
+/// Whether nobody listens any more.
+async fn is_closed(address: &str) -> bool {
+    let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+    let connected = tokio::time::timeout(SEND_LIMIT, tokio::net::TcpStream::connect(address)).await;
+    connected.is_ok_and(|connected| connected.is_err_and(refused))
 }
 
 async fn deliver(message: &Message) -> zeromq::ZmqResult<()> {
     let mut socket = zeromq::DealerSocket::new();
-    socket.connect(&message.address).await?;
+    socket.connect(&format!("tcp://{}", message.address)).await?;
     let result = socket.send(message.payload.clone().into()).await;
     // `send` resolves when the frame is written, so that closing loses nothing.
     socket.close().await;
@@ -172,7 +195,8 @@ pub struct Held {
     rank: u32,
     transfer_id: String,
     armed: bool,
-    told: Option<bool>,
+    /// Once prefill was told, or has nothing to be told.
+    told: Option<Vec<Hears>>,
     finished: bool,
     reader: Option<Arc<Sent>>,
 }
@@ -201,7 +225,7 @@ impl Held {
             rank: self.rank,
             transfer_id: std::mem::take(&mut self.transfer_id),
             armed: std::mem::take(&mut self.armed),
-            told: self.told,
+            told: self.told.replace(Vec::new()),
             finished: self.finished,
             reader: self.reader.take(),
         }
@@ -243,15 +267,21 @@ impl Held {
     /// Prefill holds nothing that it must be told of.
     pub fn nothing_to_tell(&mut self) {
         self.armed = false;
-        self.told = Some(true);
+        self.told = Some(Vec::new());
     }
 
-    /// Releases the blocks now, whoever had them; once. Says whether prefill will hear of it.
-    pub fn release(&mut self) -> bool {
+    /// Releases the blocks now, whoever had them; once.
+    pub fn release(&mut self) {
         self.armed = false;
-        *self
-            .told
-            .get_or_insert_with(|| self.notifier.release(&self.prefill, self.rank, &self.transfer_id, self.finished))
+        if self.told.is_none() {
+            self.told = Some(self.notifier.release(&self.prefill, self.rank, &self.transfer_id, self.finished));
+        }
+    }
+
+    /// Releases the blocks, and says whether prefill has heard of it. An engine that is gone counts as one that has.
+    pub async fn released(&mut self) -> bool {
+        self.release();
+        all(self.told.replace(Vec::new()).unwrap_or_default()).await
     }
 }
 

@@ -39,13 +39,13 @@ async fn a_decode_that_was_woken_is_not_woken_again() {
 /// An error of prefill after its work is no proof that nothing was written: decode may be at work, and is left alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decode_that_is_at_work_is_not_woken() {
-    for stream in [true, false] {
+    for (status, stream) in [(500, true), (500, false), (400, true), (400, false)] {
         let mut plan = Plan::new(Mode::Write).with(Key::Retries, "0");
         plan.adjust = |settings| settings.token_delay = Duration::from_millis(400);
         let world = plan.start().await;
-        world.prefill[0].set_fault(Fault::times(FaultKind::StatusAfterWork { status: 500 }, 1));
+        world.prefill[0].set_fault(Fault::times(FaultKind::StatusAfterWork { status }, 1));
         let answer = post(&world.proxy, "/v1/completions", &completion(PROMPT, 14, stream)).await;
-        assert!(answer.status == 500 || stream, "{}", answer.body);
+        assert!(answer.status == status || stream, "{}", answer.body);
         world.settle().await;
         let decode = world.decode[0].counters();
         assert_eq!((decode.died, decode.woken_empty), (0, 0), "{:?}", decode.died_of);

@@ -145,7 +145,7 @@ fn the_end_marker_is_seen_however_it_is_cut() {
         });
         let cases: Vec<_> = cases.collect();
         runtime.block_on(async {
-            let ends = cases.into_iter().map(async |(text, relay)| {
+            let ends = cases.into_iter().map(|(text, relay)| async move {
                 let done = format!("\n{}", text.trim_ascii_end()).ends_with("\ndata: [DONE]");
                 let out = relay.collect().await.expect("a stream of events ends well").to_bytes();
                 let rest = out.strip_prefix(text.as_bytes()).expect("every byte passes");

@@ -6,6 +6,7 @@ import time
 from ask import Server
 
 _BLOCKS = re.compile(r'num_gpu_blocks="(\d+)"')
+_TOKENS = re.compile(r'^vllm:generation_tokens_total\{[^}]*\bengine="(\d+)"[^}]*\} (\S+)', re.M)
 
 
 class Engine:
@@ -41,6 +42,13 @@ class Engine:
         if not blocks:
             raise OSError(f"{self.name}: /metrics does not tell num_gpu_blocks")
         return round(_sum(text, "vllm:kv_cache_usage_perc") * blocks[0])
+
+    def tokens(self):
+        """Tokens made so far, by data-parallel rank."""
+        tokens = {f"{self.name} rank {rank}": float(tokens) for rank, tokens in _TOKENS.findall(self.metrics())}
+        if not tokens:
+            raise OSError(f"{self.name}: /metrics does not tell tokens by rank")
+        return tokens
 
     def busy(self):
         """Requests it runs or keeps waiting."""
@@ -90,6 +98,10 @@ class Cluster:
         """The most that is held when nothing runs: with nudges by the proxy that may be a nudge's own block."""
         looks = [self.held() for _ in range(3)]
         return [max(column) for column in zip(*looks)]
+
+    def tokens(self):
+        """Tokens made so far, by rank of each engine."""
+        return {rank: tokens for engine in self.engines for rank, tokens in engine.tokens().items()}
 
     def settle(self, rest, limit):
         """Seconds until nothing more is held or at work than `rest`, and what was held at the last look."""

@@ -15,7 +15,7 @@ def expected(single, path, body, budget):
 
 def equal(world):
     """Text, usage and finish reason of `count` requests; those to which the undivided engine itself has no one answer
-    (kernels whose sums depend on the batch) are left out, and said so."""
+    (kernels whose sums depend on the batch) are left out, and said so. Every rank of every engine must get its share."""
     rng = texts.generator(world.seed)
     jobs = [texts.request(rng, world.model, number) for number in range(world.count)]
 
@@ -29,8 +29,13 @@ def equal(world):
         path, body = job
         return all(expected(world.single, path, body, world.budget).content() == want.content() for _ in range(3))
 
+    before = world.cluster.tokens()
     with ThreadPoolExecutor(world.concurrency) as pool:
         results = list(pool.map(one, jobs))
+    after = world.cluster.tokens()
+    idle = [rank for rank in before if after.get(rank, 0) <= before[rank]]
+    # Too few requests reach everybody only by luck.
+    left_out = idle if world.count >= 4 * len(before) else []
     broken = [(job, want, got) for job, (want, got) in zip(jobs, results) if want.content() != got.content()]
     wrong = [(job, want, got) for job, want, got in broken if steady(job, want)]
     failed = [want for want, _ in results if want.status != 200]
@@ -39,7 +44,10 @@ def equal(world):
     # A comparison that could not fail would prove nothing: the model must answer different prompts differently.
     variety = len({want.text for want, _ in results})
     detail = f"{world.count - len(broken)} of {world.count} equal, {len(broken) - len(wrong)} left out, {variety} different texts"
-    return not wrong and not failed and variety * 2 > world.count, detail
+    detail += f", {len(before) - len(idle)} of {len(before)} ranks used"
+    for rank in left_out:
+        world.note(f"{rank} was never used")
+    return not wrong and not failed and not left_out and variety * 2 > world.count, detail
 
 
 def one_token(world):

@@ -109,15 +109,14 @@ def _again(world, engine, command):
 
 
 class Watch:
-    """Looks at engines that nobody restarts, and notes when one ended."""
+    """Looks at engines that nobody restarts, and notes which ended, and how long after the one that was killed."""
 
-    def __init__(self, engines):
-        self.starts = {engine: engine.started() for engine in engines}
+    def __init__(self, killed, others):
+        self.engines, self.killed = [killed, *others], killed
         self.ended, self.over = {}, threading.Event()
         self.thread = threading.Thread(target=self._run)
 
     def __enter__(self):
-        self.begun = time.monotonic()
         self.thread.start()
         return self
 
@@ -131,9 +130,15 @@ class Watch:
             self._look()
 
     def _look(self):
-        for engine in self.starts:
+        for engine in self.engines:
+            now = time.monotonic()
             if engine not in self.ended and not engine.alive() and not engine.alive():
-                self.ended[engine] = time.monotonic() - self.begun
+                self.ended[engine] = now
+
+    def after(self, engine):
+        """Seconds from the killed engine's end to this one's; endless if the killed one was not missed, for then nothing
+        ties the two together."""
+        return self.ended[engine] - self.ended.get(self.killed, float("-inf"))
 
 
 def restart(world, role):
@@ -147,16 +152,16 @@ def restart(world, role):
     rest, said, recovered = world.cluster.at_rest(), [], None
     with Load(world) as load:
         time.sleep(3)
-        with Watch(others) as watch:
+        with Watch(engine, others) as watch:
             trouble = _again(world, engine, world.commands[role])
-        if not trouble and not watch.ended:
+        deaths = {other: watch.after(other) for other in others if other in watch.ended}
+        if not trouble and not deaths:
             recovered = load.recovers(30)
         # The proxy may know that this engine's peers take it for the old one: then they are what has to be restarted.
         named = _stale(world)
         for other in others:
-            with_it = other in watch.ended
-            if with_it:
-                said.append(f"{other.name} ended {watch.ended[other]:.1f} s after the command began")
+            if other in deaths:
+                said.append(f"{other.name} ended {deaths[other]:.1f} s after the killed engine")
             elif f"{other.server.host}:{other.server.port}" in named:
                 said.append(f"the proxy names {other.name}")
             else:
@@ -167,7 +172,7 @@ def restart(world, role):
                 trouble = _again(world, other, world.commands[other.role])
         if said and not trouble:
             recovered = load.recovers(60)
-    late_deaths = [other for other, seconds in watch.ended.items() if seconds > IN_FLIGHT or role == "prefill"]
+    late_deaths = [other for other, seconds in deaths.items() if seconds > IN_FLIGHT or role == "prefill"]
     clean, seconds, held = world.cluster.settle(rest, world.settle)
     detail = (
         f"{load.good} right, {load.wrong} wrong, {load.late} without end, others {load.failed}; "
