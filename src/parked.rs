@@ -3,6 +3,7 @@
 //! has failed, the leg is drained unseen: prefill's push wakes it, or, when none can come, a message of ours does. That is
 //! sent once and only to a leg that waits, since an engine that is told twice ends (seen on 0.32.0).
 
+mod prefill;
 mod reading;
 
 use std::pin::Pin;
@@ -23,6 +24,7 @@ use crate::pool::{Engine, Queue, Seat, Verdict};
 use crate::release::{Held, Notifier};
 use crate::upstream::LegFailure;
 
+pub use prefill::{PrefillFuture, PrefillLeg, abandon, judge};
 pub use reading::Reading;
 
 /// How often a leg that may have been woken is looked after.
@@ -44,24 +46,8 @@ const TAKEN_UP: Duration = Duration::from_secs(1);
 /// The same where a mistake would lose blocks: a leg that is closed between its parking and its push.
 const SURELY_TAKEN_UP: Duration = Duration::from_secs(5);
 
-/// Prefill's leg to its end; its seat is inside.
-pub type PrefillFuture = Pin<Box<dyn Future<Output = Result<bytes::Bytes, LegFailure>> + Send>>;
 /// Decode's leg to its head.
 pub type DecodeFuture = Pin<Box<dyn Future<Output = Result<(Response<reqwest::Body>, Seat), LegFailure>> + Send>>;
-
-/// How far prefill is.
-pub enum PrefillLeg {
-    /// It may still write, or fail.
-    Running(PrefillFuture),
-    /// It answered with a success: it writes as soon as decode has announced its blocks.
-    Answered,
-    /// It turned the work away or was never dispatched: nothing was written, and nothing will be.
-    Failed,
-    /// It answered 400: most likely it did nothing, but that can also come after its work.
-    Rejected,
-    /// It ended without saying that it did nothing: it may have written, or be writing at this moment.
-    Unclear,
-}
 
 /// How far decode is.
 pub enum DecodeLeg {
@@ -218,7 +204,7 @@ impl Parked {
                 return self.without_prefill(prefill, first).await;
             }
         }
-        match self.end(&mut first, false, (SURELY_TAKEN_UP, self.keeper.first_byte)).await {
+        match self.end(&mut first, |_, _| false, (SURELY_TAKEN_UP, self.keeper.first_byte)).await {
             End::Came(Woken::Byte) => {
                 contact.prove();
                 "written"
@@ -239,15 +225,15 @@ impl Parked {
     /// Ends the waiting of a leg that prefill will not wake.
     async fn without_prefill(mut self, prefill: PrefillLeg, mut first: FirstByte) -> &'static str {
         match prefill {
-            PrefillLeg::Failed => self.wake(first).await,
-            PrefillLeg::Rejected => self.doubt(first, TAKEN_UP).await,
+            PrefillLeg::Failed => self.wake(first, false).await,
+            PrefillLeg::Rejected => self.doubt(first, false, TAKEN_UP).await,
             PrefillLeg::Unclear | PrefillLeg::Answered | PrefillLeg::Running(_) => {
                 let heard = tokio::select! {
                     biased;
                     woken = &mut first => return woken.outcome("written"),
                     heard = self.held.released() => heard,
                 };
-                self.doubt(first, if heard { STILL_WRITING } else { LEFT_ALONE }).await
+                self.doubt(first, heard, if heard { STILL_WRITING } else { LEFT_ALONE }).await
             }
         }
     }
@@ -255,7 +241,7 @@ impl Parked {
     /// Nobody knows whether prefill has written: the leg may wait for ever, or be at work. It is ended only after the time in
     /// which prefill still `writes`, and once decode's own gauges say which: an engine ends when a leg at work is woken, and
     /// loses the blocks of a parked leg that is closed.
-    async fn doubt(self, mut first: FirstByte, writes: Duration) -> &'static str {
+    async fn doubt(self, mut first: FirstByte, stopped: bool, writes: Duration) -> &'static str {
         let begun = Instant::now();
         let deadline = begun + writes + self.patience.max(IN_DOUBT);
         let (mut before, mut calm) = (None::<Queue>, None::<Instant>);
@@ -263,17 +249,15 @@ impl Parked {
             let queue = queue(&self.keeper, &self.decode).await;
             let seen = before.zip(queue).map_or(Seen::Nothing, |(before, now)| self.seen(before, now));
             before = queue;
-            // A leg that decode has no room for asks for its KV only when it gets room, and then prefill writes.
-            match queue {
-                Some(queue) if queue.waiting == 0.0 => _ = calm.get_or_insert_with(Instant::now),
-                _ => calm = None,
-            }
+            // A leg that decode has no room for asks for its KV only when it gets room: then a prefill that was not stopped writes.
+            let is_calm = stopped || queue.is_some_and(|queue| queue.waiting == 0.0);
+            calm = is_calm.then(|| calm.unwrap_or_else(Instant::now));
             let pause = if begun.elapsed() < LATER.0 { ARRIVING } else { LATER.1 };
             match (tokio::time::timeout(pause, &mut first).await, seen) {
                 (Ok(woken), _) => return woken.outcome("written"),
                 (Err(_), Seen::AtWork) if begun.elapsed() >= SURELY_TAKEN_UP => return "ended",
                 (Err(_), Seen::Parked) if calm.is_some_and(|since| since.elapsed() >= writes) => {
-                    return self.wake(first).await;
+                    return self.wake(first, true).await;
                 }
                 (Err(_), _) => {}
             }
@@ -297,8 +281,8 @@ impl Parked {
         }
     }
 
-    /// Ends the waiting of a leg into which nobody has written or will write.
-    async fn wake(mut self, mut first: FirstByte) -> &'static str {
+    /// Ends the waiting of a leg into which nobody has written or will write; `admitted` if decode is known to have room for it.
+    async fn wake(mut self, mut first: FirstByte, admitted: bool) -> &'static str {
         let told = self.keeper.notifier.unpark(&self.decode, &self.transfer_id);
         let told = tokio::select! {
             biased;
@@ -306,7 +290,11 @@ impl Parked {
             told = told => told,
         };
         // Without a message what is left is patience: closing a parked leg would lose its blocks, another end may still come.
-        match self.end(&mut first, told, (TAKEN_UP, self.keeper.unpark)).await {
+        // The step after the message takes an admitted leg up, and tokens tell of steps.
+        let at_work = move |before: Queue, now: Queue| {
+            told && now.tokens > before.tokens && (admitted || (before.waiting == 0.0 && now.waiting == 0.0))
+        };
+        match self.end(&mut first, at_work, (TAKEN_UP, self.keeper.unpark)).await {
             End::Never => self.lost(),
             _ if told => "unparked",
             End::Came(woken) => woken.outcome("written"),
@@ -315,8 +303,13 @@ impl Parked {
     }
 
     /// Waits for the first byte, up to a limit. Where that comes with the last token nobody wants the text: `after` a while the
-    /// leg is closed as soon as decode's gauges say that it is at work.
-    async fn end(&mut self, first: &mut FirstByte, told: bool, (after, limit): (Duration, Duration)) -> End {
+    /// leg is closed as soon as nothing is parked, or two looks at decode's gauges say that this one is `at_work`.
+    async fn end(
+        &mut self,
+        first: &mut FirstByte,
+        at_work: impl Fn(Queue, Queue) -> bool,
+        (after, limit): (Duration, Duration),
+    ) -> End {
         let deadline = Instant::now() + limit;
         let mut next = if self.streams { limit } else { after };
         let mut before: Option<Queue> = None;
@@ -326,9 +319,8 @@ impl Parked {
             }
             if !self.streams {
                 let now = queue(&self.keeper, &self.decode).await;
-                // The step after the message takes the leg up, and tokens tell of steps.
-                let stepped = told && before.zip(now).is_some_and(|(before, now)| now.stepped_since(&before));
-                if stepped || now.is_some_and(|now| now.none_parked()) {
+                let taken_up = before.zip(now).is_some_and(|(before, now)| at_work(before, now));
+                if taken_up || now.is_some_and(|now| now.none_parked()) {
                     return End::AtWork;
                 }
                 before = now;
@@ -349,35 +341,6 @@ impl Parked {
 
 async fn queue(keeper: &Keeper, decode: &Engine) -> Option<Queue> {
     gauges::queue(&keeper.client, decode, Instant::now()).await
-}
-
-/// What a prefill that failed may have done. It is told to stop, unless it has nothing to be told.
-pub fn judge(failure: &LegFailure, held: &mut Held) -> PrefillLeg {
-    match (failure.may_have_run(), failure.may_have_written()) {
-        (true, _) => {
-            held.release();
-            PrefillLeg::Unclear
-        }
-        (false, true) => {
-            held.nothing_to_tell();
-            PrefillLeg::Rejected
-        }
-        (false, false) => PrefillLeg::Failed,
-    }
-}
-
-/// A prefill whose exchange is over. Its leg is closed and its blocks are released at once, but where it must not be told before
-/// it has finished: there it runs to its end first.
-pub fn abandon(keeper: &Keeper, prefill: Option<PrefillFuture>, mut held: Held) {
-    held.reclaim();
-    if let (Some(prefill), true) = (prefill, held.must_wait()) {
-        keeper.tasks.spawn(async move {
-            match prefill.await {
-                Ok(_) => held.finished(),
-                Err(_) => held.let_go(),
-            }
-        });
-    }
 }
 
 /// Waits for the first byte of a leg and closes it.

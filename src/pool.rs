@@ -58,11 +58,6 @@ impl Queue {
     pub fn none_parked(&self) -> bool {
         self.parked == 0.0 && self.waiting == 0.0
     }
-
-    /// Whether the engine has taken a step since `before`, with room for every leg all the time.
-    pub fn stepped_since(&self, before: &Queue) -> bool {
-        self.tokens > before.tokens && self.waiting == 0.0 && before.waiting == 0.0
-    }
 }
 
 /// What lives as long as the engine is registered, however often its record is replaced: its load and its breaker.

@@ -41,16 +41,24 @@ struct Message {
     kind: &'static str,
     address: String,
     payload: Bytes,
-    told: oneshot::Sender<bool>,
+    told: oneshot::Sender<Heard>,
 }
 
-/// Hears whether a message has reached its port, or found the port closed: then the engine that it was for is gone.
-type Hears = oneshot::Receiver<bool>;
+/// What came of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    Yes,
+    /// Its port is closed: the engine that it was for is gone.
+    Closed,
+    No,
+}
 
-/// Whether every port was reached.
-async fn all(heard: Vec<Hears>) -> bool {
+type Hears = oneshot::Receiver<Heard>;
+
+/// Whether there was somebody to be told, and the message came to one of `good` everywhere.
+async fn all(heard: Vec<Hears>, good: &[Heard]) -> bool {
     let heard = futures::future::join_all(heard).await;
-    !heard.is_empty() && heard.iter().all(|heard| *heard == Ok(true))
+    !heard.is_empty() && heard.iter().flatten().filter(|heard| good.contains(heard)).count() == heard.len()
 }
 
 /// The sender's handle.
@@ -100,7 +108,7 @@ impl Notifier {
     /// never for one that may be at work: a decode engine ends when it is told twice. One that comes before its request is
     /// kept for it. Sent even if nobody waits for what comes back: whether every rank has heard it.
     pub fn unpark(&self, decode: &Engine, transfer_id: &str) -> impl Future<Output = bool> + Send + use<> {
-        all(self.queue_unpark(decode, transfer_id))
+        all(self.queue_unpark(decode, transfer_id), &[Heard::Yes])
     }
 
     fn queue_unpark(&self, decode: &Engine, transfer_id: &str) -> Vec<Hears> {
@@ -167,7 +175,12 @@ async fn tell(message: Message, metrics: Arc<Metrics>, permit: OwnedSemaphorePer
         tracing::warn!(kind = message.kind, address = %message.address, outcome, "engine could not be notified");
     }
     drop(permit);
-    let _ = message.told.send(outcome == "sent" || is_closed(&message.address).await);
+    let heard = match outcome {
+        "sent" => Heard::Yes,
+        _ if is_closed(&message.address).await => Heard::Closed,
+        _ => Heard::No,
+    };
+    let _ = message.told.send(heard);
 }
 
 /// Whether nobody listens any more.
@@ -281,7 +294,7 @@ impl Held {
     /// Releases the blocks, and says whether prefill has heard of it. An engine that is gone counts as one that has.
     pub async fn released(&mut self) -> bool {
         self.release();
-        all(self.told.replace(Vec::new()).unwrap_or_default()).await
+        all(self.told.replace(Vec::new()).unwrap_or_default(), &[Heard::Yes, Heard::Closed]).await
     }
 }
 

@@ -6,7 +6,7 @@ use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 use serde_json::json;
 
-use crate::support::{Answer, Plan, World, client, completion, generate, post, strike, until_true};
+use crate::support::{Answer, Plan, World, client, completion, generate, post, strike, until, until_true};
 
 const PROMPT: &str =
     "the quick brown fox jumps over the lazy dog again and again until there are several blocks of it all";
@@ -158,4 +158,34 @@ async fn a_woken_text_that_nobody_wants_is_not_written_to_its_end() {
     tokio::join!(parked, woken);
     assert_eq!(decode.counters().died, 0, "{:?}", decode.counters().died_of);
     world.settle().await;
+}
+
+/// A leg is closed because the engine took a step after its waking only if the engine was told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leg_whose_waking_was_not_heard_is_not_closed() {
+    let mut plan = Plan::new(Mode::Write).with(Key::Retries, "0").with(Key::UnparkTimeout, "4s");
+    plan.adjust = |settings| settings.token_delay = Duration::from_millis(50);
+    let world = plan.start().await;
+    let decode = &world.decode[0];
+    let (others, whole) = (completion(PROMPT, 240, true), completion(PROMPT, 100_000, false));
+    let others = post(&world.proxy, "/v1/completions", &others);
+    let unheard = async {
+        until_true("decode at work", || decode.counters().running == 1).await;
+        world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 300 }, 1));
+        world.prefill[0].set_fault(Fault::times(refuse(503), 1));
+        let refused = async { post(&world.proxy, "/v1/completions", &whole).await.status };
+        let deaf = async {
+            until_true("parked", || decode.counters().parked == 1).await;
+            decode.set_fault(Fault::always(FaultKind::CloseNotifyPort));
+        };
+        assert_eq!(tokio::join!(refused, deaf).0, 503);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!((decode.counters().parked, decode.counters().aborted), (1, 0));
+        until("given up", || async {
+            let given_up = world.proxy.metric("moriio_drained_legs_total{outcome=\"expired\"}").await;
+            (given_up == 1.0).then_some(()).ok_or(given_up.to_string())
+        })
+        .await;
+    };
+    assert_eq!(tokio::join!(others, unheard).0.status, 200);
 }
