@@ -1,7 +1,7 @@
-//! Decode legs that must not be closed yet, WRITE's above all. Until its first byte such a leg waits for KV that prefill pushes; an engine
-//! whose waiting leg is closed loses the leg's blocks for good (protocol 13.1). So when its client has left, or its prefill
-//! has failed, the leg is drained unseen: prefill's push wakes it, or, when none can come, a message of ours does. That is
-//! sent once and only to a leg that waits, since an engine that is told twice ends (seen on 0.32.0).
+//! Decode legs that must not be closed yet, WRITE's above all. Until its first byte such a leg waits for KV that prefill
+//! pushes; an engine whose waiting leg is closed loses the leg's blocks for good (protocol 13.1). So when its client has left,
+//! or its prefill has failed, the leg is drained unseen: prefill's push wakes it, or, when none can come, a message of ours
+//! does. That is sent once and only to a leg that waits, since an engine that is told twice ends (seen on 0.32.0).
 
 mod prefill;
 mod reading;
@@ -38,7 +38,8 @@ const ARRIVING: Duration = Duration::from_millis(100);
 /// How long a prefill that has heard that it shall stop, but may have been writing, is left to end that: what is written into
 /// a leg's blocks after the leg gave them back lands in another request's.
 const STILL_WRITING: Duration = Duration::from_secs(2);
-/// The same for a prefill that must not or could not be told: its own timer, by which it drops what decode did not ask for, and a little.
+/// The same for a prefill that must not or could not be told: its own timer, by which it drops what decode did not ask for, and
+/// a little.
 const LEFT_ALONE: Duration = Duration::from_secs(63);
 
 /// What a decode engine may need until its scheduler knows of a request that was written.

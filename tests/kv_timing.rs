@@ -179,8 +179,7 @@ async fn a_leg_whose_waking_was_not_heard_is_not_closed() {
             decode.set_fault(Fault::always(FaultKind::CloseNotifyPort));
         };
         assert_eq!(tokio::join!(refused, deaf).0, 503);
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!((decode.counters().parked, decode.counters().aborted), (1, 0));
+        // Closed early it would be counted as "ended".
         until("given up", || async {
             let given_up = world.proxy.metric("moriio_drained_legs_total{outcome=\"expired\"}").await;
             (given_up == 1.0).then_some(()).ok_or(given_up.to_string())

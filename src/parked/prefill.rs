@@ -8,6 +8,7 @@ use crate::upstream::LegFailure;
 
 /// Prefill's leg to its end; its seat is inside.
 pub type PrefillFuture = Pin<Box<dyn Future<Output = Result<bytes::Bytes, LegFailure>> + Send>>;
+
 /// How far prefill is.
 pub enum PrefillLeg {
     /// It may still write, or fail.
