@@ -21,9 +21,10 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::api::Api;
 use crate::body::{Body, Edit, Json, Segments, quote};
 use crate::engine::Registration;
-use crate::request::{Api, Limits, Request};
+use crate::request::{Limits, Request};
 
 const PARAMS: &str = "kv_transfer_params";
 
@@ -85,6 +86,7 @@ pub fn prefill_leg(request: &Request, pair: &Pair<'_>, ids: &Ids) -> Segments {
             edits.push(Edit::Set("max_output_tokens", ONE));
             edits.push(Edit::Set("min_tokens", ONE));
         }
+        (Api::Messages, _) => edits.push(Edit::Set("max_tokens", ONE)),
         (Api::Generate, Some(sampling)) => {
             let clamped = sampling.edit(&[Edit::Set("max_tokens", ONE), Edit::Set("min_tokens", ONE)]);
             edits.push(Edit::Set("sampling_params", Json::Parts(clamped)));

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 pub mod compat;
 pub mod dialect;
+pub mod api;
 pub mod body;
 pub mod request;
 pub mod enrich;

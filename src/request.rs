@@ -5,51 +5,9 @@ use bytes::Bytes;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::api::Api;
 use crate::body::{Body, BodyError};
 use crate::error::ProxyError;
-
-/// A route that takes a pair of engines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Api {
-    /// `/v1/completions`
-    Completions,
-    /// `/v1/chat/completions`
-    Chat,
-    /// `/v1/responses`
-    Responses,
-    /// `/inference/v1/generate`: token ids in, limits inside `sampling_params`.
-    Generate,
-}
-
-impl Api {
-    /// All of them.
-    pub const ALL: [Api; 4] = [Api::Completions, Api::Chat, Api::Responses, Api::Generate];
-
-    /// The path at the proxy and at the engines.
-    pub fn path(self) -> &'static str {
-        match self {
-            Api::Completions => "/v1/completions",
-            Api::Chat => "/v1/chat/completions",
-            Api::Responses => "/v1/responses",
-            Api::Generate => "/inference/v1/generate",
-        }
-    }
-
-    /// The route behind a path.
-    pub fn from_path(path: &str) -> Option<Api> {
-        Api::ALL.into_iter().find(|api| api.path() == path)
-    }
-
-    /// The word for logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Api::Completions => "completions",
-            Api::Chat => "chat",
-            Api::Responses => "responses",
-            Api::Generate => "generate",
-        }
-    }
-}
 
 /// What decode is told of the client's token limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +95,9 @@ impl Request {
                 max_output_tokens: limit(&body, "max_output_tokens", "max_output_tokens", 1)?,
                 ..Limits::default()
             },
+            (Api::Messages, _) => {
+                Limits { max_tokens: limit(&body, "max_tokens", "max_tokens", 1)?, ..Limits::default() }
+            }
             (Api::Completions | Api::Chat, _) => Limits {
                 max_tokens: limit(&body, "max_tokens", "max_tokens", 1)?,
                 max_completion_tokens: limit(&body, "max_completion_tokens", "max_completion_tokens", 1)?,

@@ -18,13 +18,14 @@ use http_body_util::BodyExt;
 use tokio::sync::{Semaphore, watch};
 
 use crate::account::Exchange;
+use crate::api::Api;
 use crate::config::Secret;
 use crate::dispatch::{Dispatcher, Failure};
 use crate::error::ProxyError;
 use crate::metrics::Metrics;
 use crate::policy::{NoPick, Picked, Selector};
 use crate::pool::{FIRST_PROBE_WAIT, Pool};
-use crate::request::{self, Api, TokenBudget};
+use crate::request::{self, TokenBudget};
 use crate::upstream::{self, REQUEST_ID, Retry};
 
 /// Bodies above this are parsed off the threads that serve connections.
@@ -101,6 +102,7 @@ impl Server {
             .route(Api::Completions.path(), post(completions))
             .route(Api::Chat.path(), post(chat))
             .route(Api::Responses.path(), post(responses))
+            .route(Api::Messages.path(), post(messages))
             .route(Api::Generate.path(), post(generate))
             .route("/v1/models", get(neutral::pass))
             .route("/v1/models/{*id}", get(neutral::pass))
@@ -313,6 +315,10 @@ async fn chat(State(server): State<Arc<Server>>, request: Request) -> Response {
 
 async fn responses(State(server): State<Arc<Server>>, request: Request) -> Response {
     server.exchange(Api::Responses, request).await
+}
+
+async fn messages(State(server): State<Arc<Server>>, request: Request) -> Response {
+    server.exchange(Api::Messages, request).await
 }
 
 async fn generate(State(server): State<Arc<Server>>, request: Request) -> Response {

@@ -111,7 +111,7 @@ impl Answer {
         let id = self.ask.request_id.as_deref().unwrap_or("sim");
         match self.ask.surface {
             Surface::Completions => format!("cmpl-{id}-0"),
-            Surface::Chat => format!("chatcmpl-{id}"),
+            Surface::Chat | Surface::Messages => format!("chatcmpl-{id}"),
             Surface::Responses => format!("resp_{id}"),
             Surface::Generate => id.to_string(),
         }
@@ -124,6 +124,7 @@ impl Answer {
                 "input_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output,
                 "input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0},
             }),
+            Surface::Messages => json!({"input_tokens": prompt, "output_tokens": output}),
             _ => json!({
                 "prompt_tokens": prompt, "total_tokens": prompt + output, "completion_tokens": output,
                 "prompt_tokens_details": null,
@@ -149,6 +150,11 @@ impl Answer {
                 "usage": self.usage(), "prompt_logprobs": null, "kv_transfer_params": params,
             }),
             Surface::Responses => self.responses_object("completed", &text),
+            Surface::Messages => {
+                let mut message = self.message(&json!([{"type": "text", "text": text}]), json!("max_tokens"));
+                message["kv_transfer_params"] = params.clone();
+                message
+            }
             Surface::Generate => {
                 let tokens: Vec<usize> = (0..limit).map(|position| self.voice.token(position)).collect();
                 json!({
@@ -169,6 +175,14 @@ impl Answer {
             "parallel_tool_calls": true, "tool_choice": "auto", "tools": [], "error": null,
             "incomplete_details": null, "instructions": null, "metadata": null,
             "usage": if done { self.usage() } else { Value::Null }, "kv_transfer_params": self.transfer_params,
+        })
+    }
+
+    /// Anthropic's message object.
+    fn message(&self, content: &Value, stop_reason: Value) -> Value {
+        json!({
+            "id": self.id(), "type": "message", "role": "assistant", "content": content,
+            "model": self.core.settings.model, "stop_reason": stop_reason, "stop_sequence": null, "usage": self.usage(),
         })
     }
 
@@ -235,6 +249,18 @@ impl Answer {
                         "output_index": 0, "content_index": 0, "delta": piece, "logprobs": [],
                     }))
             }
+            Surface::Messages => {
+                let begin = if position == 0 {
+                    let message = self.message(&json!([]), Value::Null);
+                    let block = json!({"type": "text", "text": ""});
+                    event(&json!({"type": "message_start", "message": message}))
+                        + &event(&json!({"type": "content_block_start", "index": 0, "content_block": block}))
+                } else {
+                    String::new()
+                };
+                let delta = json!({"type": "text_delta", "text": piece});
+                begin + &event(&json!({"type": "content_block_delta", "index": 0, "delta": delta}))
+            }
             Surface::Generate => data(&json!({
                 "request_id": id,
                 "choices": [{"index": 0, "token_ids": [self.voice.token(position)], "finish_reason": reason}],
@@ -251,6 +277,12 @@ impl Answer {
                 let response = self.responses_object("completed", &self.voice.text(self.ask.limit));
                 let number = self.ask.limit + 1;
                 return event(&json!({"type": "response.completed", "sequence_number": number, "response": response}));
+            }
+            Surface::Messages => {
+                let delta = json!({"stop_reason": "max_tokens", "stop_sequence": null});
+                return event(&json!({"type": "content_block_stop", "index": 0}))
+                    + &event(&json!({"type": "message_delta", "delta": delta, "usage": self.usage()}))
+                    + &event(&json!({"type": "message_stop"}));
             }
             Surface::Generate => return "data: [DONE]\n\n".into(),
         };

@@ -11,6 +11,7 @@ pub(crate) enum Surface {
     Completions,
     Chat,
     Responses,
+    Messages,
     Generate,
 }
 
@@ -20,6 +21,7 @@ impl Surface {
             "/v1/completions" => Self::Completions,
             "/v1/chat/completions" => Self::Chat,
             "/v1/responses" => Self::Responses,
+            "/v1/messages" => Self::Messages,
             "/inference/v1/generate" => Self::Generate,
             _ => return None,
         })
@@ -28,10 +30,15 @@ impl Surface {
     fn prompt_key(self) -> &'static str {
         match self {
             Self::Completions => "prompt",
-            Self::Chat => "messages",
+            Self::Chat | Self::Messages => "messages",
             Self::Responses => "input",
             Self::Generate => "token_ids",
         }
+    }
+
+    /// Whether the API knows `min_tokens`; the others drop it unseen.
+    fn has_min_tokens(self) -> bool {
+        !matches!(self, Self::Responses | Self::Messages)
     }
 
     /// The fields that limit the output, the strongest first.
@@ -39,7 +46,7 @@ impl Surface {
         match self {
             Self::Chat => &["max_completion_tokens", "max_tokens"],
             Self::Responses => &["max_output_tokens"],
-            Self::Completions | Self::Generate => &["max_tokens"],
+            Self::Completions | Self::Messages | Self::Generate => &["max_tokens"],
         }
     }
 }
@@ -118,7 +125,7 @@ impl Ask {
     pub(crate) fn internal_id(&self) -> String {
         let id = self.request_id.as_deref().unwrap_or_default();
         match self.surface {
-            Surface::Chat => format!("chatcmpl-{id}"),
+            Surface::Chat | Surface::Messages => format!("chatcmpl-{id}"),
             _ => format!("cmpl-{id}-0"),
         }
     }
@@ -169,11 +176,13 @@ fn limit(surface: Surface, limits: &Map<String, Value>) -> Result<usize, String>
         let number = number.ok_or_else(|| format!("{key} must be at least 1, got {value}."))?;
         limit.get_or_insert(number);
     }
-    let limit = limit.unwrap_or(match surface {
-        Surface::Completions | Surface::Generate => 16,
-        Surface::Chat | Surface::Responses => 32,
-    });
-    let min = match limits.get("min_tokens") {
+    let limit = match (limit, surface) {
+        (Some(limit), _) => limit,
+        (None, Surface::Messages) => return Err("field required: max_tokens".into()),
+        (None, Surface::Completions | Surface::Generate) => 16,
+        (None, Surface::Chat | Surface::Responses) => 32,
+    };
+    let min = match limits.get("min_tokens").filter(|_| surface.has_min_tokens()) {
         None | Some(Value::Null) => 0,
         Some(value) => value.as_u64().ok_or("min_tokens must be an integer of 0 or more")?,
     };

@@ -177,7 +177,7 @@ fn prefill(ask: &Ask, note: &dyn Fn(String)) {
     if !one(main) {
         note(format!("prefill leg whose {main} is not 1"));
     }
-    if !one("min_tokens") && ask.surface != Surface::Responses {
+    if !one("min_tokens") && !matches!(ask.surface, Surface::Responses | Surface::Messages) {
         note("prefill leg whose min_tokens is not 1".into());
     }
     if limits.contains_key("max_completion_tokens") && !one("max_completion_tokens") {

@@ -240,8 +240,7 @@ impl Leg {
 
     /// The engine's own name for the request, which only old releases let out.
     fn internal_id(&self) -> String {
-        let prefix = if self.ask.surface == super::ask::Surface::Chat { "chatcmpl" } else { "cmpl" };
-        format!("{prefix}-{}-0", self.ask.request_id.as_deref().unwrap_or_default())
+        self.ask.internal_id()
     }
 
     /// Computes the prompt's KV into its blocks.

@@ -1,8 +1,8 @@
 //! What the engines receive: headers and bodies of both legs, by the conformance cases.
 
 use futures::future::join_all;
+use moriio_proxy::api::Api;
 use moriio_proxy::options::Key;
-use moriio_proxy::request::Api;
 use moriio_proxy::sim::{Engine, Mode, ReceivedLeg, Role};
 use serde_json::{Value, json};
 

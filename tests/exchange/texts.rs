@@ -1,8 +1,8 @@
 //! Texts: what a pair answers is what one engine would have answered.
 
 use futures::future::join_all;
+use moriio_proxy::api::Api;
 use moriio_proxy::options::Key;
-use moriio_proxy::request::Api;
 use moriio_proxy::sim::{Mode, Role};
 
 use crate::support::client::Ask;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use moriio_proxy::request::Api;
+use moriio_proxy::api::Api;
 use moriio_proxy::sim::{expected_text, expected_tokens};
 use serde_json::{Value, json};
 
@@ -59,7 +59,7 @@ impl Answer {
         self.header("content-type").starts_with("text/event-stream")
     }
 
-    /// The generated text, streamed or not, of completions, chat or responses.
+    /// The generated text, streamed or not, of completions, chat, responses or messages.
     pub fn text(&self) -> String {
         let piece = |value: &Value| {
             let choice = &value["choices"][0];
@@ -68,6 +68,8 @@ impl Answer {
                 &choice["delta"]["content"],
                 &choice["message"]["content"],
                 &value["delta"],
+                &value["delta"]["text"],
+                &value["content"][0]["text"],
                 &value["output"][0]["content"][0]["text"],
             ];
             text.iter().find_map(|t| t.as_str()).unwrap_or_default().to_owned()
@@ -119,7 +121,7 @@ pub async fn generate(proxy: &Proxy, prompt: &str, tokens: usize, stream: bool) 
     assert!(answer.whole);
 }
 
-/// A request to any of the four APIs, and the check of its answer.
+/// A request to any of the APIs, and the check of its answer.
 pub struct Ask {
     pub api: Api,
     pub body: Value,
@@ -134,14 +136,14 @@ impl Ask {
             format!("prompt number {seed}: a few words more, so that it fills several blocks of tokens, not one");
         let (key, prompt) = match api {
             Api::Completions => ("prompt", json!(words)),
-            Api::Chat => ("messages", json!([{"role": "user", "content": words}])),
+            Api::Chat | Api::Messages => ("messages", json!([{"role": "user", "content": words}])),
             Api::Responses => ("input", json!(words)),
             Api::Generate => ("token_ids", json!((seed..seed + 50).collect::<Vec<_>>())),
         };
         let mut body = json!({"model": "sim-model", "stream": stream});
         body[key] = prompt.clone();
         match api {
-            Api::Completions | Api::Chat => body["max_tokens"] = json!(tokens),
+            Api::Completions | Api::Chat | Api::Messages => body["max_tokens"] = json!(tokens),
             Api::Responses => body["max_output_tokens"] = json!(tokens),
             Api::Generate => body["sampling_params"] = json!({"max_tokens": tokens}),
         }
@@ -159,7 +161,7 @@ impl Ask {
         } else {
             assert_eq!(answer.text(), expected_text(&self.prompt, self.tokens), "{what}");
         }
-        if self.body["stream"] == true && self.api != Api::Responses {
+        if self.body["stream"] == true && !matches!(self.api, Api::Responses | Api::Messages) {
             assert!(answer.body.ends_with("data: [DONE]\n\n"), "{what}");
         }
     }
