@@ -9,6 +9,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::engine::Mode;
 use crate::error::ProxyError;
 use crate::metrics::Metrics;
+use crate::policy::Picked;
+use crate::pool::{LegEnd, Seat};
 
 /// How an exchange ended for its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +67,7 @@ struct PairLine {
     rank: Option<u32>,
     mode: Mode,
     transfer_id: String,
+    legs: [LegEnd; 2],
 }
 
 impl Exchange {
@@ -94,16 +97,19 @@ impl Exchange {
     }
 
     /// An attempt with this pair begins.
-    pub fn attempt(&mut self, prefill: &str, decode: &str, rank: Option<u32>, mode: Mode, transfer_id: &str) {
+    pub fn attempt(&mut self, picked: &Picked, transfer_id: &str) {
         self.attempts += 1;
-        let (prefill, decode, transfer_id) = (prefill.to_owned(), decode.to_owned(), transfer_id.to_owned());
-        self.pair = Some(PairLine { prefill, decode, rank, mode, transfer_id });
+        let legs = [picked.prefill.leg_end(), picked.decode.leg_end()];
+        let (prefill, decode) = (picked.prefill.engine.name.clone(), picked.decode.engine.name.clone());
+        let (rank, mode, transfer_id) = (picked.rank, picked.mode, transfer_id.to_owned());
+        self.pair = Some(PairLine { prefill, decode, rank, mode, transfer_id, legs });
     }
 
     /// READ: another decode engine took the hand-over.
-    pub fn another_decode(&mut self, decode: &str) {
+    pub fn another_decode(&mut self, decode: &Seat) {
         if let Some(pair) = &mut self.pair {
-            decode.clone_into(&mut pair.decode);
+            decode.engine.name.clone_into(&mut pair.decode);
+            pair.legs[1] = decode.leg_end();
         }
     }
 
@@ -117,19 +123,25 @@ impl Exchange {
         self.status = status;
     }
 
-    /// A part of decode's answer goes to the client.
+    /// A part of the answer goes to the client.
     pub fn relayed(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    /// The answer has shown that its engine is at work.
+    pub fn first_output(&mut self) {
         if self.first_byte.is_none() {
             let after = self.started.elapsed();
             self.first_byte = Some(after);
             self.metrics.first_byte.observe(after.as_secs_f64());
         }
-        self.bytes += bytes as u64;
     }
 
-    /// The answer is complete.
+    /// The answer is complete, unless something went wrong on the way.
     pub fn complete(&mut self) {
-        self.ended = Ended::Complete;
+        if self.error.is_none() {
+            self.ended = Ended::Complete;
+        }
     }
 
     /// The client is told `error`, in place of an answer or at the end of a broken one.
@@ -147,6 +159,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.metrics.request(self.route, self.status);
+        self.metrics.ended(self.ended.as_str());
         self.metrics.relayed_bytes.inc_by(self.bytes);
         self.metrics.close_exchange();
         let milliseconds = |time: Option<Duration>| time.map(|t| (t.as_secs_f64() * 1e4).round() / 10.0);
@@ -161,6 +174,8 @@ impl Drop for Exchange {
             prefill = pair.map(|p| p.prefill.as_str()),
             decode = pair.map(|p| p.decode.as_str()),
             rank = pair.and_then(|p| p.rank),
+            prefill_leg = pair.and_then(|p| p.legs[0].word()),
+            decode_leg = pair.and_then(|p| p.legs[1].word()),
             mode = pair.map(|p| p.mode.as_str()),
             transfer_id = pair.map(|p| p.transfer_id.as_str()),
             client_id = self.client_id.as_deref(),

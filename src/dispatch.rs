@@ -12,12 +12,14 @@ use http::{HeaderMap, HeaderValue, Response};
 use tokio_util::sync::CancellationToken;
 
 use crate::account::Exchange;
+use crate::api::Api;
 use crate::body::Segments;
 use crate::compat;
 use crate::engine::{Mode, Role};
 use crate::enrich::{Ids, Pair};
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
+use crate::opening::Opening;
 use crate::parked::{Keeper, PrefillFuture, abandon};
 use crate::policy::{Picked, Selector};
 use crate::pool::{Pool, Seat, Verdict};
@@ -84,7 +86,7 @@ struct Attempt<'a> {
 /// A leg that is ready to be sent.
 struct Leg {
     upstream: Upstream,
-    path: &'static str,
+    api: Api,
     headers: HeaderMap,
     body: Segments,
     seat: Seat,
@@ -101,8 +103,8 @@ impl Attempt<'_> {
         if let Some(rank) = rank {
             headers.insert(RANK, HeaderValue::from(rank));
         }
-        let (upstream, path) = (self.dispatcher.upstream.clone(), self.request.api.path());
-        Leg { upstream, path, headers, body, seat, sent: Arc::default() }
+        let (upstream, api) = (self.dispatcher.upstream.clone(), self.request.api);
+        Leg { upstream, api, headers, body, seat, sent: Arc::default() }
     }
 
     /// Decode's limits once prefill is done.
@@ -156,7 +158,7 @@ impl Leg {
             let began = Instant::now();
             let exchange = async {
                 let engine = self.seat.engine.clone();
-                let response = self.upstream.send(&engine, self.path, self.headers, self.body, self.sent).await?;
+                let response = self.upstream.send(&engine, self.api.path(), self.headers, self.body, self.sent).await?;
                 whole(response.into_body()).await.ok_or_else(|| LegFailure::broken(Role::Prefill))
             };
             let result = match tokio::time::timeout(limit, exchange).await {
@@ -175,10 +177,10 @@ impl Leg {
     }
 
     /// Decode's leg to the head of its answer.
-    async fn decode(self) -> Result<(Response<reqwest::Body>, Seat), LegFailure> {
+    async fn decode(self) -> Result<Opening, LegFailure> {
         let engine = self.seat.engine.clone();
-        match self.upstream.send(&engine, self.path, self.headers, self.body, self.sent).await {
-            Ok(response) => Ok((response, self.seat)),
+        match self.upstream.send(&engine, self.api.path(), self.headers, self.body, self.sent).await {
+            Ok(response) => Ok(Opening::new(response, self.seat, self.api)),
             Err(failure) => {
                 self.seat.end(failure.status, failure.verdict);
                 Err(failure)
@@ -204,7 +206,7 @@ impl Dispatcher {
         let pair = Pair { prefill: &prefill.registration, decode: &decode.registration, rank: picked.rank };
         let ids = Ids::fresh(&pair, plain);
         if let Some(exchange) = exchange {
-            exchange.attempt(&prefill.name, &decode.name, picked.rank, picked.mode, &ids.transfer_id);
+            exchange.attempt(&picked, &ids.transfer_id);
         }
         let attempt = Attempt { dispatcher: self, request, headers, ids };
         match picked.mode {
@@ -213,11 +215,11 @@ impl Dispatcher {
         }
     }
 
-    /// The client's response: decode's head without its connection's headers, and the relay.
+    /// The client's response: the engine's head without its connection's headers, and the relay.
     fn answer(
         &self,
-        head: http::response::Parts,
         open: Open,
+        api: Api,
         exchange: &mut Option<Exchange>,
         limits: RelayLimits,
     ) -> Result<Response<Relay>, Failure> {
@@ -225,12 +227,16 @@ impl Dispatcher {
             self.keeper.metrics.invariant_breaches.inc();
             return Err(Failure { error: ProxyError::Internal, retry: Retry::Never });
         };
-        exchange.committed(head.status.as_u16());
-        let content_type = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let events = content_type.is_some_and(|value| value.starts_with("text/event-stream"));
-        let mut response = Response::new(Relay::new(open, exchange, limits, events, self.cut.clone()));
-        *response.status_mut() = head.status;
-        *response.headers_mut() = relayed(head.headers);
+        let head = open.opening.head();
+        let (status, mut headers) = (head.status, relayed(head.headers.clone()));
+        if open.opening.scanner.is_events() {
+            // A stream may lose comments or gain an error event.
+            headers.remove(http::header::CONTENT_LENGTH);
+        }
+        exchange.committed(status.as_u16());
+        let mut response = Response::new(Relay::new(open, exchange, limits, api, self.cut.clone()));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
         Ok(response)
     }
 

@@ -10,10 +10,11 @@
 
 pub mod sim;
 pub mod engine;
+pub mod api;
+pub mod output;
 pub mod error;
 pub mod compat;
 pub mod dialect;
-pub mod api;
 pub mod body;
 pub mod request;
 pub mod enrich;
@@ -24,6 +25,7 @@ pub mod registry;
 pub mod contacts;
 pub mod policy;
 pub mod upstream;
+pub mod opening;
 pub mod gauges;
 pub mod release;
 pub mod parked;

@@ -87,6 +87,7 @@ impl EngineMetrics {
 pub struct Metrics {
     registry: Registry,
     requests: Family<Labels, Counter>,
+    ended: Family<Labels, Counter>,
     errors: Family<Labels, Counter>,
     legs: Family<Labels, Counter>,
     answers: Family<Labels, Histogram>,
@@ -137,6 +138,7 @@ impl Metrics {
         let mut metrics = Metrics {
             registry: Registry::with_prefix("moriio"),
             requests: Family::default(),
+            ended: Family::default(),
             errors: Family::default(),
             legs: Family::default(),
             answers: Family::new_with_constructor(buckets),
@@ -168,6 +170,7 @@ impl Metrics {
     fn register(&mut self) {
         let r = &mut self.registry;
         r.register("requests", "Client requests by route and status", self.requests.clone());
+        r.register("exchanges", "Exchanges by how they ended for the client", self.ended.clone());
         r.register("errors", "Errors told to clients, by code and source", self.errors.clone());
         r.register("legs", "Ended legs by role, engine and status", self.legs.clone());
         r.register(
@@ -246,6 +249,11 @@ impl Metrics {
     /// One client request was answered.
     pub fn request(&self, route: &'static str, status: u16) {
         self.requests.get_or_create(&vec![("route", route.to_owned()), ("status", status.to_string())]).inc();
+    }
+
+    /// One exchange was closed.
+    pub fn ended(&self, how: &'static str) {
+        self.ended.get_or_create(&vec![("ended", how.to_owned())]).inc();
     }
 
     /// One error was told to a client.

@@ -11,16 +11,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::Either;
-use http::Response;
-use http_body_util::BodyExt;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::Role;
 use crate::error::ProxyError;
 use crate::gauges;
 use crate::metrics::{LegStatus, Metrics};
+use crate::opening::{Opening, Step};
 use crate::policy::Contact;
-use crate::pool::{Engine, Queue, Seat, Verdict};
+use crate::pool::{Engine, Queue, Verdict};
 use crate::release::{Held, Notifier};
 use crate::upstream::LegFailure;
 
@@ -48,14 +47,14 @@ const TAKEN_UP: Duration = Duration::from_secs(1);
 const SURELY_TAKEN_UP: Duration = Duration::from_secs(5);
 
 /// Decode's leg to its head.
-pub type DecodeFuture = Pin<Box<dyn Future<Output = Result<(Response<reqwest::Body>, Seat), LegFailure>> + Send>>;
+pub type DecodeFuture = Pin<Box<dyn Future<Output = Result<Opening, LegFailure>> + Send>>;
 
 /// How far decode is.
 pub enum DecodeLeg {
     /// It has not answered.
     Sending(DecodeFuture),
-    /// Its head has come, no byte of its body.
-    Open(reqwest::Body, Seat),
+    /// Its head has come, and nothing that proves that it no longer waits.
+    Open(Box<Opening>),
 }
 
 /// What drains parked legs.
@@ -93,7 +92,7 @@ pub struct Parked {
     pub streams: bool,
 }
 
-/// What is owed to a decode leg as long as it has sent no byte of its answer.
+/// What is owed to a decode leg as long as it has given no output.
 pub enum Unread {
     /// WRITE.
     Parked(Box<Parked>),
@@ -110,11 +109,19 @@ impl Unread {
         }
     }
 
-    /// The client left after the head: decode's leg goes on as long as it must.
-    pub fn outlive(self, body: reqwest::Body, seat: Seat, contact: Contact) {
+    /// Decode told an error before any output: it took nothing, and nobody but us tells prefill (protocol-2, 1).
+    pub fn refused(self) {
         match self {
-            Unread::Parked(parked) => parked.drain(DecodeLeg::Open(body, seat), contact),
-            Unread::Reading(reading) => reading.keep(DecodeLeg::Open(body, seat)),
+            Unread::Parked(mut parked) => parked.held.release(),
+            Unread::Reading(reading) => reading.refused(),
+        }
+    }
+
+    /// The client left after the head: decode's leg goes on as long as it must.
+    pub fn outlive(self, opening: Opening, contact: Option<Contact>) {
+        match self {
+            Unread::Parked(parked) => parked.drain(DecodeLeg::Open(Box::new(opening)), contact),
+            Unread::Reading(reading) => reading.keep(DecodeLeg::Open(Box::new(opening))),
         }
     }
 }
@@ -132,12 +139,13 @@ enum Seen {
 
 type FirstByte = Pin<Box<dyn Future<Output = Woken> + Send>>;
 
-/// How the wait for a first byte ended.
+/// How the wait for a sign of waking ended.
 enum Woken {
+    /// The engine has reported: the leg no longer waits.
     Byte,
     /// Decode answered an error: it has taken nothing.
     Refused,
-    /// It ended without a byte.
+    /// It ended without a sign.
     Broken,
 }
 
@@ -163,7 +171,7 @@ enum End {
 
 impl Parked {
     /// Drains a leg in the background, bounded in time and counted.
-    pub fn drain(self, decode: DecodeLeg, contact: Contact) {
+    pub fn drain(self, decode: DecodeLeg, contact: Option<Contact>) {
         let keeper = self.keeper.clone();
         keeper.metrics.parked_in_flight.inc();
         keeper.tasks.clone().spawn(async move {
@@ -173,7 +181,7 @@ impl Parked {
         });
     }
 
-    async fn run(mut self, decode: DecodeLeg, mut contact: Contact) -> &'static str {
+    async fn run(mut self, decode: DecodeLeg, mut contact: Option<Contact>) -> &'static str {
         let mut first: FirstByte = Box::pin(first_byte(decode));
         match std::mem::replace(&mut self.prefill, PrefillLeg::Failed) {
             PrefillLeg::Running(prefill) => match futures::future::select(prefill, &mut first).await {
@@ -184,7 +192,7 @@ impl Parked {
                     return self.without_prefill(prefill, first).await;
                 }
                 Either::Right((Woken::Byte, prefill)) => {
-                    contact.prove();
+                    prove(&mut contact);
                     let _ = prefill.await;
                     return "written";
                 }
@@ -207,7 +215,7 @@ impl Parked {
         }
         match self.end(&mut first, |_, _| false, (SURELY_TAKEN_UP, self.keeper.first_byte)).await {
             End::Came(Woken::Byte) => {
-                contact.prove();
+                prove(&mut contact);
                 "written"
             }
             End::AtWork => "closed",
@@ -344,21 +352,35 @@ async fn queue(keeper: &Keeper, decode: &Engine) -> Option<Queue> {
     gauges::queue(&keeper.client, decode, Instant::now()).await
 }
 
-/// Waits for the first byte of a leg and closes it.
+fn prove(contact: &mut Option<Contact>) {
+    if let Some(contact) = contact {
+        contact.prove();
+    }
+}
+
+/// Waits until a leg no longer waits for KV, and closes it. Comments and preambles are no sign of that.
 async fn first_byte(decode: DecodeLeg) -> Woken {
-    let (mut body, seat) = match decode {
-        DecodeLeg::Open(body, seat) => (body, seat),
+    let mut opening = match decode {
+        DecodeLeg::Open(opening) => opening,
         DecodeLeg::Sending(head) => match head.await {
-            Ok((response, seat)) => (response.into_body(), seat),
+            Ok(opening) => Box::new(opening),
             Err(failure) if matches!(failure.error, ProxyError::Engine { .. }) => return Woken::Refused,
             Err(_) => return Woken::Broken,
         },
     };
-    while let Some(Ok(frame)) = body.frame().await {
-        if frame.data_ref().is_some_and(|data| !data.is_empty()) {
-            seat.end(LegStatus::Cancelled, Verdict::None);
-            return Woken::Byte;
+    loop {
+        let step = opening.step().await;
+        opening.forget();
+        match step {
+            Step::Failed(failure) => {
+                opening.seat.end(failure.status, failure.verdict);
+                return if failure.may_run_on() { Woken::Broken } else { Woken::Refused };
+            }
+            Step::Comment | Step::Waiting if !opening.is_begun() => {}
+            _ => {
+                opening.seat.end(LegStatus::Cancelled, Verdict::None);
+                return Woken::Byte;
+            }
         }
     }
-    Woken::Broken
 }

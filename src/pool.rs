@@ -180,7 +180,7 @@ impl Engine {
         let admission = self.vitals.breaker(|b| b.admit(now))?;
         self.vitals.in_flight.fetch_add(1, Ordering::Relaxed);
         self.vitals.metrics.in_flight.inc();
-        Some(Seat { engine: self.clone(), admission, dispatched: false, end: LegEnd::default() })
+        Some(Seat { engine: self.clone(), admission, end: LegEnd::default() })
     }
 }
 
@@ -197,8 +197,28 @@ pub enum Verdict {
     None,
 }
 
-/// How a leg ended; the first word counts. Others than the seat's holder may have it to say, when a limit passes.
-pub type LegEnd = Arc<OnceLock<(LegStatus, Verdict)>>;
+/// What becomes of a leg. Others than the seat's holder may have it to say, when a limit passes; the first word counts.
+#[derive(Debug, Default)]
+pub struct Fate {
+    dispatched: AtomicBool,
+    end: OnceLock<(LegStatus, Verdict)>,
+}
+
+/// A leg's fate, shared by all who may have a word or want to know.
+pub type LegEnd = Arc<Fate>;
+
+impl Fate {
+    /// Says how the leg ended.
+    pub fn set(&self, status: LegStatus, verdict: Verdict) {
+        let _ = self.end.set((status, verdict));
+    }
+
+    /// The word for the log: its status, `running`, or nothing for a leg that was never sent.
+    pub fn word(&self) -> Option<&'static str> {
+        let sent = self.dispatched.load(Ordering::Relaxed);
+        sent.then(|| self.end.get().map_or("running", |(status, _)| status.as_str()))
+    }
+}
 
 /// One leg's place on an engine: the engine's load goes up with it and down when it is dropped, whatever happens.
 #[derive(Debug)]
@@ -206,19 +226,18 @@ pub struct Seat {
     /// The engine.
     pub engine: Arc<Engine>,
     admission: Admission,
-    dispatched: bool,
     end: LegEnd,
 }
 
 impl Seat {
     /// The leg is about to be sent: from now on it counts as one.
     pub fn dispatch(&mut self) {
-        self.dispatched = true;
+        self.end.dispatched.store(true, Ordering::Relaxed);
     }
 
     /// Says how the leg ended.
     pub fn end(&self, status: LegStatus, verdict: Verdict) {
-        let _ = self.end.set((status, verdict));
+        self.end.set(status, verdict);
     }
 
     /// For saying it from elsewhere.
@@ -229,9 +248,10 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let (status, verdict) = self.end.get().copied().unwrap_or((LegStatus::Cancelled, Verdict::None));
+        // Whoever reads a leg to its end has said so; what is dropped before was given up.
+        let (status, verdict) = *self.end.end.get_or_init(|| (LegStatus::Cancelled, Verdict::None));
         let vitals = &self.engine.vitals;
-        if self.dispatched {
+        if self.end.dispatched.load(Ordering::Relaxed) {
             vitals.metrics.leg(status);
         }
         vitals.in_flight.fetch_sub(1, Ordering::Relaxed);

@@ -1,5 +1,6 @@
-//! The answer's body on its way to the client: decode's bytes as they come, under an idle limit, with the exchange's account
-//! and decode's seat inside, so that whatever ends the body ends both.
+//! The answer's body on its way to the client: the engine's bytes as they come, under an idle limit, with the exchange's account
+//! and the leg's seat inside. What the answer has proved is recorded with the part that proves it, so that no end depends on
+//! who drops the body first.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,45 +12,42 @@ use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::account::Exchange;
+use crate::api::Api;
 use crate::engine::Role;
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
+use crate::opening::Opening;
+use crate::output::{EventError, Stage};
 use crate::parked::Unread;
 use crate::policy::Contact;
-use crate::pool::{Seat, Verdict};
+use crate::pool::Verdict;
 use crate::upstream::{LegFailure, Retry};
 
-/// The last event of an OpenAI stream, at the start of its line.
-const DONE: &[u8] = b"\ndata: [DONE]";
 /// Parts that follow each other within this time are a burst, and are passed on together: each write costs a system call.
 const BURST: Duration = Duration::from_micros(100);
 /// A burst is passed on at this size, whatever follows.
 const GATHERED: usize = 16 * 1024;
-/// How long decode may take to end its answer after [`DONE`] before the response is ended without it.
-const AFTER_DONE: Duration = Duration::from_secs(1);
+/// How long an engine may take to end its answer after the last event before the response is ended without it.
+const AFTER_END: Duration = Duration::from_secs(1);
 
-/// Limits on the time between two parts of decode's answer.
+/// Limits on the time between two parts of an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayLimits {
-    /// On the first byte: the limit, what it is a limit on, and the option that sets it.
+    /// On the first output: the limit, what it is a limit on, and the option that sets it.
     pub first_byte: (Duration, &'static str, &'static str),
-    /// When prefill was done, from which the limit on the first byte counts.
+    /// When prefill was done, from which the limit on the first output counts.
     pub from: Instant,
     /// Between bytes (`--stream-idle-timeout`).
     pub idle: Duration,
 }
 
-/// Decode's answer, as the exchange has it when its head goes to the client.
+/// An engine's answer, as the exchange has it when its head goes to the client.
 pub struct Open {
-    /// What is left of the body.
-    pub body: reqwest::Body,
-    /// A first part that was read before the commit.
-    pub first: Option<Bytes>,
-    /// Decode's place.
-    pub seat: Seat,
-    /// The pair's meeting.
-    pub contact: Contact,
-    /// What is owed to the leg as long as no byte has come.
+    /// The answer.
+    pub opening: Opening,
+    /// The pair's meeting, where there is a pair.
+    pub contact: Option<Contact>,
+    /// What is owed to the leg as long as it has given no output.
     pub unread: Option<Unread>,
 }
 
@@ -58,18 +56,24 @@ pub struct Open {
 #[error("decode's answer broke off")]
 pub struct BrokenOff;
 
+type Passed = Poll<Option<Result<Frame<Bytes>, BrokenOff>>>;
+
 /// The body of the client's response.
 pub struct Relay {
     open: Option<Open>,
     exchange: Exchange,
     limits: RelayLimits,
+    api: Api,
+    role: Role,
     events: bool,
+    /// How long the engine was waited for before the present wait, comments apart.
+    waited: Duration,
     waiting_since: Instant,
-    /// Whether decode is being waited for; while the client is slow nobody waits for decode.
+    /// Whether the engine is being waited for; while the client is slow nobody waits for it.
     waiting: bool,
     begun: bool,
-    done: bool,
-    tail: Vec<u8>,
+    /// The last event was passed, or the engine's own error.
+    ended: bool,
     last_part: Instant,
     gathered: BytesMut,
     timer: Pin<Box<Sleep>>,
@@ -77,78 +81,132 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Takes over an answer. `events` says whether it is a stream of events; `cut` fires when the process stops waiting for it.
-    pub fn new(open: Open, exchange: Exchange, limits: RelayLimits, events: bool, cut: CancellationToken) -> Self {
-        Relay {
-            open: Some(open),
+    /// Takes over an answer; `cut` fires when the process stops waiting for it.
+    pub fn new(open: Open, exchange: Exchange, limits: RelayLimits, api: Api, cut: CancellationToken) -> Self {
+        let mut relay = Relay {
             exchange,
             limits,
-            events,
+            api,
+            role: open.opening.seat.engine.role(),
+            events: open.opening.scanner.is_events(),
+            waited: Duration::ZERO,
             waiting_since: limits.from,
             waiting: true,
             begun: false,
-            done: false,
-            tail: b"\n".to_vec(),
+            ended: false,
             last_part: limits.from,
             gathered: BytesMut::new(),
             timer: Box::pin(tokio::time::sleep_until((limits.from + limits.first_byte.0).into())),
             cut: Box::pin(cut.cancelled_owned()),
-        }
+            open: Some(open),
+        };
+        // A body that is over already is never asked for.
+        relay.finish_if_over();
+        relay
     }
 
     fn limit(&self) -> (Duration, &'static str, &'static str) {
-        match (self.done, self.begun) {
-            (true, _) => (AFTER_DONE, "end", ""),
+        match (self.ended, self.begun) {
+            (true, _) => (AFTER_END, "end", ""),
             (false, true) => (self.limits.idle, "byte", "--stream-idle-timeout"),
             (false, false) => self.limits.first_byte,
         }
     }
 
-    fn pass(&mut self, data: &Bytes) {
-        if let (false, Some(open)) = (self.begun, &mut self.open) {
-            self.begun = true;
-            open.contact.prove();
-            open.unread = None;
-            open.seat.engine.vitals.metrics.answered(self.waiting_since.elapsed());
-        }
+    /// A part goes to the client. `speaks` unless it is nothing but comments, which move no clock.
+    fn pass(&mut self, data: &Bytes, speaks: bool) {
         self.exchange.relayed(data.len());
+        match (speaks, self.waiting) {
+            (true, _) => self.waited = Duration::ZERO,
+            (false, true) => self.waited += self.waiting_since.elapsed(),
+            (false, false) => {}
+        }
         self.waiting = false;
-        if self.events {
-            self.look_for_done(data);
+        self.judge();
+    }
+
+    /// Records what the answer has proved by now.
+    fn judge(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        let stage = open.opening.scanner.stage();
+        if stage >= Stage::Begun && !self.begun {
+            self.begun = true;
+            if let Some(contact) = &mut open.contact {
+                contact.prove();
+            }
+            self.exchange.first_output();
+            open.opening.seat.engine.vitals.metrics.answered(self.limits.from.elapsed());
+        }
+        if let Some(error) = open.opening.scanner.take_error() {
+            self.told(error, stage);
+        } else if stage >= Stage::Output {
+            open.unread = None;
+        }
+        if stage == Stage::Ended && !self.ended {
+            self.succeed();
         }
     }
 
-    /// The end marker may be cut anywhere, so the last bytes of the part before are kept.
-    fn look_for_done(&mut self, data: &[u8]) {
-        let keep = DONE.len() + 4;
-        if data.len() >= keep {
-            self.tail.clear();
-            self.tail.extend_from_slice(&data[data.len() - keep..]);
-        } else {
-            self.tail.extend_from_slice(data);
-            let surplus = self.tail.len().saturating_sub(keep);
-            self.tail.drain(..surplus);
+    /// The engine has told the client an error itself.
+    fn told(&mut self, error: EventError, stage: Stage) {
+        let Some(open) = &mut self.open else { return };
+        let failure = open.opening.told(error);
+        open.opening.seat.end(failure.status, failure.verdict);
+        self.exchange.failed(&failure.error);
+        self.ended = true;
+        // Its own clean-up does not run once a head was sent, so nobody has told prefill.
+        if let (Some(unread), true) = (open.unread.take(), stage < Stage::Output) {
+            unread.refused();
         }
-        self.done = self.tail.trim_ascii_end().ends_with(DONE);
     }
 
-    /// The answer is over: the leg's seat is given back, the connection returns to its pool or is closed.
-    fn finish(&mut self) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        if let Some(mut open) = self.open.take() {
-            open.seat.end(LegStatus::Success, Verdict::Healthy);
+    /// All of the answer has been passed: from here on nothing can make a failure of it, a client that leaves included.
+    fn succeed(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.opening.seat.end(LegStatus::Success, Verdict::Healthy);
             open.unread = None;
         }
         self.exchange.complete();
-        match self.gathered.is_empty() {
-            true => Poll::Ready(None),
-            false => self.flush(),
-        }
+        self.ended = true;
     }
 
-    fn fail(&mut self, failure: LegFailure) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+    /// Ends an answer of known length with its last byte: nobody asks a body for more than was announced.
+    fn finish_if_over(&mut self) -> bool {
+        let over = self.open.as_ref().is_some_and(|open| open.opening.is_over()) && (self.ended || !self.events);
+        if over {
+            self.close();
+        }
+        over
+    }
+
+    /// The answer has come to its end: the leg's place is given back, the connection returns to its pool.
+    fn close(&mut self) {
+        if !self.ended {
+            self.succeed();
+        }
+        self.open = None;
+    }
+
+    /// Decode's body is at its end.
+    fn finish(&mut self) -> Passed {
+        if let Some(open) = &mut self.open {
+            open.opening.scanner.finish();
+        }
+        self.judge();
+        if self.events && !self.ended {
+            return self.fail(LegFailure::broken(self.role));
+        }
+        self.close();
+        if self.gathered.is_empty() { Poll::Ready(None) } else { self.flush() }
+    }
+
+    fn fail(&mut self, failure: LegFailure) -> Passed {
         self.exchange.failed(&failure.error);
+        if self.open.as_ref().is_some_and(|open| !open.opening.scanner.is_between_events()) {
+            self.gathered.extend_from_slice(b"\n\n");
+        }
         if let Some(mut open) = self.open.take() {
-            open.seat.end(failure.status, failure.verdict);
+            open.opening.seat.end(failure.status, failure.verdict);
             if let (LegStatus::Timeout, Some(unread)) = (failure.status, &mut open.unread) {
                 unread.overdue();
             }
@@ -158,38 +216,70 @@ impl Relay {
             return Poll::Ready(Some(Err(BrokenOff)));
         }
         // A client that reads events must not take silence for a complete answer: one error event, no end marker.
-        let event = format!("data: {}\n\n", failure.error.body());
-        self.gathered.extend_from_slice(event.as_bytes());
+        self.gathered.extend_from_slice(failure.error.event(self.api).as_bytes());
         self.flush()
     }
 
-    fn flush(&mut self) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+    fn flush(&mut self) -> Passed {
         Poll::Ready(Some(Ok(Frame::data(self.gathered.split().freeze()))))
     }
 
-    /// One part of decode's answer: passed on as it is, unless it is one of a burst. Those are gathered as long as decode's
+    /// One part of the answer: passed on as it is, unless it is one of a burst. Those are gathered as long as the engine's
     /// connection has more to give at once, which it is given one turn to say.
-    fn part(&mut self, data: Bytes, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        self.pass(&data);
+    fn part(&mut self, data: Bytes, cx: &Context<'_>) -> Passed {
+        let speaks = self.open.as_mut().is_some_and(|open| open.opening.scanner.feed(&data));
+        self.pass(&data, speaks);
+        let over = self.finish_if_over();
         let now = Instant::now();
         let burst = self.events && now.duration_since(std::mem::replace(&mut self.last_part, now)) < BURST;
         if !burst && self.gathered.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         self.gathered.extend_from_slice(&data);
-        if self.gathered.len() >= GATHERED {
+        if over || self.gathered.len() >= GATHERED {
             return self.flush();
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
+
+    /// Waits for the engine within its limits. The timer is armed once and moved only when it fires: nothing is paid per part.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Passed {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            let (status, verdict) = (LegStatus::Cancelled, Verdict::None);
+            return self.fail(LegFailure { error: ProxyError::Stopping, status, verdict, retry: Retry::Never });
+        }
+        if !std::mem::replace(&mut self.waiting, true) {
+            self.waiting_since = Instant::now();
+        }
+        loop {
+            let (limit, what, option) = self.limit();
+            // Before anything has begun the limit counts from prefill's end, whatever the client did meanwhile.
+            let due = match self.begun || self.ended {
+                true => self.waiting_since + limit.saturating_sub(self.waited),
+                false => self.limits.from + limit,
+            };
+            if self.timer.deadline() > due.into() {
+                self.timer.as_mut().reset(due.into());
+            }
+            ready!(self.timer.as_mut().poll(cx));
+            if Instant::now() < due {
+                self.timer.as_mut().reset(due.into());
+            } else if self.ended {
+                self.close();
+                return Poll::Ready(None);
+            } else {
+                return self.fail(LegFailure::timeout(self.role, what, limit, option));
+            }
+        }
+    }
 }
 
 /// Lets go of an answer that is not read to its end: a leg that must not be closed yet is handed on.
 fn leave(open: Open) {
-    let Open { body, first, seat, contact, unread } = open;
-    if let (Some(unread), None) = (unread, first) {
-        unread.outlive(body, seat, contact);
+    let Open { opening, contact, unread } = open;
+    if let (Some(unread), false) = (unread, opening.is_begun()) {
+        unread.outlive(opening, contact);
     }
 }
 
@@ -205,56 +295,34 @@ impl Body for Relay {
     type Data = Bytes;
     type Error = BrokenOff;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Passed {
         let relay = &mut *self;
         let Some(open) = &mut relay.open else {
             return Poll::Ready(None);
         };
-        if let Some(first) = open.first.take() {
-            relay.pass(&first);
-            return Poll::Ready(Some(Ok(Frame::data(first))));
+        if let Some(kept) = open.opening.take_kept() {
+            relay.pass(&kept, true);
+            relay.finish_if_over();
+            return Poll::Ready(Some(Ok(Frame::data(kept))));
         }
-        match Pin::new(&mut open.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => relay.part(data, cx),
-                Err(_) => relay.finish(),
-            },
-            Poll::Ready(Some(Err(_))) => relay.fail(LegFailure::broken(Role::Decode)),
-            Poll::Ready(None) => relay.finish(),
+        match open.opening.poll_part(cx) {
+            Poll::Ready(Some(Ok(data))) => relay.part(data, cx),
+            // What comes after the end is of no interest.
+            Poll::Ready(Some(Err(()))) if !relay.ended => relay.fail(LegFailure::broken(relay.role)),
+            Poll::Ready(_) => relay.finish(),
             Poll::Pending if !relay.gathered.is_empty() => relay.flush(),
-            Poll::Pending => {
-                if relay.cut.as_mut().poll(cx).is_ready() {
-                    let error = ProxyError::Stopping;
-                    let (status, verdict) = (LegStatus::Cancelled, Verdict::None);
-                    return relay.fail(LegFailure { error, status, verdict, retry: Retry::Never });
-                }
-                if !std::mem::replace(&mut relay.waiting, true) {
-                    relay.waiting_since = Instant::now();
-                }
-                // The timer is armed once and moved only when it fires: nothing is paid per part.
-                loop {
-                    let (limit, what, option) = relay.limit();
-                    let due = relay.waiting_since + limit;
-                    if relay.timer.deadline() > due.into() {
-                        relay.timer.as_mut().reset(due.into());
-                    }
-                    ready!(relay.timer.as_mut().poll(cx));
-                    if Instant::now() < due {
-                        relay.timer.as_mut().reset(due.into());
-                    } else if relay.done {
-                        return relay.finish();
-                    } else {
-                        return relay.fail(LegFailure::timeout(Role::Decode, what, limit, option));
-                    }
-                }
-            }
+            Poll::Pending => relay.wait(cx),
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.open.is_none() && self.gathered.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.open {
-            Some(open) if open.first.is_none() => open.body.size_hint(),
-            _ => SizeHint::default(),
+            Some(open) => open.opening.size_hint(),
+            None => SizeHint::with_exact(self.gathered.len() as u64),
         }
     }
 }

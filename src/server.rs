@@ -127,13 +127,19 @@ impl Server {
         let (head, body) = request.into_parts();
         let client_id = client_id(&head.headers);
         let mut exchange = Some(Exchange::open(self.metrics.clone(), api.as_str(), client_id.clone()));
-        let result = self.serve(api, &head, body, &mut exchange).await;
+        // What is cut at the end of the drain has not left by itself.
+        let cut = self.dispatcher.cut.clone();
+        let result = tokio::select! {
+            biased;
+            () = cut.cancelled() => Err(ProxyError::Stopping),
+            result = self.serve(api, &head, body, &mut exchange) => result,
+        };
         let mut response = result.unwrap_or_else(|error| {
             if let Some(exchange) = &mut exchange {
                 exchange.failed(&error);
             }
             tracing::debug!(code = error.code(), source = error.source().as_str(), %error, "exchange failed");
-            error.into_response().map(Body::from)
+            error.into_response_for(Some(api)).map(Body::from)
         });
         if let Some(id) = client_id.and_then(|id| HeaderValue::from_str(&id).ok()) {
             response.headers_mut().insert(REQUEST_ID, id);

@@ -177,8 +177,8 @@ impl LegFailure {
         malformed || self.may_have_run()
     }
 
-    /// The engine answered with something else than a success.
-    fn refused(role: Role, answer: EngineAnswer) -> Self {
+    /// The engine answered with something else than a success, or told an error in its place.
+    pub fn refused(role: Role, answer: EngineAnswer) -> Self {
         let (status, verdict) = match answer.status {
             StatusCode::SERVICE_UNAVAILABLE => (LegStatus::Failed, Verdict::None),
             status if status.is_server_error() => (LegStatus::Failed, Verdict::Ailing),

@@ -198,6 +198,7 @@ fn every_family() -> String {
     let _ = metrics.engine(Role::Prefill, "engine");
     metrics.engines(Role::Prefill, "ready", 1);
     metrics.request("chat", 200);
+    metrics.ended("complete");
     metrics.error("no_pair", "proxy");
     metrics.registration("added");
     metrics.guard_reject("size");

@@ -13,7 +13,8 @@ use crate::engine::Role;
 use crate::enrich::{self, Pair, ParamsError, PrefillParams};
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
-use crate::parked::{DecodeFuture, DecodeLeg, Keeper, Reading, Unread};
+use crate::opening::{Opening, Step};
+use crate::parked::{DecodeLeg, Keeper, Reading, Unread};
 use crate::policy::Picked;
 use crate::pool::{Seat, Verdict};
 use crate::relay::{Open, Relay, RelayLimits};
@@ -70,11 +71,10 @@ impl Attempt<'_> {
             let pair = Pair { prefill: &prefill.registration, decode: &decode.registration, rank };
             let body = enrich::decode_leg_read(self.request, &pair, &self.ids, &params);
             match self.hand_over(seat, body, &mut held, deadline, &limits).await {
-                Ok((response, seat, reading)) => {
-                    let (head, body) = response.into_parts();
+                Ok((opening, reading)) => {
                     let unread = Some(Unread::Reading(reading));
-                    let open = Open { body, first: None, seat, contact, unread };
-                    return dispatcher.answer(head, open, exchange, limits);
+                    let open = Open { opening, contact: Some(contact), unread };
+                    return dispatcher.answer(open, self.request.api, exchange, limits);
                 }
                 Err(failure) if failure.status == LegStatus::Connect => {
                     refused.push(decode.incarnation);
@@ -87,7 +87,7 @@ impl Attempt<'_> {
                     dispatcher.keeper.metrics.attempt("decode_refused");
                     tracing::warn!(from = %decode.name, to = %seat.engine.name, "decode refused the connection: hand-over to another");
                     if let Some(exchange) = exchange {
-                        exchange.another_decode(&seat.engine.name);
+                        exchange.another_decode(&seat);
                     }
                 }
                 Err(failure) => return Err(failure.into()),
@@ -108,8 +108,9 @@ impl Attempt<'_> {
         })
     }
 
-    /// Sends decode's leg. From the moment that the request is being written decode may read the blocks and releases them
-    /// itself; if it answers an error they are nobody's again.
+    /// Sends decode's leg and waits for the commit: its first output, or a comment, since whoever turned those on wants signs of
+    /// life. From the moment that the request is being written decode may read the blocks and releases them itself; if it
+    /// answers an error they are nobody's again.
     async fn hand_over(
         &self,
         seat: Seat,
@@ -117,22 +118,23 @@ impl Attempt<'_> {
         held: &mut Held,
         deadline: Instant,
         limits: &RelayLimits,
-    ) -> Result<(Response<reqwest::Body>, Seat, Reading), LegFailure> {
+    ) -> Result<(Opening, Reading), LegFailure> {
         let leg = self.leg(seat, None, body);
         let (sent, end) = (leg.sent.clone(), leg.seat.leg_end());
         held.lend(sent.clone());
         let keeper = &self.dispatcher.keeper;
-        let mut reader = Reader { decode: Some(Box::pin(leg.decode())), sent: sent.clone(), held, keeper };
+        let decode = Some(DecodeLeg::Sending(Box::pin(leg.decode())));
+        let mut reader = Reader { decode, sent: sent.clone(), held, keeper };
         let connect = async {
             tokio::select! {
                 biased;
-                result = ended(&mut reader.decode) => Some(result),
+                result = committed(&mut reader.decode) => Some(result),
                 () = sent.started() => None,
             }
         };
         let late = || {
             let error = ProxyError::HandOverTooLate { limit: self.dispatcher.limits.hand_over };
-            let _ = end.set((LegStatus::Timeout, Verdict::Ailing));
+            end.set(LegStatus::Timeout, Verdict::Ailing);
             LegFailure { error, status: LegStatus::Timeout, verdict: Verdict::Ailing, retry: Retry::Never }
         };
         let result = match timeout_at(deadline, connect).await.map_err(|_| late())? {
@@ -141,9 +143,9 @@ impl Attempt<'_> {
                 let (limit, what, option) = limits.first_byte;
                 let due = limits.from + limit;
                 let left = due.saturating_duration_since(std::time::Instant::now());
-                timeout(left, ended(&mut reader.decode)).await.unwrap_or_else(|_| {
+                timeout(left, committed(&mut reader.decode)).await.unwrap_or_else(|_| {
                     let failure = LegFailure::timeout(Role::Decode, what, limit, option);
-                    let _ = end.set((failure.status, failure.verdict));
+                    end.set(failure.status, failure.verdict);
                     Err(failure)
                 })
             }
@@ -158,15 +160,44 @@ impl Attempt<'_> {
             // Not written: still ours, or the next engine's. Written and broken: decode may be reading.
             Err(failure) => Err(failure),
         };
-        let (response, seat) = result?;
+        let opening = result?;
         let since = sent.written_at().unwrap_or_else(std::time::Instant::now);
-        Ok((response, seat, Reading::new(keeper, since, reader.held.take())))
+        Ok((opening, Reading::new(keeper, since, reader.held.take())))
     }
 }
 
-/// Decode's leg up to its head. Dropping this closes the leg as soon as that leaves nothing behind.
+/// Waits for a leg's commit and empties its slot. May be dropped and asked again; an empty slot never answers.
+async fn committed(slot: &mut Option<DecodeLeg>) -> Result<Opening, LegFailure> {
+    loop {
+        let result = match slot {
+            Some(DecodeLeg::Sending(head)) => match head.await {
+                Ok(opening) => {
+                    *slot = Some(DecodeLeg::Open(Box::new(opening)));
+                    continue;
+                }
+                Err(failure) => Err(failure),
+            },
+            Some(DecodeLeg::Open(opening)) => match opening.step().await {
+                Step::Waiting if !opening.is_full() => continue,
+                Step::Failed(failure) => {
+                    opening.seat.end(failure.status, failure.verdict);
+                    Err(failure)
+                }
+                Step::Ready | Step::Comment | Step::Waiting => Ok(()),
+            },
+            None => std::future::pending().await,
+        };
+        return match (result, slot.take()) {
+            (Ok(()), Some(DecodeLeg::Open(opening))) => Ok(*opening),
+            (Err(failure), _) => Err(failure),
+            (Ok(()), _) => std::future::pending().await,
+        };
+    }
+}
+
+/// Decode's leg up to the commit. Dropping this closes the leg as soon as that leaves nothing behind.
 struct Reader<'a> {
-    decode: Option<DecodeFuture>,
+    decode: Option<DecodeLeg>,
     sent: Arc<Sent>,
     held: &'a mut Held,
     keeper: &'a Keeper,
@@ -176,7 +207,7 @@ impl Drop for Reader<'_> {
     fn drop(&mut self) {
         if let (Some(decode), false) = (self.decode.take(), self.sent.revoke()) {
             let since = self.sent.written_at().unwrap_or_else(std::time::Instant::now);
-            Reading::new(self.keeper, since, self.held.take()).keep(DecodeLeg::Sending(decode));
+            Reading::new(self.keeper, since, self.held.take()).keep(decode);
         }
     }
 }

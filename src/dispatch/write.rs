@@ -1,5 +1,5 @@
 //! WRITE: both legs at once, prefill pushes into decode. Nothing of decode's answer reaches the client before the commit: the
-//! first of prefill's success and decode's first body byte.
+//! first of prefill's success and decode's first output.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
-use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 use super::{Attempt, Dispatcher, Failure, Prefilling, ended};
 use crate::account::Exchange;
+use crate::api::Api;
 use crate::engine::Role;
 use crate::enrich::{self, Pair};
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
+use crate::opening::{Opening, Step};
 use crate::parked::{DecodeFuture, DecodeLeg, Keeper, Parked, PrefillLeg, Unread, abandon, judge};
 use crate::policy::{Contact, Picked};
-use crate::pool::{Engine, LegEnd, Seat};
+use crate::pool::{Engine, LegEnd};
 use crate::relay::{Open, Relay, RelayLimits};
 use crate::release::Held;
 use crate::upstream::{LegFailure, Retry, Sent};
@@ -35,7 +36,7 @@ struct Legs<'a> {
 /// How far decode is.
 enum Decode {
     Sending(DecodeFuture),
-    Head(Response<reqwest::Body>, Seat),
+    Open(Box<Opening>),
 }
 
 struct Rest {
@@ -60,9 +61,9 @@ impl Rest {
 /// What happened first.
 enum Event {
     Prefill(Result<Bytes, LegFailure>),
-    Head(Result<(Response<reqwest::Body>, Seat), LegFailure>),
-    /// Decode's body: a byte, its end, or its failure.
-    Body(Option<Result<Bytes, ()>>),
+    Head(Result<Opening, LegFailure>),
+    /// A part of decode's answer.
+    Step(Step),
 }
 
 impl Attempt<'_> {
@@ -134,8 +135,8 @@ impl Attempt<'_> {
     async fn commit(&self, mut legs: Legs<'_>, exchange: &mut Option<Exchange>) -> Result<Response<Relay>, Failure> {
         let mut limits = self.relay_limits();
         loop {
-            if let (Some(PrefillLeg::Answered), Some(Decode::Head(..))) = (&legs.prefill, &legs.decode) {
-                return legs.open(None, exchange, limits);
+            if let (Some(PrefillLeg::Answered), Some(Decode::Open(_))) = (&legs.prefill, &legs.decode) {
+                return legs.open(self.request.api, exchange, limits);
             }
             let left = match legs.prefill {
                 Some(PrefillLeg::Running(_)) => Duration::MAX,
@@ -169,11 +170,12 @@ impl Attempt<'_> {
                     }
                     return Err(failure.into());
                 }
-                Event::Head(Ok((response, seat))) => legs.decode = Some(Decode::Head(response, seat)),
+                Event::Head(Ok(opening)) => legs.decode = Some(Decode::Open(Box::new(opening))),
                 Event::Head(Err(failure)) => return Err(legs.decode_failed(failure).into()),
-                Event::Body(Some(Ok(first))) => return legs.open(Some(first), exchange, limits),
-                Event::Body(None) => return legs.open(Some(Bytes::new()), exchange, limits),
-                Event::Body(Some(Err(()))) => return Err(legs.decode_failed(LegFailure::broken(Role::Decode)).into()),
+                Event::Step(Step::Ready) => return legs.open(self.request.api, exchange, limits),
+                // Before prefill's success neither a comment nor a preamble proves anything.
+                Event::Step(Step::Comment | Step::Waiting) => {}
+                Event::Step(Step::Failed(failure)) => return Err(legs.decode_failed(failure).into()),
             }
         }
     }
@@ -185,7 +187,9 @@ impl Legs<'_> {
         let decode = async {
             match &mut self.decode {
                 Some(Decode::Sending(sending)) => Event::Head(sending.await),
-                Some(Decode::Head(response, _)) => Event::Body(first_data(response.body_mut()).await),
+                // More than enough of a preamble: prefill's answer is waited for first.
+                Some(Decode::Open(opening)) if opening.is_full() => std::future::pending().await,
+                Some(Decode::Open(opening)) => Event::Step(opening.step().await),
                 None => std::future::pending().await,
             }
         };
@@ -205,7 +209,7 @@ impl Legs<'_> {
     /// Decode has let its time pass. Prefill is told to stop; what becomes of decode is seen in the background.
     fn overdue(&mut self, failure: &LegFailure) {
         if let Some(rest) = &mut self.rest {
-            let _ = rest.end.set((failure.status, failure.verdict));
+            rest.end.set(failure.status, failure.verdict);
             rest.held.release();
         }
         self.prefill = Some(PrefillLeg::Unclear);
@@ -214,7 +218,9 @@ impl Legs<'_> {
     /// Decode ended without a success. Prefill's blocks have no writer to come when decode refused the work: prefill is closed
     /// and told. When decode's connection broke, prefill may be writing: it runs on to its own end.
     fn decode_failed(&mut self, mut failure: LegFailure) -> LegFailure {
-        self.decode = None;
+        if let Some(Decode::Open(opening)) = self.decode.take() {
+            opening.seat.end(failure.status, failure.verdict);
+        }
         let (Some(mut rest), prefill) = (self.rest.take(), self.prefill.take()) else {
             return failure;
         };
@@ -238,28 +244,28 @@ impl Legs<'_> {
     /// The commit: decode's head goes to the client.
     fn open(
         mut self,
-        first: Option<Bytes>,
+        api: Api,
         exchange: &mut Option<Exchange>,
         limits: RelayLimits,
     ) -> Result<Response<Relay>, Failure> {
-        let (Some(Decode::Head(response, seat)), Some(rest), Some(prefill)) =
+        let (Some(Decode::Open(mut opening)), Some(rest), Some(prefill)) =
             (self.decode.take(), self.rest.take(), self.prefill.take())
         else {
             self.dispatcher.keeper.metrics.invariant_breaches.inc();
             return Err(Failure { error: ProxyError::Internal, retry: Retry::Never });
         };
-        let (head, body) = response.into_parts();
-        let (parked, contact) = rest.parked(self.dispatcher.keeper.clone(), prefill);
-        let unread = match (&first, parked) {
-            (None, parked) => Some(Unread::Parked(Box::new(parked))),
+        opening.drop_comments();
+        let prefill = match prefill {
             // Decode was first: prefill finishes unseen, and its outcome is counted.
-            (Some(_), Parked { prefill: PrefillLeg::Running(running), .. }) => {
+            PrefillLeg::Running(running) => {
                 self.dispatcher.keeper.tasks.spawn(running);
-                None
+                PrefillLeg::Answered
             }
-            (Some(_), _) => None,
+            prefill => prefill,
         };
-        self.dispatcher.answer(head, Open { body, first, seat, contact, unread }, exchange, limits)
+        let (parked, contact) = rest.parked(self.dispatcher.keeper.clone(), prefill);
+        let unread = Some(Unread::Parked(Box::new(parked)));
+        self.dispatcher.answer(Open { opening: *opening, contact: Some(contact), unread }, api, exchange, limits)
     }
 }
 
@@ -283,23 +289,9 @@ impl Drop for Legs<'_> {
         let prefill = self.prefill.take().unwrap_or(PrefillLeg::Failed);
         let decode = match decode {
             Decode::Sending(sending) => DecodeLeg::Sending(sending),
-            Decode::Head(response, seat) => DecodeLeg::Open(response.into_body(), seat),
+            Decode::Open(opening) => DecodeLeg::Open(opening),
         };
         let (parked, contact) = rest.parked(keeper, prefill);
-        parked.drain(decode, contact);
-    }
-}
-
-/// The first part of a body that has bytes in it.
-async fn first_data(body: &mut reqwest::Body) -> Option<Result<Bytes, ()>> {
-    loop {
-        match body.frame().await? {
-            Ok(frame) => match frame.into_data() {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => return Some(Ok(data)),
-                Err(_) => return None,
-            },
-            Err(_) => return Some(Err(())),
-        }
+        parked.drain(decode, Some(contact));
     }
 }

@@ -22,6 +22,11 @@ impl Reading {
         Reading { tasks: keeper.tasks.clone(), until: since + TAKEN_UP, held }
     }
 
+    /// Decode has taken nothing: prefill's blocks are nobody's.
+    pub fn refused(mut self) {
+        self.held.release();
+    }
+
     /// Closes a leg that nobody reads any more, when its time has come.
     pub fn keep(self, decode: DecodeLeg) {
         let Reading { tasks, until, mut held } = self;
