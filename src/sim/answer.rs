@@ -59,7 +59,7 @@ pub(crate) fn json_response(status: StatusCode, body: String) -> Response<Body> 
     typed(status, "application/json", Body::from(body))
 }
 
-fn typed(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+pub(crate) fn typed(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
@@ -149,7 +149,7 @@ impl Answer {
                     "tool_calls": []}, "logprobs": null, "finish_reason": "length", "stop_reason": null}],
                 "usage": self.usage(), "prompt_logprobs": null, "kv_transfer_params": params,
             }),
-            Surface::Responses => self.responses_object("completed", &text),
+            Surface::Responses => self.responses_object(self.outcome(), &text),
             Surface::Messages => {
                 let mut message = self.message(&json!([{"type": "text", "text": text}]), json!("max_tokens"));
                 message["kv_transfer_params"] = params.clone();
@@ -165,16 +165,21 @@ impl Answer {
         }
     }
 
+    /// How Responses call an answer that its limit has ended.
+    fn outcome(&self) -> &'static str {
+        if self.core.minor >= 33 { "incomplete" } else { "completed" }
+    }
+
     fn responses_object(&self, status: &str, text: &str) -> Value {
-        let done = status == "completed";
+        let incomplete = (status == "incomplete").then(|| json!({"reason": "max_output_tokens"}));
         let output = json!([{"type": "message", "id": format!("msg_{}", self.id()), "status": status,
             "role": "assistant", "content": [{"type": "output_text", "text": text, "annotations": []}]}]);
         json!({
             "id": self.id(), "object": "response", "created_at": now(), "status": status,
-            "model": self.core.settings.model, "output": if done { output } else { json!([]) },
+            "model": self.core.settings.model, "output": output,
             "parallel_tool_calls": true, "tool_choice": "auto", "tools": [], "error": null,
-            "incomplete_details": null, "instructions": null, "metadata": null,
-            "usage": if done { self.usage() } else { Value::Null }, "kv_transfer_params": self.transfer_params,
+            "incomplete_details": incomplete, "instructions": null, "metadata": null,
+            "usage": self.usage(), "kv_transfer_params": self.transfer_params,
         })
     }
 
@@ -237,15 +242,14 @@ impl Answer {
                 role + &chat(&format!("\"content\":\"{piece}\""), &reason)
             }
             Surface::Responses => {
-                let created = if position == 0 {
-                    let response = self.responses_object("in_progress", "");
-                    event(&json!({"type": "response.created", "sequence_number": 0, "response": response}))
-                } else {
-                    String::new()
-                };
-                created
+                let item = json!({"type": "message", "id": format!("msg_{id}"), "status": "in_progress", "content": []});
+                let added = json!({
+                    "type": "response.output_item.added", "sequence_number": 2, "output_index": 0, "item": item,
+                });
+                let added = if position == 0 { event(&added) } else { String::new() };
+                added
                     + &event(&json!({
-                        "type": "response.output_text.delta", "sequence_number": position + 1, "item_id": format!("msg_{id}"),
+                        "type": "response.output_text.delta", "sequence_number": position + 3, "item_id": format!("msg_{id}"),
                         "output_index": 0, "content_index": 0, "delta": piece, "logprobs": [],
                     }))
             }
@@ -274,9 +278,10 @@ impl Answer {
             Surface::Completions => "text_completion",
             Surface::Chat => "chat.completion.chunk",
             Surface::Responses => {
-                let response = self.responses_object("completed", &self.voice.text(self.ask.limit));
-                let number = self.ask.limit + 1;
-                return event(&json!({"type": "response.completed", "sequence_number": number, "response": response}));
+                let (status, number) = (self.outcome(), self.ask.limit + 3);
+                let response = self.responses_object(status, &self.voice.text(self.ask.limit));
+                let kind = format!("response.{status}");
+                return event(&json!({"type": kind, "sequence_number": number, "response": response}));
             }
             Surface::Messages => {
                 let delta = json!({"stop_reason": "max_tokens", "stop_sequence": null});
@@ -297,14 +302,14 @@ impl Answer {
     }
 }
 
-fn data(value: &Value) -> String {
+pub(crate) fn data(value: &Value) -> String {
     format!("data: {value}\n\n")
 }
 
-fn event(value: &Value) -> String {
+pub(crate) fn event(value: &Value) -> String {
     format!("event: {}\ndata: {value}\n\n", value["type"].as_str().unwrap_or_default())
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
 }

@@ -56,6 +56,9 @@ pub struct Options {
     /// Time from the first ping to the open HTTP port
     #[arg(long, value_parser = duration, default_value = "0s")]
     pub boot_delay: Duration,
+    /// Time between two SSE comments while a stream has nothing to say; 0 is none
+    #[arg(long, value_parser = duration, default_value = "0s")]
+    pub sse_keep_alive_interval: Duration,
     /// Answer requests that nobody paired, without any KV: a target for measuring plain relays
     #[arg(long)]
     pub plain: bool,
@@ -118,6 +121,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
             token_delay: options.token_delay,
             prefill_delay: options.prefill_delay,
             boot_delay: options.boot_delay,
+            keep_alive: options.sse_keep_alive_interval,
             plain: options.plain,
             model: options.model.clone(),
             ..Settings::new(role, options.mode, options.registration.clone())

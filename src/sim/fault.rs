@@ -32,6 +32,15 @@ pub enum FaultKind {
         /// Tokens sent before.
         tokens: usize,
     },
+    /// A streamed answer tells an error after its 200, in its API's form; an answer in one piece has that status.
+    ErrorEvent {
+        /// The status that the error names.
+        status: u16,
+        /// Tokens sent before; 0: the engine never gets the request.
+        tokens: usize,
+    },
+    /// Decode's load fails once the request was taken up.
+    LoadFails,
     /// A stream stays open after its last event.
     HangAfterDone,
     /// The connection ends before the answer, without any work.
@@ -102,6 +111,8 @@ pub(crate) struct LegFaults {
     pub(crate) cut: Option<bool>,
     pub(crate) hang_after: Option<usize>,
     pub(crate) hang_after_done: bool,
+    pub(crate) error_event: Option<(u16, usize)>,
+    pub(crate) load_fails: bool,
     pub(crate) cut_after: Option<(usize, bool)>,
     pub(crate) null_params: bool,
     pub(crate) no_block_ids: bool,
@@ -119,6 +130,8 @@ impl LegFaults {
             FaultKind::CutBeforeAnswer { reset } => self.cut = Some(*reset),
             FaultKind::HangAfterTokens { tokens } => self.hang_after = Some(*tokens),
             FaultKind::HangAfterDone => self.hang_after_done = true,
+            FaultKind::ErrorEvent { status, tokens } => self.error_event = Some((*status, *tokens)),
+            FaultKind::LoadFails => self.load_fails = true,
             FaultKind::CutAfterTokens { tokens, reset } => self.cut_after = Some((*tokens, *reset)),
             FaultKind::NullTransferParams => self.null_params = true,
             FaultKind::NoBlockIds => self.no_block_ids = true,

@@ -24,6 +24,7 @@ use super::answer::{error, json_response};
 use super::ask::{Ask, Surface};
 use super::books::{BODY_KEPT, ReceivedLeg, lock};
 use super::core::{Core, Gauge};
+use super::early;
 use super::fault::FaultKind;
 use super::leg::{Leg, reject};
 use super::listen::becomes;
@@ -214,7 +215,14 @@ async fn generate(
             return error(StatusCode::BAD_REQUEST, &message);
         }
     };
-    Leg { core, link, ask, faults, mapped: None }.run().await
+    if let (Some((status, _)), false) = (faults.error_event, ask.stream) {
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        return error(status, "scripted");
+    }
+    let (streams, fits) = (ask.stream, ask.blocks() <= core.settings.blocks as usize);
+    let leg = Leg { core, link, ask, faults, mapped: None };
+    // The length is looked at before the head of a stream is written.
+    if streams && fits { early::answer(leg) } else { leg.run().await }
 }
 
 fn received(head: &http::request::Parts, body: &Bytes, transfer_params: Value) -> ReceivedLeg {

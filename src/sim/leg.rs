@@ -179,10 +179,14 @@ impl Leg {
         // A load is one with the forward step: a client that leaves does not stop it, and the release follows it.
         let (loading, transfer, remote) = (core.clone(), transfer.to_owned(), remote.to_vec());
         let prompt_blocks = self.ask.prompt.blocks();
+        let fails = self.faults.load_fails;
         let (loaded, outcome) = oneshot::channel();
         core.spawn(async move {
             let local = (rank, &blocks.ids[..prompt_blocks]);
-            let result = transfer::pull(&loading, &transfer, &debt.peer, &remote, local).await;
+            let result = match fails {
+                true => Err("scripted: the load failed".into()),
+                false => transfer::pull(&loading, &transfer, &debt.peer, &remote, local).await,
+            };
             drop(debt);
             let _ = loaded.send(result.map(|_| blocks));
         });
@@ -214,6 +218,7 @@ impl Leg {
         let (blocks, mapped, complete) = arrival.wake();
         self.mapped = mapped;
         core.thawed().await;
+        let outcome = if self.faults.load_fails { Err("scripted: the load failed".into()) } else { outcome };
         if let Err(reason) = outcome {
             core.books.count(|counters| counters.failed += 1);
             return error(StatusCode::INTERNAL_SERVER_ERROR, &reason);

@@ -24,6 +24,7 @@ mod books;
 mod control;
 mod core;
 mod data;
+mod early;
 mod engine;
 mod fault;
 mod handshake;

@@ -79,6 +79,8 @@ pub struct Settings {
     pub defer_timeout: Duration,
     /// How long a WRITE prefill stalls on a handshake before it gives the transfer up.
     pub transfer_timeout: Duration,
+    /// Time between two SSE comments while a stream has nothing to say (`--sse-keep-alive-interval`); zero is off.
+    pub keep_alive: Duration,
     /// Whether unpaired requests are answered without any KV, prefill's in one token: a target for measuring plain relays.
     pub plain: bool,
     /// The served model's name.
@@ -104,6 +106,7 @@ impl Settings {
             boot_delay: Duration::ZERO,
             defer_timeout: Duration::from_secs(60),
             transfer_timeout: Duration::from_secs(30),
+            keep_alive: Duration::ZERO,
             plain: false,
             model: "sim-model".into(),
         }

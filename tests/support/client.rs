@@ -6,7 +6,7 @@ use moriio_proxy::api::Api;
 use moriio_proxy::sim::{expected_text, expected_tokens};
 use serde_json::{Value, json};
 
-use super::{PATIENCE, Proxy};
+use super::{PATIENCE, Proxy, record};
 
 /// What came back for one request.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Answer {
     pub body: String,
     /// Whether the body came to its end; false when the connection broke.
     pub whole: bool,
+    /// The proxy's record of the exchange, where [`post`] made the request.
+    pub record: serde_json::Map<String, Value>,
 }
 
 impl Answer {
@@ -25,6 +27,7 @@ impl Answer {
             headers: response.headers().clone(),
             body: String::new(),
             whole: false,
+            record: serde_json::Map::new(),
         };
         let mut response = response;
         loop {
@@ -53,6 +56,11 @@ impl Answer {
         data.filter(|data| *data != "[DONE]")
             .map(|data| serde_json::from_str(data).unwrap_or_else(|error| panic!("{error}: {data}")))
             .collect()
+    }
+
+    /// A good answer that was recorded as one.
+    pub fn is_complete(&self) {
+        assert!(self.whole && self.record["ended"] == "complete", "{:?}", self.record);
     }
 
     fn is_stream(&self) -> bool {
@@ -106,11 +114,19 @@ pub fn completion(prompt: &str, tokens: usize, stream: bool) -> Value {
     json!({"model": "sim-model", "prompt": prompt, "max_tokens": tokens, "stream": stream, "temperature": 0})
 }
 
-/// Sends a request and waits for all of its answer.
+/// Sends a request and waits for all of its answer. The record of an exchange must fit what came back.
 pub async fn post(proxy: &Proxy, path: &str, body: &Value) -> Answer {
-    let sent = client().post(proxy.url(path)).header("content-type", "application/json").body(body.to_string()).send();
+    let id = record::fresh_id();
+    let request = client().post(proxy.url(path)).header("content-type", "application/json").header("x-request-id", &id);
+    let sent = request.body(body.to_string()).send();
     let response = tokio::time::timeout(PATIENCE, sent).await.expect("an answer in time").expect("an answer");
-    tokio::time::timeout(PATIENCE, Answer::of(response)).await.expect("an end in time")
+    let mut answer = tokio::time::timeout(PATIENCE, Answer::of(response)).await.expect("an end in time");
+    if Api::from_path(path).is_some() {
+        assert_eq!(answer.headers.remove("x-request-id").expect("an echo"), id.as_str());
+        answer.record = record::record(proxy, &id).await;
+        record::check(&answer, &answer.record);
+    }
+    answer
 }
 
 /// Sends a completion and compares its text with one engine's.
@@ -118,7 +134,7 @@ pub async fn generate(proxy: &Proxy, prompt: &str, tokens: usize, stream: bool) 
     let answer = post(proxy, "/v1/completions", &completion(prompt, tokens, stream)).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert_eq!(answer.text(), expected_text(&json!(prompt), tokens), "{}", answer.body);
-    assert!(answer.whole);
+    answer.is_complete();
 }
 
 /// A request to any of the APIs, and the check of its answer.
@@ -155,7 +171,7 @@ impl Ask {
         let answer = post(proxy, self.api.path(), &self.body).await;
         let what = format!("{:?} {}", self.api, answer.body);
         assert_eq!(answer.status, 200, "{what}");
-        assert!(answer.whole, "{what}");
+        answer.is_complete();
         if self.api == Api::Generate {
             assert_eq!(answer.tokens(), expected_tokens(&self.prompt, self.tokens), "{what}");
         } else {

@@ -4,6 +4,7 @@
 pub mod binary;
 pub mod client;
 pub mod fake;
+pub mod record;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -34,9 +35,7 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy on free loopback ports with these options on top of the defaults.
     pub fn start(options: &[(Key, &str)]) -> Proxy {
-        if std::env::var_os("MORIIO_TEST_LOG").is_some() {
-            let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).try_init();
-        }
+        record::collect();
         let app = App::bind(config(options)).expect("ports are free");
         let (stop, stopped) = oneshot::channel::<()>();
         Proxy {
@@ -55,6 +54,11 @@ impl Proxy {
         let flags: Vec<String> = options.iter().map(|(key, value)| format!("--{}={value}", key.row().flag)).collect();
         let process = binary::Served::start(&flags.iter().map(String::as_str).collect::<Vec<_>>());
         Proxy { http: process.http, registration: process.registration, stop: None, task: None, process: Some(process) }
+    }
+
+    /// The log so far of a proxy that runs apart.
+    pub fn log(&self) -> Option<String> {
+        self.process.as_ref().map(binary::Served::log)
     }
 
     /// Resident memory of a proxy that runs apart, in bytes.
@@ -238,7 +242,20 @@ impl World {
             Ok(())
         })
         .await;
+        self.accounted().await;
         self.unharmed();
+    }
+
+    /// Every exchange was closed once, and nothing is wrong in the proxy's own books.
+    async fn accounted(&self) {
+        assert_eq!(self.proxy.metric("moriio_invariant_breaches_total").await, 0.0);
+        let closed = self.proxy.metric("moriio_exchanges_total").await;
+        let mut answered = 0.0;
+        for api in moriio_proxy::api::Api::ALL {
+            let route = format!("moriio_requests_total{{route=\"{}\"", api.as_str());
+            answered += self.proxy.metric(&route).await;
+        }
+        assert_eq!(closed, answered, "exchanges and answers");
     }
 
     /// No engine has anything to complain of.
