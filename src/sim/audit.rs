@@ -190,7 +190,7 @@ fn prefill(ask: &Ask, note: &dyn Fn(String)) {
     if !one("min_tokens") && !matches!(ask.surface, Surface::Responses | Surface::Messages) {
         note("prefill leg whose min_tokens is not 1".into());
     }
-    if limits.contains_key("max_completion_tokens") && !one("max_completion_tokens") {
+    if limits.get("max_completion_tokens").is_some_and(|limit| !limit.is_null()) && !one("max_completion_tokens") {
         note("prefill leg whose max_completion_tokens is not 1".into());
     }
 }
