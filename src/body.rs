@@ -13,6 +13,9 @@ use serde_json::value::RawValue;
 /// More top-level members than any API has; the search for a key is linear in them.
 pub const MAX_MEMBERS: usize = 256;
 
+/// More edits than any leg needs; a test of the table of fields holds it to that.
+pub const MAX_EDITS: usize = 32;
+
 /// A kept piece shorter than this is copied into the insert beside it: that is cheaper than one more segment to send.
 const SMALL_PIECE: usize = 512;
 
@@ -36,6 +39,8 @@ struct Member {
     /// The key, with its quotes.
     key: Range<usize>,
     value: Range<usize>,
+    /// Whether the key has an escape in it.
+    escaped: bool,
 }
 
 /// A JSON object, its text kept as it came.
@@ -147,9 +152,19 @@ impl Body {
             let start = value.get().as_ptr() as usize - base;
             start..start + value.get().len()
         };
-        let members = raw.into_iter().map(|(key, value)| Member { key: range(key), value: range(value) }).collect();
+        let member = |(key, value): (&RawValue, &RawValue)| Member {
+            key: range(key),
+            value: range(value),
+            escaped: key.get().contains('\\'),
+        };
+        let members = raw.into_iter().map(member).collect();
         let close = text.iter().rposition(|byte| *byte == b'}').ok_or(BodyError::NotAnObject)?;
         Ok(Body { text, members, close })
+    }
+
+    /// An object without members.
+    pub fn empty() -> Body {
+        Body { text: Bytes::from_static(b"{}"), members: Vec::new(), close: 1 }
     }
 
     /// The whole text.
@@ -160,6 +175,11 @@ impl Body {
     /// The raw JSON text of a member's value; of duplicates the last counts.
     pub fn get(&self, key: &str) -> Option<&[u8]> {
         self.find(key).map(|member| &self.text[member.value.clone()])
+    }
+
+    /// How often a key stands in the object.
+    pub fn count(&self, key: &str) -> usize {
+        self.members.iter().filter(|member| self.is_key(member, key)).count()
     }
 
     /// As [`Body::get`], but `null` counts as absent.
@@ -181,7 +201,7 @@ impl Body {
         let quoted = &self.text[member.key.clone()];
         let inner = &quoted[1..quoted.len() - 1];
         // An escape takes six bytes at most, so a long key is never read again for each question about it.
-        if inner.len() <= key.len() || inner.len() > 6 * key.len() {
+        if !member.escaped || inner.len() <= key.len() || inner.len() > 6 * key.len() {
             return inner == key.as_bytes();
         }
         serde_json::from_slice::<String>(quoted).is_ok_and(|unescaped| unescaped == key)
@@ -190,7 +210,7 @@ impl Body {
     /// The body with all of `edits` made. The keys of `edits` must differ.
     pub fn edit(&self, edits: &[Edit]) -> Segments {
         let mut out = Writer::new(&self.text);
-        let mut found = [false; 32];
+        let mut found = [false; MAX_EDITS];
         debug_assert!(edits.len() <= found.len());
         let mut kept = 0usize;
         let mut previous_end = None;

@@ -131,6 +131,9 @@ pub struct Traits {
     pub write_failed: bool,
     /// Whether a request without transfer params is safe on either role (protocol 9, last row).
     pub plain_requests: bool,
+    /// Whether prefill may get a request for one token without transfer params, and so answer for its prompt by itself
+    /// (protocol 9; protocol-2 section 4, run on 0.32.0).
+    pub alone: bool,
     /// What was run on real engines (protocol 13); empty where the source was only read.
     pub proved: &'static str,
 }
@@ -142,6 +145,12 @@ impl Traits {
             Mode::Read => self.read,
             Mode::Write => self.write,
         }
+    }
+
+    /// Whether every engine of this row is of `release` or newer; unknown ones are not. It must be a release that begins a row.
+    pub fn is_since(&self, release: Release) -> bool {
+        debug_assert!(ROWS.iter().any(|row| row.since == Some(release)), "{release} begins no row");
+        self.since.is_some_and(|since| since >= release)
     }
 
     /// The line to warn with when an engine of this row registers for `mode`; none where it works as released.
@@ -167,6 +176,7 @@ static UNKNOWN: Traits = Traits {
     unpark: false,
     write_failed: false,
     plain_requests: false,
+    alone: false,
     proved: "",
 };
 
@@ -221,6 +231,7 @@ static ROWS: [Traits; 10] = [
         advice: NO_BARRIER,
         proved: "registers; its connector cannot be run on CPU",
         release: ReleaseForm::Text,
+        alone: true,
         ..UNKNOWN
     },
     Traits {
@@ -233,6 +244,7 @@ static ROWS: [Traits; 10] = [
         plain_id: true,
         release: ReleaseForm::Map,
         unpark: true,
+        alone: true,
         proved: "WRITE on 0.26.0 and 0.27.0; READ there, some texts differ",
         ..UNKNOWN
     },
@@ -274,6 +286,7 @@ const SINCE_31: Traits = Traits {
     unpark: true,
     write_failed: false,
     plain_requests: false,
+    alone: true,
     proved: "",
 };
 
@@ -308,8 +321,8 @@ pub fn notify_ports(engine: &Registration, rank: u32) -> RangeInclusive<u16> {
 /// The table as Markdown, for README; a test there compares.
 pub fn readme_table() -> String {
     let mut table = String::from(
-        "| vLLM | READ | WRITE | Request id | First contact | Release | Un-park | `write_failed` | Plain requests | Run on real engines |\n\
-         |---|---|---|---|---|---|---|---|---|---|\n",
+        "| vLLM | READ | WRITE | Request id | First contact | Release | Un-park | `write_failed` | Plain requests | Prefill alone | Run on real engines |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for row in ROWS.iter().chain([&UNKNOWN]) {
         let yes = |flag: bool| if flag { "yes" } else { "no" };
@@ -322,7 +335,7 @@ pub fn readme_table() -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             table,
-            "| {} | {} | {} | {} | {} | {release} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {release} | {} | {} | {} | {} | {} |",
             row.name,
             row.read.as_str(),
             row.write.as_str(),
@@ -331,6 +344,7 @@ pub fn readme_table() -> String {
             yes(row.unpark),
             yes(row.write_failed),
             yes(row.plain_requests),
+            yes(row.alone),
             if row.proved.is_empty() { "read from source" } else { row.proved },
         );
     }

@@ -26,7 +26,8 @@ use crate::pool::{Pool, Seat, Verdict};
 use crate::relay::{Open, Relay, RelayLimits};
 use crate::release::Held;
 use crate::request::Request;
-use crate::upstream::{LegFailure, RANK, REQUEST_ID, Retry, Sent, Upstream, relayed, whole};
+use crate::upstream::answer::whole;
+use crate::upstream::{LegFailure, RANK, REQUEST_ID, Retry, Sent, Upstream, relayed};
 
 /// Limits on the phases of an attempt.
 #[derive(Clone, Copy, Debug)]
@@ -159,7 +160,7 @@ impl Leg {
             let exchange = async {
                 let engine = self.seat.engine.clone();
                 let response = self.upstream.send(&engine, self.api.path(), self.headers, self.body, self.sent).await?;
-                whole(response.into_body()).await.ok_or_else(|| LegFailure::broken(Role::Prefill))
+                whole(response.into_body()).await.map_err(|why| LegFailure::unread(Role::Prefill, why))
             };
             let result = match tokio::time::timeout(limit, exchange).await {
                 Ok(result) => result,

@@ -1,20 +1,8 @@
-//! What is written into the two legs of an exchange. Every other byte of the client's body passes as it came.
-//!
-//! | Field | Prefill leg | Decode leg | Why |
-//! |---|---|---|---|
-//! | `stream` | `false` | – | transfer params come in a JSON answer |
-//! | `stream_options` | removed | – | a 400 where nothing streams |
-//! | `max_tokens` (completions, chat) | 1 | client's, less the budget | prefill's token is thrown away |
-//! | `max_completion_tokens` (completions, chat) | 1 where present | client's, less the budget | engines prefer it to `max_tokens` |
-//! | `max_output_tokens` (responses) | 1 | client's, less the budget | the same |
-//! | `min_tokens` (not generate) | 1 | client's, capped to the new limit | see below |
-//! | `sampling_params.max_tokens`, `.min_tokens` (generate) | 1 | client's, as above | the same; absent for decode if absent |
-//! | `request_id` | the request id | the request id | an engine that rejects a leg releases blocks under it |
-//! | `kv_transfer_params` | decode's address | prefill's address, or prefill's answer | protocol 4.8; a client's never passes |
+//! What is written into the two legs of an exchange, as the table of [`crate::fields`] says. Every other byte of the client's
+//! body passes as it came.
 //!
 //! `min_tokens: 1` keeps the first token from being a stop token. Prefill hands its blocks over only if it ended at the
-//! length limit; a stop token would free them at once. The responses API has no such field in engines' schema today; it
-//! is sent nevertheless, because engines ignore fields that they do not know, and one that learns it then ends rightly.
+//! length limit; a stop token would free them at once. Where an API has no such field, the table has what does the same.
 
 use std::fmt::Write as _;
 
@@ -23,10 +11,11 @@ use uuid::Uuid;
 
 use crate::api::Api;
 use crate::body::{Body, Edit, Json, Segments, quote};
-use crate::engine::Registration;
+use crate::engine::{Registration, Role};
+use crate::fields::hidden::PARAMS;
+use crate::fields::values::forces_one_tool;
+use crate::fields::{self, Field, Gets, Place, SAMPLING};
 use crate::request::{Limits, Request};
-
-const PARAMS: &str = "kv_transfer_params";
 
 /// The engines of one attempt.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +51,16 @@ impl Ids {
     }
 }
 
+impl Ids {
+    /// The request id as the body says it. Responses take it from there only, and show it to the client (protocol-2 section 3).
+    fn for_body(&self, api: Api) -> String {
+        match api {
+            Api::Responses => format!("resp_{}", self.request_id.rsplit('_').next().unwrap_or_default()),
+            _ => self.request_id.clone(),
+        }
+    }
+}
+
 /// The value of the prefill leg's rank header. Decode's leg carries none: its engine balances its own ranks.
 pub fn leg_rank_header(pair: &Pair<'_>) -> Option<u32> {
     // A rank header is a range error on an engine with one rank.
@@ -70,82 +69,70 @@ pub fn leg_rank_header(pair: &Pair<'_>) -> Option<u32> {
 
 /// The body of the prefill leg, the same in both modes.
 pub fn prefill_leg(request: &Request, pair: &Pair<'_>, ids: &Ids) -> Segments {
-    const ONE: Json = Json::Fixed("1");
-    let mut edits = Vec::with_capacity(8);
-    edits.push(Edit::Set("stream", Json::Fixed("false")));
-    edits.push(Edit::Remove("stream_options"));
-    match (request.api, &request.sampling) {
-        (Api::Completions | Api::Chat, _) => {
-            edits.push(Edit::Set("max_tokens", ONE));
-            if request.limits.max_completion_tokens.is_some() {
-                edits.push(Edit::Set("max_completion_tokens", ONE));
-            }
-            edits.push(Edit::Set("min_tokens", ONE));
-        }
-        (Api::Responses, _) => {
-            edits.push(Edit::Set("max_output_tokens", ONE));
-            edits.push(Edit::Set("min_tokens", ONE));
-        }
-        (Api::Messages, _) => edits.push(Edit::Set("max_tokens", ONE)),
-        (Api::Generate, Some(sampling)) => {
-            let clamped = sampling.edit(&[Edit::Set("max_tokens", ONE), Edit::Set("min_tokens", ONE)]);
-            edits.push(Edit::Set("sampling_params", Json::Parts(clamped)));
-        }
-        (Api::Generate, None) => {
-            let clamped = Json::Fixed(r#"{"max_tokens":1,"min_tokens":1}"#);
-            edits.push(Edit::Set("sampling_params", clamped));
-        }
-    }
-    edits.push(request_id(ids));
-    edits.push(Edit::Set(PARAMS, Json::Text(built_params(Leg::Prefill, pair, ids))));
-    request.body.edit(&edits)
+    leg(request, Role::Prefill, ids, Json::Text(built_params(Role::Prefill, pair, ids)))
 }
 
 /// The body of the decode leg in WRITE, where nothing of prefill's answer is needed.
 pub fn decode_leg_write(request: &Request, pair: &Pair<'_>, ids: &Ids) -> Segments {
-    decode_leg(request, ids, Json::Text(built_params(Leg::Decode, pair, ids)))
+    leg(request, Role::Decode, ids, Json::Text(built_params(Role::Decode, pair, ids)))
 }
 
 /// The body of the decode leg in READ, made from prefill's answer.
 pub fn decode_leg_read(request: &Request, pair: &Pair<'_>, ids: &Ids, params: &PrefillParams) -> Segments {
-    decode_leg(request, ids, Json::Parts(params.completed(pair, ids)))
+    leg(request, Role::Decode, ids, Json::Parts(params.completed(pair, ids)))
 }
 
-fn decode_leg(request: &Request, ids: &Ids, params: Json) -> Segments {
-    let mut edits = Vec::with_capacity(6);
+/// The body of a request that prefill answers alone: the client's, limits and stream included, under our id. It has no transfer
+/// params, so prefill keeps nothing.
+pub fn alone_leg(request: &Request, ids: &Ids) -> Segments {
+    let id = Edit::Set("request_id", Json::Text(quoted(&ids.for_body(request.api))));
+    request.body.edit(&[id, Edit::Remove(PARAMS)])
+}
+
+/// A leg by the table.
+fn leg(request: &Request, role: Role, ids: &Ids, params: Json) -> Segments {
+    let mut top = Vec::with_capacity(16);
+    let mut inner = Vec::new();
+    let mut params = Some(params);
     let limits = request.decode_limits();
-    match &request.sampling {
-        Some(sampling) if limits != request.limits => {
-            let spent = sampling.edit(&limit_edits(&request.limits, &limits));
-            edits.push(Edit::Set("sampling_params", Json::Parts(spent)));
+    for field in fields::of(request.api) {
+        let edit = match field.gets(role) {
+            Gets::Id => Some(Edit::Set(field.name, Json::Text(quoted(&ids.for_body(request.api))))),
+            Gets::Params => params.take().map(|params| Edit::Set(field.name, params)),
+            Gets::Less => less(field, &request.limits, &limits),
+            gets => replaced(field, gets, field.home(&request.body, request.sampling.as_ref())),
+        };
+        match field.place {
+            Place::Top => top.extend(edit),
+            Place::Sampling => inner.extend(edit),
         }
-        Some(_) => {}
-        None => edits = limit_edits(&request.limits, &limits),
     }
-    edits.push(request_id(ids));
-    edits.push(Edit::Set(PARAMS, params));
-    request.body.edit(&edits)
+    if !inner.is_empty() {
+        let sampling = request.sampling.as_ref().map_or_else(|| Body::empty().edit(&inner), |s| s.edit(&inner));
+        top.push(Edit::Set(SAMPLING, Json::Parts(sampling)));
+    }
+    request.body.edit(&top)
+}
+
+/// What a leg gets that does not depend on the attempt. `home` is the client's object, where there is one.
+fn replaced(field: &Field, gets: Gets, home: Option<&Body>) -> Option<Edit> {
+    let name = field.name;
+    let sent = home.and_then(|home| home.get(name));
+    match gets {
+        Gets::Always(text) => Some(Edit::Set(name, Json::Fixed(text))),
+        Gets::Instead(text) => sent.filter(|text| *text != b"null").map(|_| Edit::Set(name, Json::Fixed(text))),
+        Gets::Nothing => sent.map(|_| Edit::Remove(name)),
+        Gets::AnyTool => {
+            sent.filter(|text| forces_one_tool(text)).map(|_| Edit::Set(name, Json::Fixed(r#"{"type":"any"}"#)))
+        }
+        Gets::Sent | Gets::Never | Gets::Id | Gets::Params | Gets::Less => None,
+    }
 }
 
 /// Only what changed is written, so that a limit which stays keeps the client's own text.
-fn limit_edits(from: &Limits, to: &Limits) -> Vec<Edit> {
-    let mut edits = Vec::with_capacity(6);
-    let fields = [
-        ("max_tokens", from.max_tokens, to.max_tokens),
-        ("max_completion_tokens", from.max_completion_tokens, to.max_completion_tokens),
-        ("max_output_tokens", from.max_output_tokens, to.max_output_tokens),
-        ("min_tokens", from.min_tokens, to.min_tokens),
-    ];
-    for (key, from, to) in fields {
-        if let (true, Some(to)) = (from != to, to) {
-            edits.push(Edit::Set(key, Json::Text(to.to_string())));
-        }
-    }
-    edits
-}
-
-fn request_id(ids: &Ids) -> Edit {
-    Edit::Set("request_id", Json::Text(quoted(&ids.request_id)))
+fn less(field: &Field, from: &Limits, to: &Limits) -> Option<Edit> {
+    let to = to.get(field.name)?;
+    (from.get(field.name) != Some(to)).then(|| Edit::Set(field.name, Json::Text(to.to_string())))
 }
 
 fn quoted(text: &str) -> String {
@@ -154,27 +141,21 @@ fn quoted(text: &str) -> String {
     out
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Leg {
-    Prefill,
-    Decode,
-}
-
 /// Every key that any release indexes, with the type that it expects: a missing one ends the engine's process.
-fn built_params(leg: Leg, pair: &Pair<'_>, ids: &Ids) -> String {
+fn built_params(leg: Role, pair: &Pair<'_>, ids: &Ids) -> String {
     let peer = match leg {
-        Leg::Prefill => pair.decode,
-        Leg::Decode => pair.prefill,
+        Role::Prefill => pair.decode,
+        Role::Decode => pair.prefill,
     };
     let (host, port) = (&peer.kv.host, peer.kv.handshake);
     let mut out = String::with_capacity(384);
-    let (save, load) = (leg == Leg::Prefill, leg == Leg::Decode);
+    let (save, load) = (leg == Role::Prefill, leg == Role::Decode);
     // Writing to a String cannot fail.
     let _ = write!(out, r#"{{"do_remote_decode":{save},"do_remote_prefill":{load},"transfer_id":"#);
     quote(&mut out, &ids.transfer_id);
     match leg {
-        Leg::Prefill => out.push_str(r#","remote_engine_id":null,"remote_block_ids":null"#),
-        Leg::Decode => {
+        Role::Prefill => out.push_str(r#","remote_engine_id":null,"remote_block_ids":null"#),
+        Role::Decode => {
             out.push_str(r#","remote_engine_id":"#);
             quote(&mut out, &format!("{host}:{port}"));
             out.push_str(r#","remote_block_ids":[]"#);
@@ -187,7 +168,7 @@ fn built_params(leg: Leg, pair: &Pair<'_>, ids: &Ids) -> String {
         out,
         r#","remote_port":{port},"remote_handshake_port":{port},"remote_notify_port":{notify},"remote_dp_size":{dp_size},"remote_tp_size":{tp_size},"tp_size":{tp_size}"#
     );
-    if let (Leg::Decode, Some(rank)) = (leg, leg_rank_header(pair)) {
+    if let (Role::Decode, Some(rank)) = (leg, leg_rank_header(pair)) {
         let _ = write!(out, r#","remote_dp_rank":{rank}"#);
     }
     out.push('}');

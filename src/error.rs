@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::api::Api;
+use crate::compat::Release;
 use crate::engine::Role;
 
 /// Names whose fault an answer is; present on every answer that is not a success.
@@ -101,6 +102,14 @@ pub enum ProxyError {
         /// The field at fault.
         param: Option<String>,
     },
+    /// The engines of this pool are too old for what the request needs.
+    #[error("{what} needs vLLM {since} or newer on both engines")]
+    EngineTooOld {
+        /// What the request needs.
+        what: &'static str,
+        /// The first release that has it.
+        since: Release,
+    },
     /// `--api-key` is set and the client did not send it.
     #[error("missing or wrong API key")]
     Unauthorized,
@@ -170,6 +179,14 @@ pub enum ProxyError {
         /// The leg.
         role: Role,
     },
+    /// An engine's whole answer is larger than the proxy keeps in memory. The limit is ours: it says nothing of the engine.
+    #[error("{role} engine's answer exceeds {limit} bytes")]
+    AnswerTooLarge {
+        /// The leg.
+        role: Role,
+        /// The limit, in bytes.
+        limit: usize,
+    },
     /// A limit on time passed.
     #[error("{role} engine: no {what} within {}s ({option})", .limit.as_secs_f64())]
     Timeout {
@@ -226,7 +243,7 @@ impl ProxyError {
             E::BadRequest { .. } | E::Unauthorized | E::NotFound | E::MethodNotAllowed => Source::Client,
             E::BodyTooLarge { .. } | E::BodyTimeout { .. } => Source::Client,
             E::Overloaded | E::NoPair { .. } | E::PoolBusy | E::Stopping | E::Internal => Source::Proxy,
-            E::HandOverTooLate { .. } => Source::Proxy,
+            E::HandOverTooLate { .. } | E::EngineTooOld { .. } | E::AnswerTooLarge { .. } => Source::Proxy,
             E::Exhausted { last, .. } => last.source(),
             E::Connect { role } | E::Broken { role } | E::Timeout { role, .. } | E::Engine { role, .. } => {
                 (*role).into()
@@ -265,6 +282,8 @@ impl ProxyError {
             E::Connect { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream_error", "engine_unreachable"),
             E::Broken { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "engine_connection_broken"),
             E::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "timeout_error", "engine_timeout"),
+            E::AnswerTooLarge { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "answer_too_large"),
+            E::EngineTooOld { .. } => (StatusCode::NOT_IMPLEMENTED, "unavailable_error", "engine_too_old"),
             E::PrefillUnreadable => (StatusCode::BAD_GATEWAY, "upstream_error", "prefill_unreadable"),
             E::PrefillWithoutBlocks => (StatusCode::BAD_GATEWAY, "upstream_error", "prefill_without_blocks"),
             E::HandOverTooLate { .. } => (StatusCode::GATEWAY_TIMEOUT, "timeout_error", "hand_over_too_late"),
@@ -374,6 +393,8 @@ impl ProxyError {
             E::Overloaded,
             E::PoolBusy,
             E::Internal,
+            E::EngineTooOld { what: "the Responses API", since: Release::new(0, 24, 0) },
+            E::AnswerTooLarge { role: Role::Prefill, limit: 1 },
             E::Broken { role: Role::Decode },
             E::PrefillUnreadable,
             E::PrefillWithoutBlocks,

@@ -2,7 +2,7 @@
 //!
 //! Modules stand in reading order; each imports only from those above it (a test holds them to it).
 //!
-//! A request: [`server`] accepts and reads it, [`request`] parses it, [`policy`] picks a pair from the [`pool`], [`enrich`]
+//! A request: [`server`] accepts and reads it, [`request`] parses it by the table of [`fields`], [`policy`] picks a pair from the [`pool`], [`enrich`]
 //! writes the legs, [`dispatch`] sends them by [`upstream`], [`relay`] passes decode's bytes on, [`account`] closes the exchange.
 //!
 //! A registration: [`listener`] hears it behind [`guard`], [`discovery`] has it decoded by [`dialect`], [`registry`] keeps the
@@ -12,10 +12,11 @@ pub mod sim;
 pub mod engine;
 pub mod api;
 pub mod output;
-pub mod error;
 pub mod compat;
+pub mod error;
 pub mod dialect;
 pub mod body;
+pub mod fields;
 pub mod request;
 pub mod enrich;
 pub mod health;

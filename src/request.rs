@@ -1,13 +1,16 @@
-//! A client's request as far as the proxy must understand it: what is refused before any engine is asked, whether it
-//! streams, and its token limits.
+//! A client's request as far as the proxy must understand it: what the table of fields refuses before any engine is asked,
+//! whether it streams, its token limits, and what it needs of engines.
 
 use bytes::Bytes;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 
 use crate::api::Api;
 use crate::body::{Body, BodyError};
+use crate::compat::Traits;
+use crate::engine::Mode;
 use crate::error::ProxyError;
+use crate::fields::hidden::stripped;
+use crate::fields::values::{flag, whole_number};
+use crate::fields::{self, Gets, Need, PromptSide, SAMPLING};
 
 /// What decode is told of the client's token limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,32 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The client's limits, as the table names them.
+    fn read(api: Api, body: &Body, sampling: Option<&Body>) -> Limits {
+        let mut limits = Limits::default();
+        for field in fields::of(api).filter(|field| field.decode == Gets::Less) {
+            let text = field.home(body, sampling).and_then(|home| home.get_some(field.name));
+            let number = text.and_then(whole_number);
+            match field.name {
+                "max_tokens" => limits.max_tokens = number,
+                "max_completion_tokens" => limits.max_completion_tokens = number,
+                "max_output_tokens" => limits.max_output_tokens = number,
+                _ => limits.min_tokens = number,
+            }
+        }
+        limits
+    }
+
+    /// The limit of that name.
+    pub fn get(&self, name: &str) -> Option<u64> {
+        match name {
+            "max_tokens" => self.max_tokens,
+            "max_completion_tokens" => self.max_completion_tokens,
+            "max_output_tokens" => self.max_output_tokens,
+            _ => self.min_tokens,
+        }
+    }
+
     /// The limit that engines go by: they read `max_tokens` only where no newer name is used.
     pub fn effective(&self) -> Option<u64> {
         self.max_output_tokens.or(self.max_completion_tokens).or(self.max_tokens)
@@ -62,7 +91,7 @@ impl Limits {
 pub struct Request {
     /// The route.
     pub api: Api,
-    /// The client's body.
+    /// The client's body, without transfer params wherever they stood.
     pub body: Body,
     /// Generate: its `sampling_params`, where the client sent an object.
     pub sampling: Option<Body>,
@@ -72,6 +101,11 @@ pub struct Request {
     pub limits: Limits,
     /// What decode is told of them.
     pub budget: TokenBudget,
+    /// Set where prefill's own answer is all that is asked for and decode must not be asked: output of the prompt's side with
+    /// one token or none.
+    pub alone: Option<PromptSide>,
+    /// What only some releases can do.
+    pub needs: Vec<Need>,
 }
 
 impl Request {
@@ -79,53 +113,60 @@ impl Request {
     pub fn parse(api: Api, text: Bytes, budget: TokenBudget) -> Result<Request, ProxyError> {
         let body =
             Body::parse(text).map_err(|error| ProxyError::BadRequest { message: error.to_string(), param: None })?;
-        let stream = flag(&body, "stream", "stream")?;
+        let body = stripped(body)?;
         let sampling = match api {
-            Api::Generate => nested(&body, "sampling_params")?,
+            Api::Generate => nested(&body, SAMPLING)?,
             _ => None,
         };
-        let limits = match (api, &sampling) {
-            (Api::Generate, None) => Limits::default(),
-            (Api::Generate, Some(sampling)) => Limits {
-                max_tokens: limit(sampling, "max_tokens", "sampling_params.max_tokens", 1)?,
-                min_tokens: limit(sampling, "min_tokens", "sampling_params.min_tokens", 0)?,
-                ..Limits::default()
-            },
-            (Api::Responses, _) => Limits {
-                max_output_tokens: limit(&body, "max_output_tokens", "max_output_tokens", 1)?,
-                ..Limits::default()
-            },
-            (Api::Messages, _) => {
-                Limits { max_tokens: limit(&body, "max_tokens", "max_tokens", 1)?, ..Limits::default() }
+        let findings = fields::check(api, &body, sampling.as_ref())?;
+        let stream = flag(&body, "stream", "stream")?;
+        let limits = Limits::read(api, &body, sampling.as_ref());
+        let request = Request { api, body, sampling, stream, limits, budget, alone: None, needs: findings.needs };
+        match findings.side {
+            Some(side) if request.limit().is_some_and(|limit| limit <= 1) => {
+                Ok(Request { alone: Some(side), ..request })
             }
-            (Api::Completions | Api::Chat, _) => Limits {
-                max_tokens: limit(&body, "max_tokens", "max_tokens", 1)?,
-                max_completion_tokens: limit(&body, "max_completion_tokens", "max_completion_tokens", 1)?,
-                max_output_tokens: None,
-                min_tokens: limit(&body, "min_tokens", "min_tokens", 0)?,
-            },
-        };
-        refuse_siblings(api, &body, sampling.as_ref())?;
-        refuse_hidden_params(&body, sampling.as_ref())?;
-        if api == Api::Responses && flag(&body, "background", "background")? {
-            let message = "background is not supported: an answer is relayed while its client waits";
-            return Err(ProxyError::field("background", message));
+            Some(side) => Err(side.refusal()),
+            None => Ok(request),
         }
-        Ok(Request { api, body, sampling, stream, limits, budget })
     }
 
     /// The client's limits as decode shall see them.
     pub fn decode_limits(&self) -> Limits {
         self.limits.for_decode(self.budget)
     }
-}
 
-/// A boolean; absent and `null` are false.
-fn flag(body: &Body, key: &str, param: &str) -> Result<bool, ProxyError> {
-    match body.get(key) {
-        None | Some(b"null") | Some(b"false") => Ok(false),
-        Some(b"true") => Ok(true),
-        Some(_) => Err(ProxyError::field(param, format!("{param} must be a boolean"))),
+    /// The limit that engines of this API go by. Completions know one name only.
+    fn limit(&self) -> Option<u64> {
+        match self.api {
+            Api::Completions => self.limits.max_tokens,
+            _ => self.limits.effective(),
+        }
+    }
+
+    /// Whether a pair of engines can serve this request.
+    ///
+    /// # Errors
+    /// A 400 that names the field and the release that it needs, or what the engines are too old for.
+    pub fn fits(&self, prefill: &Traits, decode: &Traits, mode: Mode, prefill_ranks: u32) -> Result<(), ProxyError> {
+        if let Some(side) = &self.alone {
+            return match prefill.alone {
+                true => Ok(()),
+                false => Err(side.refusal()),
+            };
+        }
+        fields::fits(self.api, prefill, decode, mode, prefill_ranks)?;
+        // Completions have a limit even where the client names none.
+        let limited = self.api == Api::Completions || self.limit().is_some();
+        for need in &self.needs {
+            let since = if limited { need.since } else { need.unlimited };
+            if !(prefill.is_since(since) && decode.is_since(since)) {
+                let param = &need.param;
+                let message = format!("this value of {param} needs vLLM {since} or newer on both engines");
+                return Err(ProxyError::field(param, message));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -141,106 +182,6 @@ fn nested(body: &Body, key: &str) -> Result<Option<Body>, ProxyError> {
         };
         ProxyError::field(key, message)
     })
-}
-
-/// A whole number of at least `least`; absent and `null` are none.
-fn limit(body: &Body, key: &str, param: &str, least: u64) -> Result<Option<u64>, ProxyError> {
-    let Some(text) = body.get_some(key) else {
-        return Ok(None);
-    };
-    match whole_number(text).filter(|number| *number >= least) {
-        Some(number) => Ok(Some(number)),
-        None if least == 0 => Err(ProxyError::field(param, format!("{param} must be a non-negative integer"))),
-        None => Err(ProxyError::field(param, format!("{param} must be a positive integer"))),
-    }
-}
-
-/// A JSON number without a fraction. `16.0` counts, because engines take it.
-fn whole_number(text: &[u8]) -> Option<u64> {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    if !matches!(text.first(), Some(b'-' | b'0'..=b'9')) {
-        return None;
-    }
-    if let Ok(number) = serde_json::from_slice::<u64>(text) {
-        return Some(number);
-    }
-    let number = serde_json::from_slice::<f64>(text).ok()?;
-    // The range makes the conversion exact.
-    ((0.0..=EXACT).contains(&number) && number.fract() == 0.0).then_some(number as u64)
-}
-
-/// Choices or prompts beyond the first would share one transfer: the first release frees what others still read.
-fn refuse_siblings(api: Api, body: &Body, sampling: Option<&Body>) -> Result<(), ProxyError> {
-    let places = [(Some(body), ""), (sampling, "sampling_params.")];
-    for (place, prefix) in places {
-        let Some(place) = place else { continue };
-        for key in ["n", "best_of"] {
-            let one = place.get_some(key).is_none_or(|text| whole_number(text) == Some(1));
-            if !one {
-                let param = format!("{prefix}{key}");
-                let message = format!("{param} must be 1: a pair of engines makes one choice a request");
-                return Err(ProxyError::field(&param, message));
-            }
-        }
-        let param = format!("{prefix}use_beam_search");
-        if flag(place, "use_beam_search", &param)? {
-            return Err(ProxyError::field(&param, format!("{param} is not supported with a pair of engines")));
-        }
-    }
-    if api != Api::Completions {
-        return Ok(());
-    }
-    for key in ["prompt", "prompt_embeds"] {
-        if body.get(key).is_some_and(has_several) {
-            return Err(ProxyError::field(key, format!("{key} must be a single prompt: send one request a prompt")));
-        }
-    }
-    if body.get_some("prompt").is_some() && body.get_some("prompt_embeds").is_some() {
-        let message = "prompt_embeds beside prompt makes two prompts: send one request a prompt";
-        return Err(ProxyError::field("prompt_embeds", message));
-    }
-    Ok(())
-}
-
-/// Whether a prompt is a list of at least two texts or token lists. A list of numbers is one prompt, and is not scanned.
-fn has_several(text: &[u8]) -> bool {
-    struct Count;
-
-    impl<'de> Visitor<'de> for Count {
-        type Value = bool;
-
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a list")
-        }
-
-        fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<bool, S::Error> {
-            let first = seq.next_element::<&RawValue>()?;
-            let several = first.is_some() && seq.next_element::<IgnoredAny>()?.is_some();
-            while several && seq.next_element::<IgnoredAny>()?.is_some() {}
-            Ok(several)
-        }
-    }
-
-    let inside = text.strip_prefix(b"[").map(<[u8]>::trim_ascii_start);
-    if !matches!(inside.and_then(<[u8]>::first), Some(b'"' | b'[' | b'{')) {
-        return false;
-    }
-    serde_json::Deserializer::from_slice(text).deserialize_seq(Count).unwrap_or(false)
-}
-
-/// Engines also look for transfer params among the free arguments of a request, and those name hosts to dial.
-fn refuse_hidden_params(body: &Body, sampling: Option<&Body>) -> Result<(), ProxyError> {
-    let places = [(Some(body), "vllm_xargs", ""), (sampling, "extra_args", "sampling_params.")];
-    for (place, key, prefix) in places {
-        let Some(Ok(arguments)) = place.and_then(|place| place.nested(key)) else {
-            continue;
-        };
-        if arguments.get("kv_transfer_params").is_some() {
-            let param = format!("{prefix}{key}.kv_transfer_params");
-            return Err(ProxyError::field(&param, format!("{param} is set by the proxy alone")));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

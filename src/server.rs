@@ -108,6 +108,7 @@ impl Server {
             .route("/v1/models/{*id}", get(neutral::pass))
             .route("/tokenize", post(neutral::pass))
             .route("/detokenize", post(neutral::pass))
+            .route("/v1/messages/count_tokens", post(neutral::pass))
             .route("/health", get(status::health))
             .route("/liveness", get(status::liveness))
             .route("/ready", get(status::ready))
@@ -172,6 +173,11 @@ impl Server {
                 Ok(picked) => picked,
                 Err(error) => return Err(self.exhausted(attempts, last.unwrap_or(error))),
             };
+            let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
+            request.fits(prefill.traits, decode.traits, picked.mode, prefill.registration.dp_size)?;
+            if let Some(side) = &request.alone {
+                return Err(side.refusal());
+            }
             self.metrics.decision("round_robin");
             attempts += 1;
             match self.dispatcher.attempt(&request, &headers, picked, exchange).await {

@@ -1,5 +1,7 @@
 //! One leg over HTTP: which headers go along, how the body is sent, what a failure means for the engine and for a retry.
 
+pub mod answer;
+
 use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -7,21 +9,19 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 use tokio::sync::Notify;
 use tower::util::MapRequestLayer;
 
+use self::answer::{Unread, whole};
 use crate::body::Segments;
 use crate::engine::Role;
 use crate::error::{EngineAnswer, ProxyError};
 use crate::metrics::LegStatus;
 use crate::pool::{Engine, Verdict};
 
-/// The largest answer that is read whole: prefill's, and any engine's refusal.
-const WHOLE_ANSWER: usize = 64 * 1024 * 1024;
 /// A reused connection that breaks this soon after the request was written died of its idle time, unread.
 const UNREAD: Duration = Duration::from_millis(50);
 
@@ -151,6 +151,19 @@ impl LegFailure {
         LegFailure { error, status: LegStatus::Broken, verdict: Verdict::Ailing, retry: Retry::Never }
     }
 
+    /// An answer could not be read as a whole.
+    pub fn unread(role: Role, why: Unread) -> Self {
+        match why {
+            Unread::Broken => LegFailure::broken(role),
+            Unread::TooLarge => LegFailure {
+                error: why.error(role),
+                status: LegStatus::Cancelled,
+                verdict: Verdict::None,
+                retry: Retry::Never,
+            },
+        }
+    }
+
     /// Whether the engine may still be at work: nobody has heard it refuse.
     pub fn may_run_on(&self) -> bool {
         matches!(self.status, LegStatus::Timeout | LegStatus::Broken)
@@ -163,6 +176,8 @@ impl LegFailure {
             ProxyError::Engine { answer, .. } => {
                 answer.status.is_server_error() && answer.status != StatusCode::SERVICE_UNAVAILABLE
             }
+            // It did the work and told more of it than the proxy reads.
+            ProxyError::AnswerTooLarge { .. } => true,
             _ => self.may_run_on(),
         }
     }
@@ -365,33 +380,11 @@ fn no_connection(role: Role, error: &reqwest::Error) -> LegFailure {
 async fn refusal(role: Role, response: Response<reqwest::Body>) -> LegFailure {
     let (head, body) = response.into_parts();
     match whole(body).await {
-        Some(body) => {
+        Ok(body) => {
             let mut headers = relayed(head.headers);
             headers.remove(header::CONTENT_LENGTH);
             LegFailure::refused(role, EngineAnswer { status: head.status, headers, body })
         }
-        None => LegFailure::broken(role),
+        Err(why) => LegFailure::unread(role, why),
     }
-}
-
-/// Reads an answer to its end; `None` when it breaks or is larger than any sane answer.
-pub async fn whole(mut body: reqwest::Body) -> Option<Bytes> {
-    let mut first: Option<Bytes> = None;
-    let mut rest = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.ok()?.into_data() else { continue };
-        match &first {
-            None => first = Some(data),
-            Some(begin) => {
-                if rest.is_empty() {
-                    rest.extend_from_slice(begin);
-                }
-                rest.extend_from_slice(&data);
-            }
-        }
-        if rest.len() > WHOLE_ANSWER {
-            return None;
-        }
-    }
-    Some(if rest.is_empty() { first.unwrap_or_default() } else { rest.freeze() })
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use moriio_proxy::engine::Role;
 use moriio_proxy::error::ProxyError;
 use moriio_proxy::metrics::Metrics;
-use moriio_proxy::{compat, options};
+use moriio_proxy::{compat, fields, options};
 
 const LONGEST_FILE: usize = 400;
 
@@ -175,6 +175,11 @@ fn compare(marker: &str, wanted: &str) {
 #[test]
 fn readme_has_the_options() {
     compare("options", &options::readme_table());
+}
+
+#[test]
+fn readme_has_the_fields() {
+    compare("fields", &fields::readme_table());
 }
 
 #[test]

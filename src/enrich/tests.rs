@@ -271,7 +271,7 @@ fn limits_on_both_legs() {
     check(
         Api::Responses,
         r#"{"input":"x","max_output_tokens":7}"#,
-        json!({"input": "x", "max_output_tokens": 1, "min_tokens": 1}),
+        json!({"input": "x", "max_output_tokens": 1, "ignore_eos": true, "stop_token_ids": [], "store": false}),
         json!({"input": "x", "max_output_tokens": 7}),
         json!({"input": "x", "max_output_tokens": 6}),
     );
@@ -286,6 +286,74 @@ fn limits_on_both_legs() {
     for text in ["{}", r#"{"sampling_params":null}"#, r#"{"sampling_params":{}}"#] {
         check(Api::Generate, text, clamped.clone(), same(text), same(text));
     }
+}
+
+/// Both legs of an exchange and the leg of prefill alone, without what is ours.
+fn bare(api: Api, text: &str) -> [Value; 3] {
+    let (p, d) = (p1(), d1());
+    let pair = pair(&p, &d, None);
+    let ids = Ids::fresh(&pair, true);
+    let request = request(api, text);
+    let legs = [prefill_leg(&request, &pair, &ids), decode_leg_write(&request, &pair, &ids), alone_leg(&request, &ids)];
+    legs.map(|leg| {
+        let mut leg = value(&leg);
+        let (id, ours) = (leg["request_id"].clone(), leg.as_object_mut().unwrap());
+        let want = if api == Api::Responses { format!("resp_{}", ids.request_id) } else { ids.request_id.clone() };
+        assert_eq!(id, want);
+        for key in ["request_id", PARAMS, "stream", "max_tokens", "min_tokens"] {
+            ours.shift_remove(key);
+        }
+        leg
+    })
+}
+
+#[test]
+fn what_only_grows_prefills_answer_goes_to_decode_alone() {
+    let text = r#"{"prompt":"p","logprobs":2,"echo":true,"return_token_ids":true,"return_prompt_text":true,
+        "return_tokens_as_token_ids":true,"structured_outputs":{"choice":["a"]},"seed":1,"max_tokens":1}"#;
+    let text = text.replace(r#""logprobs":2,"#, "");
+    let [prefill, decode, _] = bare(Api::Completions, &text);
+    assert_eq!(prefill, json!({"prompt": "p", "seed": 1}));
+    assert_eq!(decode["echo"], true);
+    assert_eq!(decode["structured_outputs"], json!({"choice": ["a"]}));
+    let text =
+        r#"{"messages":[],"logprobs":true,"top_logprobs":3,"response_format":{"type":"json_object"},"tools":[{}]}"#;
+    let [prefill, decode, _] = bare(Api::Chat, text);
+    assert_eq!(prefill, json!({"messages": [], "response_format": {"type": "json_object"}, "tools": [{}]}));
+    assert_eq!(decode, serde_json::from_str::<Value>(text).unwrap());
+    let text = r#"{"token_ids":[1],"sampling_params":{"logprobs":1,"structured_outputs":{},"seed":3}}"#;
+    let [prefill, decode, _] = bare(Api::Generate, text);
+    assert_eq!(prefill["sampling_params"], json!({"seed": 3, "max_tokens": 1, "min_tokens": 1}));
+    assert_eq!(decode, serde_json::from_str::<Value>(text).unwrap());
+}
+
+#[test]
+fn a_tool_by_name_is_any_tool_for_prefill() {
+    let leg =
+        |choice: &str| bare(Api::Messages, &format!(r#"{{"messages":[],"max_tokens":9,"tool_choice":{choice}}}"#));
+    for choice in [r#"{"type":"tool","name":"f"}"#, r#"{"name":"f","type":"t\u006fol"}"#] {
+        let [prefill, decode, _] = leg(choice);
+        assert_eq!(prefill["tool_choice"], json!({"type": "any"}));
+        assert_eq!(decode["tool_choice"]["name"], "f");
+    }
+    for choice in [r#"{"type":"any"}"#, r#"{"type":"none"}"#, "null", "7"] {
+        let [prefill, decode, _] = leg(choice);
+        assert_eq!(prefill, decode, "{choice}");
+    }
+}
+
+#[test]
+fn prefill_alone_gets_the_clients_own_request() {
+    let text = r#"{"prompt":"p","max_tokens":1,"echo":true,"logprobs":0,"stream":true,"stream_options":{"include_usage":true}}"#;
+    let (p, d) = (p1(), d1());
+    let ids = Ids::fresh(&pair(&p, &d, None), true);
+    let mut request = request(Api::Completions, text);
+    request.budget = TokenBudget::MinusOne;
+    let whole = String::from_utf8(alone_leg(&request, &ids).to_vec()).unwrap();
+    assert_eq!(whole, format!(r#"{},"request_id":"{}"}}"#, &text[..text.len() - 1], ids.request_id));
+    let hiding = r#"{"prompt":"p","max_tokens":1,"prompt_logprobs":1,"kv_transfer_params":{"remote_host":"evil"}}"#;
+    let [_, _, alone] = bare(Api::Completions, hiding);
+    assert_eq!(alone, json!({"prompt": "p", "prompt_logprobs": 1}));
 }
 
 #[test]

@@ -9,8 +9,10 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::{Server, refuse};
+use crate::body::Body as Json;
 use crate::engine::Role;
 use crate::error::ProxyError;
+use crate::fields;
 use crate::pool::{Engine, State as EngineState};
 use crate::upstream;
 
@@ -31,7 +33,13 @@ pub(super) async fn pass(State(server): State<Arc<Server>>, request: Request) ->
 
 async fn forward(server: &Server, head: &http::request::Parts, body: Body) -> Result<Response, ProxyError> {
     server.admit(head)?;
-    let body = server.read(&head.headers, body).await?;
+    let mut body = server.read(&head.headers, body).await?;
+    if head.method == http::Method::POST {
+        // Engines read transfer params wherever a body has them, also where nothing is generated (design C18).
+        let parsed =
+            Json::parse(body).map_err(|error| ProxyError::BadRequest { message: error.to_string(), param: None })?;
+        body = fields::hidden::stripped(parsed)?.text().clone();
+    }
     let pool = server.pool();
     let ready: Vec<&Arc<Engine>> = pool.engines().filter(|e| e.state == EngineState::Ready).collect();
     let turn = server.neutral_turn.fetch_add(1, Ordering::Relaxed);
@@ -56,7 +64,7 @@ async fn forward(server: &Server, head: &http::request::Parts, body: Body) -> Re
             Err(_) => return Err(ProxyError::Broken { role }),
         };
         let (head, body) = response.into_parts();
-        let body = upstream::whole(body).await.ok_or(ProxyError::Broken { role })?;
+        let body = upstream::answer::whole(body).await.map_err(|why| why.error(role))?;
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = head.status;
         *response.headers_mut() = upstream::relayed(head.headers);

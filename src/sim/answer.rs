@@ -80,7 +80,7 @@ impl Answer {
             self.pass(position).await;
         }
         self.holds.completed = true;
-        json_response(StatusCode::OK, self.whole().to_string())
+        json_response(StatusCode::OK, self.ask.with_prompt_side(self.whole()).to_string())
     }
 
     /// Lets the time of a token pass, and does what the script wants done before it.
@@ -112,8 +112,7 @@ impl Answer {
         match self.ask.surface {
             Surface::Completions => format!("cmpl-{id}-0"),
             Surface::Chat | Surface::Messages => format!("chatcmpl-{id}"),
-            Surface::Responses => format!("resp_{id}"),
-            Surface::Generate => id.to_string(),
+            Surface::Responses | Surface::Generate => id.to_string(),
         }
     }
 

@@ -3,6 +3,7 @@
 use http::HeaderMap;
 use serde_json::{Map, Value};
 
+use super::render::render;
 use super::text::Prompt;
 
 /// Which API was asked.
@@ -27,7 +28,7 @@ impl Surface {
         })
     }
 
-    fn prompt_key(self) -> &'static str {
+    pub(crate) fn prompt_key(self) -> &'static str {
         match self {
             Self::Completions => "prompt",
             Self::Chat | Self::Messages => "messages",
@@ -36,7 +37,12 @@ impl Surface {
         }
     }
 
-    /// Whether the API knows `min_tokens`; the others drop it unseen.
+    /// Whether the API takes transfer params at all.
+    fn has_params(self, minor: u32) -> bool {
+        minor >= 24 || !matches!(self, Self::Responses | Self::Messages)
+    }
+
+    /// Whether the API reads `min_tokens`; the others drop it unseen.
     fn has_min_tokens(self) -> bool {
         !matches!(self, Self::Responses | Self::Messages)
     }
@@ -55,12 +61,16 @@ impl Surface {
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
     pub(crate) surface: Surface,
-    /// The request id given, from the header or else the body.
+    /// The request id given, from the header or else the body; of responses from the body alone.
     pub(crate) request_id: Option<String>,
     /// The data-parallel rank asked for.
     pub(crate) rank: Option<usize>,
     pub(crate) prompt: Prompt,
     pub(crate) limit: usize,
+    /// No token was asked for: one is generated and not shown.
+    pub(crate) hides_its_token: bool,
+    /// Whether this release takes transfer params from this API.
+    has_params: bool,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) body: Map<String, Value>,
@@ -69,22 +79,32 @@ pub(crate) struct Ask {
 
 impl Ask {
     /// Reads a request; an error is the message of a 400.
-    pub(crate) fn parse(surface: Surface, headers: &HeaderMap, body: &[u8], dp: u32) -> Result<Self, String> {
+    pub(crate) fn parse(
+        surface: Surface,
+        headers: &HeaderMap,
+        body: &[u8],
+        dp: u32,
+        minor: u32,
+    ) -> Result<Self, String> {
         let body: Map<String, Value> =
             serde_json::from_slice(body).map_err(|error| format!("JSON decode error: {error}"))?;
         let key = surface.prompt_key();
-        let prompt = match body.get(key) {
+        match body.get(key) {
             None | Some(Value::Null) => return Err(format!("field required: {key}")),
             Some(Value::Array(items)) if items.is_empty() => return Err(format!("{key} is empty")),
-            Some(value @ (Value::String(_) | Value::Array(_))) => Prompt::of(value),
+            Some(Value::String(_) | Value::Array(_)) => {}
             Some(_) => return Err(format!("{key} has the wrong type")),
-        };
+        }
         let limits = match (surface, body.get("sampling_params")) {
             (Surface::Generate, Some(Value::Object(limits))) => limits,
             (Surface::Generate, _) => return Err("field required: sampling_params".into()),
             _ => &body,
         };
-        let limit = limit(surface, limits)?;
+        let none = surface == Surface::Completions
+            && body.get("echo") == Some(&Value::Bool(true))
+            && body.get("max_tokens").and_then(Value::as_u64) == Some(0);
+        let (limit, named) = if none { (1, Some(1)) } else { limit(surface, limits)? };
+        let prompt = render(surface, &body, minor, named);
         let stream = body.get("stream").and_then(Value::as_bool).unwrap_or(false);
         let options = body.get("stream_options").filter(|value| !value.is_null());
         if options.is_some() && !stream {
@@ -95,10 +115,11 @@ impl Ask {
         }
         let include_usage =
             options.and_then(|options| options.get("include_usage")).and_then(Value::as_bool).unwrap_or(false);
-        let request_id = request_id(headers, &body);
+        let request_id = request_id(surface, headers, &body);
         // A rank that is no number is ignored, one that does not exist is not.
         let rank = headers
             .get("x-data-parallel-rank")
+            .filter(|_| surface != Surface::Responses || minor >= 33)
             .and_then(|value| value.to_str().ok())
             .and_then(|rank| rank.trim().parse::<i64>().ok());
         let rank = match rank.map(usize::try_from) {
@@ -106,7 +127,19 @@ impl Ask {
             Some(Ok(rank)) if rank < dp as usize => Some(rank),
             Some(_) => return Err(format!("data_parallel_rank is out of range [0, {dp})")),
         };
-        Ok(Self { surface, request_id, rank, prompt, limit, stream, include_usage, headers: headers.clone(), body })
+        Ok(Self {
+            surface,
+            request_id,
+            rank,
+            prompt,
+            limit,
+            hides_its_token: none,
+            has_params: surface.has_params(minor),
+            stream,
+            include_usage,
+            headers: headers.clone(),
+            body,
+        })
     }
 
     /// The transfer params, if the request has any.
@@ -118,7 +151,7 @@ impl Ask {
                 .or_else(|| self.body.get("sampling_params")?.get("extra_args")?.get("kv_transfer_params")),
             _ => self.body.get("kv_transfer_params"),
         };
-        body.and_then(Value::as_object)
+        body.and_then(Value::as_object).filter(|_| self.has_params)
     }
 
     /// The engine's own name for the request, which only old releases let out.
@@ -126,18 +159,27 @@ impl Ask {
         let id = self.request_id.as_deref().unwrap_or_default();
         match self.surface {
             Surface::Chat | Surface::Messages => format!("chatcmpl-{id}"),
+            Surface::Responses => format!("{id}_0"),
             _ => format!("cmpl-{id}-0"),
         }
     }
 
+    /// Where an engine looks for addresses: responses have something behind the id that was given.
+    pub(crate) fn engine_id(&self) -> String {
+        let id = self.request_id.clone().unwrap_or_default();
+        if self.surface == Surface::Responses { id + "_0" } else { id }
+    }
+
     /// What can be told of a request that did not pass validation.
-    pub(crate) fn rejected(surface: Surface, headers: &HeaderMap, body: &[u8]) -> Option<Self> {
+    pub(crate) fn rejected(surface: Surface, headers: &HeaderMap, body: &[u8], minor: u32) -> Option<Self> {
         Some(Self {
             surface,
-            request_id: request_id(headers, &Map::new()),
+            request_id: request_id(surface, headers, &Map::new()),
             rank: None,
             prompt: Prompt { digest: 0, tokens: 1 },
             limit: 1,
+            hides_its_token: false,
+            has_params: surface.has_params(minor),
             stream: false,
             include_usage: false,
             headers: headers.clone(),
@@ -159,14 +201,16 @@ impl Ask {
     }
 }
 
-/// The header wins over the body.
-fn request_id(headers: &HeaderMap, body: &Map<String, Value>) -> Option<String> {
+/// The header wins over the body, where it is read at all.
+fn request_id(surface: Surface, headers: &HeaderMap, body: &Map<String, Value>) -> Option<String> {
     let header = headers.get("x-request-id").and_then(|value| value.to_str().ok());
+    let header = header.filter(|_| surface != Surface::Responses);
     header.or_else(|| body.get("request_id")?.as_str()).map(str::to_string)
 }
 
-fn limit(surface: Surface, limits: &Map<String, Value>) -> Result<usize, String> {
-    let mut limit = None;
+/// The limit that holds, and the one that was named.
+fn limit(surface: Surface, limits: &Map<String, Value>) -> Result<(usize, Option<usize>), String> {
+    let mut named = None;
     for key in surface.limit_keys() {
         let Some(value) = limits.get(*key).filter(|value| !value.is_null()) else {
             continue;
@@ -174,9 +218,9 @@ fn limit(surface: Surface, limits: &Map<String, Value>) -> Result<usize, String>
         let number = value.as_i64().ok_or_else(|| format!("{key} must be an integer"))?;
         let number = usize::try_from(number).ok().filter(|number| *number > 0);
         let number = number.ok_or_else(|| format!("{key} must be at least 1, got {value}."))?;
-        limit.get_or_insert(number);
+        named.get_or_insert(number);
     }
-    let limit = match (limit, surface) {
+    let limit = match (named, surface) {
         (Some(limit), _) => limit,
         (None, Surface::Messages) => return Err("field required: max_tokens".into()),
         (None, Surface::Completions | Surface::Generate) => 16,
@@ -189,5 +233,5 @@ fn limit(surface: Surface, limits: &Map<String, Value>) -> Result<usize, String>
     if min > limit as u64 {
         return Err(format!("min_tokens must be less than or equal to max_tokens={limit}, got {min}."));
     }
-    Ok(limit)
+    Ok((limit, named))
 }

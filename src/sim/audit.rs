@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::ask::{Ask, Surface};
 use super::core::Core;
+use super::forbidden;
 use super::params::{Facts, decode_address, prefill_address};
 use super::settings::Mode;
 
@@ -49,6 +50,7 @@ pub(crate) fn leg(core: &Core, ask: &Ask, facts: Facts) {
     let note = |text: String| core.books.violation(text);
     headers(core, ask, facts, &note);
     siblings(ask, &note);
+    forbidden::fields(ask, facts, &note);
     let Some(params) = ask.params() else { return };
     identifiers(core, ask, params, facts, &note);
     let wanted = if facts.prefill { "do_remote_decode" } else { "do_remote_prefill" };
@@ -119,6 +121,11 @@ fn siblings(ask: &Ask, note: &dyn Fn(String)) {
 
 fn identifiers(core: &Core, ask: &Ask, params: &Map<String, Value>, facts: Facts, note: &dyn Fn(String)) {
     let header = ask.headers.get("x-request-id").and_then(|value| value.to_str().ok());
+    // Responses read the id from the body alone.
+    let header = if ask.surface == Surface::Responses { ask.request_id.as_deref() } else { header };
+    if ask.surface == Surface::Responses && !header.and_then(|id| id.strip_prefix("resp_")).is_some_and(is_hex) {
+        note(format!("request_id {header:?} of responses is not resp_ and 32 lower-case hex digits"));
+    }
     match header {
         None => note("leg without X-Request-Id".into()),
         Some(id) if !core.books.fresh_request(id) => note(format!("request id {id} used twice")),
@@ -137,13 +144,16 @@ fn identifiers(core: &Core, ask: &Ask, params: &Map<String, Value>, facts: Facts
             if !core.books.fresh_transfer(id) {
                 note(format!("transfer_id {id} used twice"));
             }
-            let digits = id.strip_prefix("tx-").unwrap_or_default().as_bytes();
-            if digits.len() != 32 || !digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            if !id.strip_prefix("tx-").is_some_and(is_hex) {
                 note(format!("transfer_id {id:?} is not tx- and 32 lower-case hex digits"));
             }
         }
     }
     addresses(header.unwrap_or_default(), params, facts, note);
+}
+
+fn is_hex(digits: &str) -> bool {
+    digits.len() == 32 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Request id and transfer params must name the same peer.
@@ -180,7 +190,7 @@ fn prefill(ask: &Ask, note: &dyn Fn(String)) {
     if !one("min_tokens") && !matches!(ask.surface, Surface::Responses | Surface::Messages) {
         note("prefill leg whose min_tokens is not 1".into());
     }
-    if limits.contains_key("max_completion_tokens") && !one("max_completion_tokens") {
+    if limits.get("max_completion_tokens").is_some_and(|limit| !limit.is_null()) && !one("max_completion_tokens") {
         note("prefill leg whose max_completion_tokens is not 1".into());
     }
 }

@@ -89,6 +89,8 @@ pub(crate) struct Held {
     /// WRITE: where to push, until the push has begun.
     pub(crate) target: Option<Peer>,
     pub(crate) claimed_tp: Option<u32>,
+    /// What prefill rendered.
+    pub(crate) prompt: u64,
 }
 
 /// A decode request that waits for its KV.
@@ -106,6 +108,8 @@ pub(crate) struct Target {
     /// Per block, one bit for each byte that came.
     pub(crate) written: HashMap<u32, u32>,
     pub(crate) claimed_tp: Option<u32>,
+    /// What decode rendered.
+    pub(crate) prompt: u64,
 }
 
 /// Everything that one life changes.

@@ -30,6 +30,8 @@ pub(crate) struct Access {
     /// The asker's own tensor-parallel size, for the audit only.
     pub(crate) tp_size: u32,
     pub(crate) write: bool,
+    /// The asker's rendered prompt, for the audit only.
+    pub(crate) prompt: u64,
 }
 
 /// How an access ended.
@@ -81,7 +83,7 @@ fn read(core: &Core, access: &Access) -> (&'static str, Vec<u8>) {
             core.books
                 .violation(format!("{} read from rank {}, it is on {}", access.transfer, access.dp_rank, held.rank));
         }
-        Some(held) if held.blocks.starts_with(&access.blocks) => {}
+        Some(held) if held.blocks.starts_with(&access.blocks) => same_prompt(core, access, held.prompt),
         Some(_) => core.books.violation(format!("{} read with other block ids than it has", access.transfer)),
         None => core.books.violation(format!("{} read with stale block ids: nothing is held for it", access.transfer)),
     }
@@ -108,6 +110,7 @@ fn write(core: &Core, access: &Access, bytes: &[u8]) -> &'static str {
     match state.targets.get_mut(&access.transfer) {
         None => mismatch = Some("no request waits for it"),
         Some(target) => {
+            same_prompt(core, access, target.prompt);
             if let Some(claimed) = target.claimed_tp.filter(|claimed| *claimed != access.tp_size) {
                 core.books
                     .violation(format!("decode leg says prefill's tp size is {claimed}, it is {}", access.tp_size));
@@ -135,6 +138,13 @@ fn write(core: &Core, access: &Access, bytes: &[u8]) -> &'static str {
         core.books.violation(format!("KV of {} written although {why}", access.transfer));
     }
     "ok"
+}
+
+/// Engines never compare what they rendered: decode's text is wrong and nobody is told.
+fn same_prompt(core: &Core, access: &Access, own: u64) {
+    if access.prompt != own {
+        core.books.violation(format!("{}: the legs render different prompts", access.transfer));
+    }
 }
 
 /// Reads or writes a peer's memory.

@@ -26,6 +26,7 @@ use super::books::{BODY_KEPT, ReceivedLeg, lock};
 use super::core::{Core, Gauge};
 use super::early;
 use super::fault::FaultKind;
+use super::forbidden;
 use super::leg::{Leg, reject};
 use super::listen::becomes;
 use super::text::Prompt;
@@ -113,6 +114,9 @@ async fn route(core: Arc<Core>, link: Arc<Link>, request: Request<Incoming>) -> 
         }
         return generate(core, link, surface, &head, body).await;
     }
+    if let (&Method::POST, Ok(body)) = (&head.method, serde_json::from_slice(&body)) {
+        forbidden::hidden(&body, false, &|text| core.books.violation(format!("{path}: {text}")));
+    }
     let model = core.settings.model.clone();
     let card = json!({"id": model, "object": "model", "created": 0, "owned_by": "vllm", "root": model});
     match (head.method.as_str(), path.as_str()) {
@@ -128,6 +132,7 @@ async fn route(core: Arc<Core>, link: Arc<Link>, request: Request<Incoming>) -> 
         ("GET", path) if path.strip_prefix("/v1/models/") == Some(&model) => ok(card),
         ("POST", "/tokenize") => tokenize(&body),
         ("POST", "/detokenize") => detokenize(&body),
+        ("POST", "/v1/messages/count_tokens") => count_tokens(&body),
         _ => json_response(StatusCode::NOT_FOUND, json!({"detail": "Not Found"}).to_string()),
     }
 }
@@ -172,6 +177,14 @@ fn tokenize(body: &Bytes) -> Response<Body> {
     }
 }
 
+fn count_tokens(body: &Bytes) -> Response<Body> {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    match body.get("messages") {
+        None => error(StatusCode::BAD_REQUEST, "field required: messages"),
+        Some(messages) => ok(json!({"input_tokens": Prompt::of(messages).tokens})),
+    }
+}
+
 fn detokenize(body: &Bytes) -> Response<Body> {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     match body.get("tokens") {
@@ -189,7 +202,7 @@ async fn generate(
     head: &http::request::Parts,
     body: Bytes,
 ) -> Response<Body> {
-    let ask = Ask::parse(surface, &head.headers, &body, core.settings.dp);
+    let ask = Ask::parse(surface, &head.headers, &body, core.settings.dp, core.minor);
     let params = ask.as_ref().ok().and_then(Ask::params).cloned().map_or(Value::Null, Value::Object);
     let faults = core.books.enter(received(head, &body, params));
     if let Some(milliseconds) = faults.delay_milliseconds {
@@ -208,7 +221,7 @@ async fn generate(
     let ask = match ask {
         Ok(ask) => ask,
         Err(message) => {
-            match Ask::rejected(surface, &head.headers, &body) {
+            match Ask::rejected(surface, &head.headers, &body, core.minor) {
                 Some(ask) => reject(&core, &ask),
                 None => core.books.count(|counters| counters.rejected += 1),
             }

@@ -21,7 +21,7 @@ use super::http::Link;
 use super::mapped::{Mapped, Stage};
 use super::notify::{complete_early, remote_blocks_message};
 use super::params::{Facts, Peer, Plan, plan};
-use super::text::{Block, Voice};
+use super::text::{Block, Prompt, Voice};
 use super::transfer::{self, Debt};
 
 /// One leg in the engine's hands.
@@ -68,6 +68,9 @@ impl Leg {
         core.thawed().await;
         match plan {
             Plan::Plain => self.plain(rank).await,
+            Plan::Decode { transfer, peer, .. } if self.ask.has_prompt_side() && core.minor >= 31 => {
+                self.recompute(rank, &transfer, &peer).await
+            }
             Plan::Prefill { transfer, peer } => self.prefill(rank, &transfer, peer).await,
             Plan::Decode { transfer, peer, notifies, .. } if core.write() => {
                 self.write_decode(rank, &transfer, peer, notifies).await
@@ -86,6 +89,11 @@ impl Leg {
     async fn plain(self, rank: usize) -> Response<Body> {
         let core = self.core.clone();
         core.books.count(|counters| counters.plain += 1);
+        if core.prefill() && core.minor >= 23 && self.ask.is_for_one() {
+            let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
+            self.fill(&blocks);
+            return self.generate(blocks).await;
+        }
         core.books.violation("unpaired generation request");
         match (core.prefill(), core.write(), core.minor) {
             (false, true, ..=23) => match core.die("plain request on a WRITE decode engine").await {},
@@ -118,7 +126,12 @@ impl Leg {
         let spare = ids.split_off(self.ask.prompt.blocks());
         let transfer_params = self.transfer_params(rank, transfer, &ids);
         drop(Blocks::of(&core, rank, spare));
-        transfer::hold(&core, transfer, rank, ids, peer);
+        transfer::hold(&core, transfer, rank, ids, peer, self.ask.prompt.digest);
+        if self.ask.forces_one_tool() {
+            // The work is done; then the converter finds that one token is no JSON.
+            let status = if core.minor >= 28 { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
+            return error(status, "Invalid JSON in tool arguments");
+        }
         if let Some(status) = self.faults.status_after_work {
             // By then a push that is due has begun.
             sleep(Duration::from_millis(300)).await;
@@ -178,14 +191,14 @@ impl Leg {
         core.thawed().await;
         // A load is one with the forward step: a client that leaves does not stop it, and the release follows it.
         let (loading, transfer, remote) = (core.clone(), transfer.to_owned(), remote.to_vec());
-        let prompt_blocks = self.ask.prompt.blocks();
+        let (prompt_blocks, prompt) = (self.ask.prompt.blocks(), self.ask.prompt.digest);
         let fails = self.faults.load_fails;
         let (loaded, outcome) = oneshot::channel();
         core.spawn(async move {
             let local = (rank, &blocks.ids[..prompt_blocks]);
             let result = match fails {
                 true => Err("scripted: the load failed".into()),
-                false => transfer::pull(&loading, &transfer, &debt.peer, &remote, local).await,
+                false => transfer::pull(&loading, &transfer, &debt.peer, &remote, local, prompt).await,
             };
             drop(debt);
             let _ = loaded.send(result.map(|_| blocks));
@@ -209,7 +222,7 @@ impl Leg {
         if core.minor < 32 && self.ask.prompt.tokens <= 1 {
             return pending().await;
         }
-        let (arrival, woken) = Arrival::park(&core, transfer, blocks, &prompt_blocks, &peer);
+        let (arrival, woken) = Arrival::park(&core, transfer, blocks, self.ask.prompt, &peer);
         if notifies {
             self.ask_for_push(rank, transfer, &peer, &prompt_blocks);
         }
@@ -229,7 +242,7 @@ impl Leg {
         self.generate(blocks).await
     }
 
-    fn ask_for_push(&self, rank: usize, transfer: &str, peer: &Peer, blocks: &[u32]) {
+    pub(super) fn ask_for_push(&self, rank: usize, transfer: &str, peer: &Peer, blocks: &[u32]) {
         let core = &self.core;
         let message = remote_blocks_message(core, &self.internal_id(), transfer, blocks, rank, peer);
         // These releases took their own address out of the request id instead of prefill's.
@@ -249,7 +262,7 @@ impl Leg {
     }
 
     /// Computes the prompt's KV into its blocks.
-    fn fill(&self, blocks: &Blocks) {
+    pub(super) fn fill(&self, blocks: &Blocks) {
         let mut state = lock(&self.core.state);
         for (index, id) in blocks.ids.iter().take(self.ask.prompt.blocks()).enumerate() {
             if let Some(memory) = state.pools[blocks.rank].block_mut(*id) {
@@ -259,6 +272,10 @@ impl Leg {
     }
 
     fn voice(&self, blocks: &Blocks) -> Voice {
+        // What was loaded has no logits.
+        if !self.core.prefill() && self.core.minor <= 30 && self.ask.has_prompt_side() {
+            return self.ask.prompt.voice(std::iter::empty());
+        }
         let state = lock(&self.core.state);
         let content: Vec<Block> =
             blocks.ids[..self.ask.prompt.blocks()].iter().map(|id| state.pools[blocks.rank].read(*id)).collect();
@@ -266,7 +283,7 @@ impl Leg {
     }
 
     /// Generates from whatever KV the blocks hold.
-    async fn generate(self, blocks: Blocks) -> Response<Body> {
+    pub(super) async fn generate(self, blocks: Blocks) -> Response<Body> {
         let running = Gauge::new(&self.core, |state| &mut state.running);
         let voice = self.voice(&blocks);
         self.answer(voice, Value::Null, Some(blocks), running).give().await
@@ -316,15 +333,16 @@ struct Arrival {
 type Woken = oneshot::Receiver<Result<(), String>>;
 
 impl Arrival {
-    fn park(core: &Arc<Core>, transfer: &str, blocks: Blocks, prompt_blocks: &[u32], peer: &Peer) -> (Self, Woken) {
+    fn park(core: &Arc<Core>, transfer: &str, blocks: Blocks, prompt: Prompt, peer: &Peer) -> (Self, Woken) {
         let (wake, woken) = oneshot::channel();
         let rank = blocks.rank;
         let waiter = Waiter { rank, done: Default::default(), wake };
         let target = Target {
             rank,
-            blocks: prompt_blocks.iter().copied().collect(),
+            blocks: blocks.ids[..prompt.blocks()].iter().copied().collect(),
             written: Default::default(),
             claimed_tp: Some(peer.tp),
+            prompt: prompt.digest,
         };
         let mapped = Some(Mapped::enter(core, transfer, Stage::Parked));
         let mut state = lock(&core.state);

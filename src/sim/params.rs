@@ -42,7 +42,7 @@ pub(crate) struct Facts {
 
 /// Reads a leg. An error is what the engine process dies of.
 pub(crate) fn plan(facts: Facts, ask: &Ask) -> Result<Plan, String> {
-    let Some(params) = ask.params() else {
+    let Some(params) = ask.params().filter(|_| !ask.has_beams()) else {
         return Ok(Plan::Plain);
     };
     let wanted = if facts.prefill { "do_remote_decode" } else { "do_remote_prefill" };
@@ -63,7 +63,8 @@ pub(crate) fn plan(facts: Facts, ask: &Ask) -> Result<Plan, String> {
     if facts.minor <= 19 && facts.prefill {
         present(params, "remote_port")?;
     }
-    let request_id = ask.request_id.as_deref().unwrap_or_default();
+    let request_id = ask.engine_id();
+    let request_id = request_id.as_str();
     let transfer = transfer_id(facts, params, ask)?;
     if params.get("remote_dp_size_local").is_some_and(Value::is_null) {
         return Err("remote_dp_size_local is null: unsupported operand type".into());

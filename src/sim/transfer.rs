@@ -14,7 +14,7 @@ use super::params::Peer;
 use super::text::{BLOCK_BYTES, Block};
 
 /// Keeps a finished prefill's blocks, and starts its push if decode has asked already.
-pub(crate) fn hold(core: &Arc<Core>, transfer: &str, rank: usize, blocks: Vec<u32>, peer: Option<Peer>) {
+pub(crate) fn hold(core: &Arc<Core>, transfer: &str, rank: usize, blocks: Vec<u32>, peer: Option<Peer>, prompt: u64) {
     let held = Held {
         rank,
         blocks,
@@ -22,6 +22,7 @@ pub(crate) fn hold(core: &Arc<Core>, transfer: &str, rank: usize, blocks: Vec<u3
         releases: std::collections::HashMap::new(),
         claimed_tp: peer.as_ref().map(|peer| peer.tp),
         target: peer.filter(|_| core.write()),
+        prompt,
     };
     {
         let mut state = lock(&core.state);
@@ -141,7 +142,7 @@ async fn write_all(
             }
             let bytes = overlap(own, size, tp, peer.tp);
             let mut content = Vec::with_capacity(blocks.len() * bytes.len());
-            {
+            let prompt = {
                 let state = lock(&core.state);
                 let Some(held) = state.held.get(transfer) else {
                     return Err(Failure::Refused("released".into()));
@@ -149,7 +150,8 @@ async fn write_all(
                 for id in held.blocks.iter().take(allocation.blocks.len()) {
                     content.extend_from_slice(&state.pools[held.rank].read(*id)[bytes.clone()]);
                 }
-            }
+                held.prompt
+            };
             let access = Access {
                 nonce: metadata.nonce,
                 dp_rank: metadata.dp_rank,
@@ -160,6 +162,7 @@ async fn write_all(
                 end: bytes.end,
                 tp_size: size,
                 write: true,
+                prompt,
             };
             data::access(core, &metadata, &access, &content).await?;
         }
@@ -223,8 +226,10 @@ pub(crate) async fn pull(
     peer: &Peer,
     remote: &[u32],
     local: (usize, &[u32]),
+    prompt: u64,
 ) -> Result<(), String> {
     if local.1.len() > remote.len() {
+        core.books.violation(format!("{transfer}: the legs render different prompts, or blocks are missing"));
         return Err(format!("prompt needs {} blocks, the peer reported {}", local.1.len(), remote.len()));
     }
     let remote = &remote[..local.1.len()];
@@ -236,7 +241,8 @@ pub(crate) async fn pull(
                 continue;
             };
             audit_sizes(core, peer, &metadata);
-            read_shard(core, transfer, &metadata, remote, overlap(own, size, tp, peer.tp), &mut content).await?;
+            let bytes = overlap(own, size, tp, peer.tp);
+            read_shard(core, (transfer, prompt), &metadata, remote, bytes, &mut content).await?;
         }
     }
     {
@@ -256,7 +262,7 @@ pub(crate) async fn pull(
 
 async fn read_shard(
     core: &Core,
-    transfer: &str,
+    (transfer, prompt): (&str, u64),
     metadata: &handshake::Metadata,
     remote: &[u32],
     bytes: std::ops::Range<usize>,
@@ -272,6 +278,7 @@ async fn read_shard(
         end: bytes.end,
         tp_size: core.settings.tp,
         write: false,
+        prompt,
     };
     match data::access(core, metadata, &access, &[]).await {
         Ok(data) => {

@@ -117,7 +117,7 @@ async fn newer_engines_get_an_id_without_addresses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn case_31_legs_go_to_the_path_that_was_asked_for() {
     let plan = Plan::new(Mode::Write);
-    let world = Plan { release: "0.19.0", ..plan };
+    let world = Plan { release: "0.24.0", ..plan };
     let world = world.start().await;
     for api in Api::ALL {
         Ask::new(api, 3, 3, false).check(&world.proxy).await;

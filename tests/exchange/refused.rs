@@ -39,6 +39,13 @@ async fn case_40_and_42_bad_requests_name_the_field() {
         (chat, json!({"messages": [], "n": 4}), "n"),
         ("/v1/responses", json!({"input": "a", "max_output_tokens": 0}), "max_output_tokens"),
         ("/v1/responses", json!({"input": "a", "background": true}), "background"),
+        ("/v1/responses", json!({"input": "a", "previous_response_id": "resp_1"}), "previous_response_id"),
+        ("/v1/responses", json!({"input": "a", "conversation": "conv_1"}), "conversation"),
+        ("/v1/responses", json!({"input": "a", "tools": [{"type": "mcp"}]}), "tools"),
+        ("/v1/completions", json!({"prompt": "a", "use_beam_search": true}), "use_beam_search"),
+        ("/v1/completions", json!({"prompt": "a", "prompt_logprobs": 1}), "prompt_logprobs"),
+        ("/v1/completions", json!({"prompt": "a", "echo": true, "logprobs": 0}), "echo"),
+        (chat, json!({"messages": [], "echo": true}), "echo"),
         (
             "/inference/v1/generate",
             json!({"token_ids": [1], "sampling_params": {"max_tokens": 0}}),
@@ -106,6 +113,11 @@ async fn neutral_routes_are_passed_to_one_engine() {
         assert_eq!(tokens.json()["count"], 4);
         let text = post(&world.proxy, "/detokenize", &json!({"tokens": [1, 2]})).await;
         assert_eq!(text.json()["prompt"], "1 2");
+        let hiding = json!({"messages": [{"role": "user", "content": "a"}], "kv_transfer_params": {},
+            "vllm_xargs": {"kv_transfer_params": "{}"}});
+        let count = post(&world.proxy, "/v1/messages/count_tokens", &hiding).await;
+        assert!(count.json()["input_tokens"].as_u64().unwrap() > 0, "{}", count.body);
+        assert_eq!(post(&world.proxy, "/tokenize", &json!([1])).await.status, 400);
         assert_eq!(post(&world.proxy, "/tokenize", &json!({})).await.status, 400);
     }
     assert_eq!(world.total(|c| c.legs), 0);

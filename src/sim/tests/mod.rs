@@ -11,6 +11,7 @@ use super::{Counters, Engine, Mode, Role, Settings};
 mod cli;
 mod failure;
 mod faults;
+mod fields;
 mod mistakes;
 mod pairs;
 mod registration;
@@ -83,9 +84,20 @@ impl Pair {
     }
 
     fn post(&self, engine: &Engine, legs: &Legs, body: &Value, rank: Option<u32>) -> reqwest::RequestBuilder {
+        self.post_to("/v1/completions", engine, legs, body, rank)
+    }
+
+    fn post_to(
+        &self,
+        path: &str,
+        engine: &Engine,
+        legs: &Legs,
+        body: &Value,
+        rank: Option<u32>,
+    ) -> reqwest::RequestBuilder {
         let mut request = self
             .client
-            .post(format!("http://{}/v1/completions", engine.http_address()))
+            .post(format!("http://{}{path}", engine.http_address()))
             .header("X-Request-Id", &legs.id)
             .body(body.to_string());
         if let Some(rank) = rank {

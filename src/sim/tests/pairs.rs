@@ -128,7 +128,13 @@ async fn other_surfaces_answer_in_their_shapes() {
             fields.shift_remove("max_tokens");
             fields.insert(key.into(), prompt.clone());
             match path {
-                "/v1/responses" => fields.insert("max_output_tokens".into(), json!(limit)),
+                "/v1/responses" => {
+                    fields.insert("request_id".into(), json!(format!("resp_{}", &legs.id[legs.id.len() - 32..])));
+                    fields.insert("ignore_eos".into(), json!(true));
+                    fields.insert("stop_token_ids".into(), json!([]));
+                    fields.insert("store".into(), json!(false));
+                    fields.insert("max_output_tokens".into(), json!(limit))
+                }
                 "/inference/v1/generate" => {
                     fields.insert("sampling_params".into(), json!({"max_tokens": limit, "min_tokens": 1}))
                 }

@@ -1,0 +1,78 @@
+//! Output of the prompt's side: what decode makes of being asked for it, and prefill's answer when it is asked alone.
+
+use axum::body::Body;
+use http::Response;
+use serde_json::{Value, json};
+
+use super::ask::{Ask, Surface};
+use super::core::Blocks;
+use super::leg::Leg;
+use super::params::Peer;
+use super::transfer;
+
+impl Ask {
+    /// Whether logprobs of the prompt are asked for: 0 of them counts, and so does `false`, which engines take for 0.
+    pub(crate) fn has_prompt_side(&self) -> bool {
+        let some = |key: &str| self.limits().get(key).is_some_and(|value| !value.is_null());
+        let echo = self.body.get("echo") == Some(&Value::Bool(true));
+        match self.surface {
+            Surface::Completions => some("prompt_logprobs") || (echo && some("logprobs")),
+            Surface::Chat => some("prompt_logprobs") || echo,
+            Surface::Generate => some("prompt_logprobs"),
+            Surface::Responses | Surface::Messages => false,
+        }
+    }
+
+    /// Whether prefill may be asked this without a pair: its own answer is all of the answer.
+    pub(crate) fn is_for_one(&self) -> bool {
+        self.limit == 1 && (self.has_prompt_side() || self.hides_its_token)
+    }
+
+    /// Whether beams are asked for, which are requests of the engine's own, without transfer params.
+    pub(crate) fn has_beams(&self) -> bool {
+        self.limits().get("use_beam_search") == Some(&Value::Bool(true))
+    }
+
+    /// Whether a messages request forces one tool by name.
+    pub(crate) fn forces_one_tool(&self) -> bool {
+        self.surface == Surface::Messages && self.body.get("tool_choice").is_some_and(|choice| choice["type"] == "tool")
+    }
+
+    /// Adds to a whole answer what was asked of the prompt's side.
+    pub(crate) fn with_prompt_side(&self, mut answer: Value) -> Value {
+        if self.hides_its_token {
+            answer["choices"][0]["text"] = json!("");
+            answer["usage"]["completion_tokens"] = json!(0);
+        }
+        if !self.has_prompt_side() {
+            return answer;
+        }
+        let each = json!({"1": {"logprob": -1.0, "rank": 1, "decoded_token": "x"}});
+        let tokens: Vec<&Value> = std::iter::once(&Value::Null)
+            .chain(std::iter::repeat_n(&each, self.prompt.tokens.saturating_sub(1)))
+            .collect();
+        let logprobs = json!(tokens);
+        match self.surface {
+            Surface::Completions => answer["choices"][0]["prompt_logprobs"] = logprobs,
+            _ => answer["prompt_logprobs"] = logprobs,
+        }
+        answer
+    }
+}
+
+impl Leg {
+    /// Decode is asked for the prompt's side: since 0.31.0 it computes the whole prompt itself. In WRITE up to 0.32.0 it still
+    /// announces blocks, none, and prefill's listener ends of that (run on 0.32.0); otherwise prefill is released.
+    pub(super) async fn recompute(self, rank: usize, name: &str, peer: &Peer) -> Response<Body> {
+        let core = self.core.clone();
+        core.books.count(|counters| counters.decode_legs += 1);
+        let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
+        self.fill(&blocks);
+        if core.write() && core.minor <= 32 {
+            self.ask_for_push(rank, name, peer, &[]);
+        } else {
+            transfer::release(&core, &self.ask.internal_id(), name, peer);
+        }
+        self.generate(blocks).await
+    }
+}
