@@ -127,6 +127,11 @@ impl Served {
         format!("http://{}{path}", self.http)
     }
 
+    /// The log so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
     /// Waits for the end and gives the exit code and the whole log.
     pub fn finish(&mut self) -> (Option<i32>, String) {
         let status = self.process.wait();
