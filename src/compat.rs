@@ -118,6 +118,10 @@ pub struct Traits {
     pub plain_id: bool,
     /// Whether several requests that meet an unknown peer at once are mishandled (protocol 8.6).
     pub first_contact_gate: bool,
+    /// Whether a prefill engine in WRITE must work with one decode engine only: it keeps the hosts that a completion goes to
+    /// in one place per worker, and requests to two decode engines at a time overwrite it (protocol-2 section 5).
+    /// [`bound_pairs`] asks.
+    pub bound_pairs: bool,
     /// How prefill is told that nobody will fetch a transfer (protocol 6.2, 8.3, 13.1).
     pub release: ReleaseForm,
     /// Whether a release may come before prefill has finished: it is kept until then. Older engines end when they are told
@@ -171,6 +175,7 @@ static UNKNOWN: Traits = Traits {
     advice: "treated with the most care; 0.24.0 or newer is recommended",
     plain_id: false,
     first_contact_gate: true,
+    bound_pairs: true,
     release: ReleaseForm::None,
     early_release: false,
     unpark: false,
@@ -179,6 +184,9 @@ static UNKNOWN: Traits = Traits {
     alone: false,
     proved: "",
 };
+
+/// What the oldest rows share: decode engines of one host each, so that prefill keeps no list of hosts.
+static ONE_HOST: Traits = Traits { bound_pairs: false, ..UNKNOWN };
 
 /// Their `wait_for_layer_load` does nothing: texts of 0.26.0 and 0.27.0 differed (`docs/verification.md`).
 const NO_BARRIER: &str = "decode may compute before its KV has landed; READ needs 0.28.0 or newer";
@@ -192,7 +200,7 @@ static ROWS: [Traits; 10] = [
         read: Support::Broken,
         write: Support::Broken,
         advice: "the two engines never agree on a transfer's key; upgrade to 0.24.0 or newer",
-        ..UNKNOWN
+        ..ONE_HOST
     },
     Traits {
         name: "0.17.0 to 0.17.1",
@@ -201,7 +209,7 @@ static ROWS: [Traits; 10] = [
         read: Support::Broken,
         write: Support::Legacy,
         advice: "only completions, only with VLLM_DISABLE_REQUEST_ID_RANDOMIZATION=1, READ needs a scheduler patch",
-        ..UNKNOWN
+        ..ONE_HOST
     },
     Traits {
         name: "0.18.0 to 0.19.1",
@@ -211,7 +219,7 @@ static ROWS: [Traits; 10] = [
         write: Support::Legacy,
         advice: "chunked prefill must be off, and READ never frees prefill's blocks",
         proved: "WRITE on 0.18.1",
-        ..UNKNOWN
+        ..ONE_HOST
     },
     Traits {
         name: "0.20.0 to 0.22.1",
@@ -220,7 +228,7 @@ static ROWS: [Traits; 10] = [
         read: Support::Broken,
         write: Support::Broken,
         advice: "WRITE decode notifies itself, and READ never frees prefill's blocks; upgrade to 0.24.0 or newer",
-        ..UNKNOWN
+        ..ONE_HOST
     },
     Traits {
         name: "0.23.0",
@@ -232,7 +240,7 @@ static ROWS: [Traits; 10] = [
         proved: "registers; its connector cannot be run on CPU",
         release: ReleaseForm::Text,
         alone: true,
-        ..UNKNOWN
+        ..ONE_HOST
     },
     Traits {
         name: "0.24.0 to 0.27.1",
@@ -246,12 +254,13 @@ static ROWS: [Traits; 10] = [
         unpark: true,
         alone: true,
         proved: "WRITE on 0.26.0 and 0.27.0; READ there, some texts differ",
-        ..UNKNOWN
+        ..ONE_HOST
     },
     Traits {
         name: "0.28.0 to 0.30.0",
         since: Some(Release::new(0, 28, 0)),
         first_contact_gate: true,
+        bound_pairs: true,
         proved: "READ and WRITE on 0.29.0 and 0.30.0",
         ..SINCE_31
     },
@@ -281,6 +290,7 @@ const SINCE_31: Traits = Traits {
     advice: "",
     plain_id: true,
     first_contact_gate: false,
+    bound_pairs: false,
     release: ReleaseForm::Map,
     early_release: true,
     unpark: true,
@@ -307,6 +317,13 @@ pub fn first_contact_gate(prefill: &Traits, decode: &Traits) -> bool {
     prefill.first_contact_gate || decode.first_contact_gate
 }
 
+/// Whether a prefill engine in WRITE must work with one decode engine only. An unknown release may be one of those that
+/// need it: bound too widely, decode engines idle; bound too little, requests wait for ever and their blocks are lost. But
+/// the fault came with 0.28.0, so that whoever speaks dialect A (up to 0.19.1) cannot have it.
+pub fn bound_pairs(prefill: &Traits, dialect: Dialect) -> bool {
+    prefill.bound_pairs && dialect == Dialect::B
+}
+
 /// The notify ports of one data-parallel rank, one for each tensor-parallel rank: base + rank + tp (protocol 5).
 ///
 /// Release goes to all of those of prefill's rank, un-park and `write_failed` to all of those of decode's rank. Where
@@ -321,8 +338,8 @@ pub fn notify_ports(engine: &Registration, rank: u32) -> RangeInclusive<u16> {
 /// The table as Markdown, for README; a test there compares.
 pub fn readme_table() -> String {
     let mut table = String::from(
-        "| vLLM | READ | WRITE | Request id | First contact | Release | Un-park | `write_failed` | Plain requests | Prefill alone | Run on real engines |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|\n",
+        "| vLLM | READ | WRITE | Request id | First contact | WRITE pairs | Release | Un-park | `write_failed` | Plain requests | Prefill alone | Run on real engines |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for row in ROWS.iter().chain([&UNKNOWN]) {
         let yes = |flag: bool| if flag { "yes" } else { "no" };
@@ -335,12 +352,13 @@ pub fn readme_table() -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             table,
-            "| {} | {} | {} | {} | {} | {release} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {release} | {} | {} | {} | {} | {} |",
             row.name,
             row.read.as_str(),
             row.write.as_str(),
             if row.plain_id { "plain" } else { "with both addresses" },
             if row.first_contact_gate { "alone" } else { "free" },
+            if row.bound_pairs { "bound" } else { "free" },
             yes(row.unpark),
             yes(row.write_failed),
             yes(row.plain_requests),

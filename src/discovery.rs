@@ -7,37 +7,38 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::compat::Release;
 use crate::dialect::{self, Message};
 use crate::engine::{HttpAddress, Registration};
 use crate::listener::Heard;
 use crate::metrics::Metrics;
 use crate::policy::Selector;
+use crate::pool::Pool;
 use crate::registry::{Outcome, Probe, ProbeOrder, Registry};
-use crate::upstream;
+
+mod probe;
+mod tell;
+
+use tell::Teller;
 
 /// How often due probes are looked for.
 const TICK: Duration = Duration::from_millis(200);
 /// Messages that are dealt with before a snapshot is published, so that a burst costs one.
 const BATCH: usize = 256;
-/// Time for one request of a probe.
-const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// First probes at once; a crowd of engines that never answer delays a real one by its share only.
 const FIRST_PROBES: usize = 256;
 /// Later probes at once.
 const LATER_PROBES: usize = 64;
-/// The most that `/version` may say.
-const VERSION_ANSWER: usize = 4096;
 /// Complaints about a peer or a field are logged once each, up to so many; then only counted.
 const COMPLAINTS: usize = 1024;
 
 /// The membership task.
 pub struct Discovery {
     registry: Registry,
+    pool: watch::Receiver<Arc<Pool>>,
+    teller: Teller,
     selector: Arc<Selector>,
     metrics: Arc<Metrics>,
     client: reqwest::Client,
@@ -60,6 +61,8 @@ impl Discovery {
         allowed: Vec<IpNet>,
     ) -> Self {
         Discovery {
+            pool: registry.subscribe(),
+            teller: Teller::new(Instant::now()),
             registry,
             selector,
             metrics,
@@ -85,7 +88,7 @@ impl Discovery {
                     if count == 0 {
                         return;
                     }
-                    // A new engine is probed at once.
+                    // A new engine is probed at once, and so is one whose address another claims.
                     let mut added = false;
                     for message in batch.drain(..) {
                         added |= self.hear(&message);
@@ -106,10 +109,12 @@ impl Discovery {
             for incarnation in self.registry.publish() {
                 self.selector.forget(incarnation);
             }
+            let pool = self.pool.borrow_and_update().clone();
+            self.teller.look(&pool, &self.selector, &self.metrics, Instant::now());
         }
     }
 
-    /// Deals with one message; says whether an engine is new.
+    /// Deals with one message; says whether an engine wants to be probed now.
     fn hear(&mut self, message: &Heard) -> bool {
         let (registration, unknown) = match dialect::decode(&message.payload) {
             Ok(Message::Register(registration, unknown)) => (registration, unknown),
@@ -138,9 +143,9 @@ impl Discovery {
         match outcome {
             Outcome::Added => tracing::info!(%role, engine = %address, %mode, "engine registered"),
             Outcome::Full => self.complain(message.peer, "no room for another engine (--max-engines)"),
-            Outcome::Refreshed | Outcome::Restarted => {}
+            Outcome::Refreshed | Outcome::Restarted | Outcome::Claimed => {}
         }
-        matches!(outcome, Outcome::Added | Outcome::Restarted)
+        matches!(outcome, Outcome::Added | Outcome::Restarted | Outcome::Claimed)
     }
 
     /// Logs each complaint once: engines repeat themselves every few seconds.
@@ -157,7 +162,7 @@ impl Discovery {
         let (room, client) = (room.clone(), self.client.clone());
         tokio::spawn(async move {
             let Ok(_permit) = room.acquire().await else { return };
-            let probe = probe(&client, &order.registration).await;
+            let probe = probe::probe(&client, &order).await;
             // The task has ended when nobody listens any more.
             let _ = results.send((order.registration.http, order.incarnation, probe));
         });
@@ -181,45 +186,6 @@ fn distrust(registration: &Registration, peer: Option<SocketAddr>, nets: &[IpNet
         }
     }
     None
-}
-
-/// Asks an engine whether it is alive and which release it is, and whether its KV ports take connections. Nothing is ever
-/// sent to those: a message there can end the engine's listener (protocol 3.6).
-async fn probe(client: &reqwest::Client, registration: &Registration) -> Probe {
-    let get = |path: &str| client.get(registration.http.url(path)).timeout(PROBE_LIMIT).send();
-    match get("/health").await {
-        Ok(answer) if answer.status().as_u16() < 500 => {}
-        Ok(_) => return Probe::Unhealthy,
-        Err(error) if upstream::is_refused(&error) => return Probe::Refused,
-        Err(_) => return Probe::Silent,
-    }
-    let kv = &registration.kv;
-    let (handshake, notify) =
-        tokio::join!(takes_connections(&kv.host, kv.handshake), takes_connections(&kv.host, kv.notify));
-    if !(handshake && notify) {
-        return Probe::Unhealthy;
-    }
-    let version = async {
-        let answer: http::Response<reqwest::Body> = get("/version").await.ok()?.into();
-        let body = http_body_util::Limited::new(answer.into_body(), VERSION_ANSWER);
-        let text = http_body_util::BodyExt::collect(body).await.ok()?.to_bytes();
-        let version: Version = serde_json::from_slice(&text).ok()?;
-        Release::parse(&version.version)
-    };
-    Probe::Alive(version.await)
-}
-
-#[derive(serde::Deserialize)]
-struct Version {
-    version: String,
-}
-
-/// Whether a port is open. Only a refusal counts against it: a lost packet or a slow answer is no proof.
-async fn takes_connections(host: &str, port: u16) -> bool {
-    match tokio::time::timeout(PROBE_LIMIT, TcpStream::connect((host, port))).await {
-        Ok(Err(error)) => error.kind() != std::io::ErrorKind::ConnectionRefused,
-        Ok(Ok(_)) | Err(_) => true,
-    }
 }
 
 #[cfg(test)]

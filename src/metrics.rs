@@ -93,6 +93,7 @@ pub struct Metrics {
     answers: Family<Labels, Histogram>,
     legs_in_flight: Family<Labels, Gauge>,
     circuits: Family<Labels, Gauge>,
+    unusable: Family<Labels, Gauge>,
     engines: Family<Labels, Gauge>,
     registrations: Family<Labels, Counter>,
     guard_rejects: Family<Labels, Counter>,
@@ -144,6 +145,7 @@ impl Metrics {
             answers: Family::new_with_constructor(buckets),
             legs_in_flight: Family::default(),
             circuits: Family::default(),
+            unusable: Family::default(),
             engines: Family::default(),
             registrations: Family::default(),
             guard_rejects: Family::default(),
@@ -180,6 +182,11 @@ impl Metrics {
         );
         r.register("legs_in_flight", "Legs in flight by role and engine", self.legs_in_flight.clone());
         r.register("engine_circuit", "Breaker by engine: 0 closed, 1 probation, 2 open", self.circuits.clone());
+        r.register(
+            "engine_unusable",
+            "1 while an engine cannot be used, by role, engine and reason",
+            self.unusable.clone(),
+        );
         r.register("engines", "Registered engines by role and state", self.engines.clone());
         r.register("registrations", "Registration messages by result", self.registrations.clone());
         r.register(
@@ -265,6 +272,17 @@ impl Metrics {
     pub fn engines(&self, role: Role, state: &'static str, count: usize) {
         let labels = vec![("role", role.as_str().to_owned()), ("state", state.to_owned())];
         self.engines.get_or_create(&labels).set(count as i64);
+    }
+
+    /// An engine cannot be used for this reason, or can again; the label set exists only while it lasts.
+    pub fn unusable(&self, role: Role, engine: &str, reason: &'static str, holds: bool) {
+        let mut labels = engine_labels(role, engine);
+        labels.push(("reason", reason.to_owned()));
+        if holds {
+            self.unusable.get_or_create(&labels).set(1);
+        } else {
+            self.unusable.remove(&labels);
+        }
     }
 
     /// One registration message was dealt with.

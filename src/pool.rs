@@ -1,14 +1,16 @@
 //! The pool as a request sees it: engines with their load and breaker, and one immutable snapshot of all of them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::compat::{self, Release, Traits};
-use crate::engine::{Mode, Registration, Role};
+use crate::engine::{KvEndpoint, Mode, Registration, Role};
 use crate::health::{Admission, Breaker, BreakerLimits, Circuit};
 use crate::metrics::{EngineMetrics, LegStatus, Metrics};
+use crate::reason::{Failure, Reason};
 
 /// Where an engine stands between its first ping and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,21 +20,21 @@ pub enum State {
     /// Alive and usable.
     Ready,
     /// Registered, but its HTTP server or a KV port does not answer as it should.
-    Unhealthy,
+    Unhealthy(Failure),
     /// Registered with another mode than the pool's: kept, unused.
     OtherMode,
 }
 
 impl State {
-    /// All states, for gauges that must fall back to zero.
-    pub const ALL: [State; 4] = [State::Probing, State::Ready, State::Unhealthy, State::OtherMode];
+    /// The words of all states, for gauges that must fall back to zero.
+    pub const WORDS: [&str; 4] = ["probing", "ready", "unhealthy", "other_mode"];
 
     /// The word for metrics and status pages.
     pub fn as_str(self) -> &'static str {
         match self {
             State::Probing => "probing",
             State::Ready => "ready",
-            State::Unhealthy => "unhealthy",
+            State::Unhealthy(_) => "unhealthy",
             State::OtherMode => "other_mode",
         }
     }
@@ -117,6 +119,15 @@ impl Vitals {
     }
 }
 
+/// Another process that announces an engine's HTTP address, and is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Where its pings come from.
+    pub peer: SocketAddr,
+    /// Where it says that its connector listens.
+    pub kv: KvEndpoint,
+}
+
 /// One engine at one moment. A change of what it says or of its state makes a new record with the same [`Vitals`].
 #[derive(Debug)]
 pub struct Engine {
@@ -136,6 +147,8 @@ pub struct Engine {
     pub incarnation: u64,
     /// A hash of its handshake address, under which peers remember it.
     pub endpoint: u64,
+    /// Who else announces its HTTP address.
+    pub claimed_by: Vec<Claim>,
     /// Load and breaker.
     pub vitals: Arc<Vitals>,
 }
@@ -159,6 +172,7 @@ impl Engine {
             state,
             incarnation,
             endpoint: hasher.finish(),
+            claimed_by: Vec::new(),
             vitals,
             registration,
         })
@@ -172,6 +186,17 @@ impl Engine {
     /// Whether work may be sent to it now.
     pub fn is_usable(&self, now: Instant) -> bool {
         self.state == State::Ready && self.vitals.usable(now)
+    }
+
+    /// Why no work may be sent to it; none while its breaker lets a trial through. What hangs on other engines as well is
+    /// the policy's to say.
+    pub fn reason(&self, now: Instant) -> Option<Reason> {
+        match self.state {
+            State::Probing => Some(Reason::FirstProbe),
+            State::Unhealthy(failure) => Some(Reason::Failed(failure)),
+            State::OtherMode => Some(Reason::OtherMode),
+            State::Ready => (self.vitals.circuit(now) == Circuit::Open).then_some(Reason::CircuitOpen),
+        }
     }
 
     /// Takes a place on the engine, or not: its breaker may be open or its trial taken. The place is given back by
@@ -273,7 +298,7 @@ impl Drop for Seat {
             }
         });
         if opened {
-            tracing::warn!(role = %self.engine.role(), engine = %self.engine.name, last = status.as_str(), "circuit opened");
+            tracing::info!(role = %self.engine.role(), engine = %self.engine.name, last = status.as_str(), "circuit opened");
         }
     }
 }
@@ -344,8 +369,8 @@ impl Pool {
     /// Sets the gauges of engines by role and state.
     pub fn count(&self, metrics: &Metrics) {
         for (role, engines) in [(Role::Prefill, &self.prefill), (Role::Decode, &self.decode)] {
-            for state in State::ALL {
-                metrics.engines(role, state.as_str(), engines.iter().filter(|e| e.state == state).count());
+            for word in State::WORDS {
+                metrics.engines(role, word, engines.iter().filter(|e| e.state.as_str() == word).count());
             }
         }
     }
@@ -355,55 +380,4 @@ impl Pool {
 pub const FIRST_PROBE_WAIT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::engine::{Dialect, HttpAddress, KvEndpoint};
-
-    fn record(port: u16, role: Role, dp_size: u32, state: State, incarnation: u64) -> Arc<Engine> {
-        let limits = BreakerLimits { failures: 2, open: Duration::from_secs(5), open_max: Duration::from_secs(5) };
-        let http = HttpAddress { host: "10.0.0.1".into(), port };
-        let kv = KvEndpoint { host: "10.0.0.1".into(), handshake: port, notify: 61005, text: String::new() };
-        let (mode, dialect, index) = (Mode::Read, Dialect::B, None);
-        let registration = Registration { role, http, kv, dp_size, tp_size: 1, mode, dialect, index };
-        let vitals = Vitals::new(limits, Metrics::new().engine(role, "x"));
-        Arc::new(Engine::new(registration, None, state, incarnation, vitals).unwrap())
-    }
-
-    /// A ready engine for the tests of files below.
-    pub(crate) fn engine_of(port: u16, role: Role, dp_size: u32, incarnation: u64) -> Arc<Engine> {
-        record(port, role, dp_size, State::Ready, incarnation)
-    }
-
-    #[test]
-    fn case_35_slots_go_round_engines_before_ranks() {
-        let engines = [
-            record(1, Role::Prefill, 2, State::Ready, 1),
-            record(2, Role::Prefill, 2, State::Ready, 2),
-            record(3, Role::Prefill, 4, State::Unhealthy, 3),
-            record(4, Role::Decode, 2, State::Ready, 4),
-            record(5, Role::Decode, 1, State::Probing, 5),
-        ];
-        let pool = Pool::new(engines, Some(Mode::Read));
-        let slots: Vec<_> = pool.prefill_slots.iter().map(|s| (s.engine, s.rank)).collect();
-        assert_eq!(slots, [(0, 0), (1, 0), (0, 1), (1, 1)]);
-        assert_eq!((pool.decode_slots, pool.probing), (vec![0], 1));
-    }
-
-    #[test]
-    fn a_seat_lowers_the_load_once_on_every_path() {
-        let engine = engine_of(1, Role::Decode, 1, 1);
-        let now = Instant::now();
-        let ended = engine.take_seat(now).unwrap();
-        let dropped = engine.take_seat(now).unwrap();
-        assert_eq!(engine.vitals.in_flight(), 2);
-        ended.end(LegStatus::Success, Verdict::Healthy);
-        ended.end(LegStatus::Broken, Verdict::Ailing);
-        drop(ended);
-        drop(dropped);
-        assert_eq!(engine.vitals.in_flight(), 0);
-        for _ in 0..2 {
-            engine.take_seat(now).unwrap().end(LegStatus::Failed, Verdict::Ailing);
-        }
-        assert!(engine.take_seat(now).is_none(), "two failures in a row");
-    }
-}
+pub(crate) mod tests;

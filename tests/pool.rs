@@ -1,11 +1,36 @@
 //! The pool as requests see it: engines that come, go, come back, fall silent, fall ill or change their mind.
 
+mod bound;
 mod changes;
+mod claims;
 mod liveness;
+mod reasons;
+
+use std::net::SocketAddr;
 
 use serde_json::Value;
+use tokio::sync::watch;
 
+use crate::support::fake::ping;
 use crate::support::{Proxy, until};
+
+/// Pings and nothing else, from a socket of its own; dropping it ends it.
+struct Pinger {
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Pinger {
+    fn start(says: &Value, registration: SocketAddr) -> Pinger {
+        let says = watch::Sender::new(says.clone());
+        Pinger { task: tokio::spawn(ping(says.subscribe(), registration)) }
+    }
+}
+
+impl Drop for Pinger {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
 
 /// What `/ready` says of the engine at `address`, or null.
 async fn engine(proxy: &Proxy, address: &str) -> Value {

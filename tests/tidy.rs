@@ -202,6 +202,7 @@ fn every_family() -> String {
     let metrics = Metrics::new();
     let _ = metrics.engine(Role::Prefill, "engine");
     metrics.engines(Role::Prefill, "ready", 1);
+    metrics.unusable(Role::Prefill, "engine", "connection_refused", true);
     metrics.request("chat", 200);
     metrics.ended("complete");
     metrics.error("no_pair", "proxy");

@@ -57,6 +57,7 @@ fn facts_stand_as_the_protocol_says() {
         let row = row(minor);
         assert_eq!(row.plain_id, minor >= 24, "{minor}");
         assert_eq!(row.first_contact_gate, minor < 31, "{minor}");
+        assert_eq!(row.bound_pairs, (28..31).contains(&minor), "{minor}");
         assert_eq!(row.unpark, minor >= 24, "{minor}");
         assert_eq!(row.early_release, minor >= 28, "{minor}");
         assert_eq!(row.write_failed, minor >= 33, "{minor}");
@@ -73,6 +74,9 @@ fn facts_stand_as_the_protocol_says() {
     assert!(plain_id(row(24), row(33)) && !plain_id(row(23), row(33)) && !plain_id(row(33), &UNKNOWN));
     assert!(!first_contact_gate(row(31), row(33)) && first_contact_gate(row(30), row(33)));
     assert!(first_contact_gate(row(33), &UNKNOWN));
+    // An unknown release of the newer wording may be one of 0.28.0 to 0.30.0, of the older one not.
+    assert!(bound_pairs(&UNKNOWN, Dialect::B) && !bound_pairs(&UNKNOWN, Dialect::A));
+    assert!(bound_pairs(row(29), Dialect::B) && !bound_pairs(row(31), Dialect::B));
     assert!(row(18).warning(Mode::Write).is_some_and(|line| line.contains("0.18.0 to 0.19.1: WRITE is legacy")));
     assert_eq!(readme_table().lines().count(), ROWS.len() + 3);
 }

@@ -55,8 +55,8 @@ fn an_engine_is_probed_before_it_is_used() {
     assert_eq!(registry.hear(says(1, Role::Prefill), None, now), Outcome::Added);
     registry.publish();
     assert_eq!((pool(&registry).probing, pool(&registry).prefill_slots.len()), (1, 0));
-    assert_eq!(probe(&mut registry, now, Probe::Refused), 1);
-    assert_eq!(pool(&registry).prefill[0].state, State::Unhealthy);
+    assert_eq!(probe(&mut registry, now, Probe::Failed(Failure::Refused)), 1);
+    assert_eq!(pool(&registry).prefill[0].state, State::Unhealthy(Failure::Refused));
     let first = only_incarnation(&registry);
     assert_eq!(probe(&mut registry, now, Probe::Alive(None)), 0, "not before its time");
     assert_eq!(probe(&mut registry, now + PROBE_AGAIN, Probe::Alive(None)), 1);
@@ -98,7 +98,7 @@ fn silence_alone_is_no_death() {
     registry.hear(says(1, Role::Prefill), None, later);
     assert_eq!(only_incarnation(&registry), life);
     let end = later + LIMITS.ttl + Duration::from_secs(11);
-    assert_eq!(probe(&mut registry, end, Probe::Silent), 1);
+    assert_eq!(probe(&mut registry, end, Probe::Failed(Failure::NoAnswer)), 1);
     assert_eq!(pool(&registry).prefill.len(), 0);
     registry.hear(says(1, Role::Prefill), None, end);
     registry.publish();
@@ -112,7 +112,7 @@ fn refused_and_back_is_another_incarnation() {
     probe(&mut registry, start, Probe::Alive(None));
     let life = only_incarnation(&registry);
     let later = start + PROBE_READY;
-    assert_eq!(probe(&mut registry, later, Probe::Refused), 1);
+    assert_eq!(probe(&mut registry, later, Probe::Failed(Failure::Refused)), 1);
     assert_eq!(pool(&registry).prefill_slots.len(), 0);
     let back = later + PROBE_AGAIN;
     assert_eq!(probe(&mut registry, back, Probe::Alive(None)), 1);
@@ -132,7 +132,7 @@ fn pings_over_the_same_connection_are_the_same_process() {
     probe(&mut registry, start, Probe::Alive(None));
     let life = only_incarnation(&registry);
     let refused = start + PROBE_READY;
-    assert_eq!(probe(&mut registry, refused, Probe::Refused), 1);
+    assert_eq!(probe(&mut registry, refused, Probe::Failed(Failure::Refused)), 1);
     let back = refused + OLD_PINGS + PROBE_AGAIN_MAX;
     registry.hear(says(1, Role::Prefill), here, back);
     assert_eq!(probe(&mut registry, back, Probe::Alive(None)), 1);
@@ -149,7 +149,7 @@ fn an_engine_that_was_out_of_reach_is_the_same() {
         let life = only_incarnation(&registry);
         let gone = start + LIMITS.ttl + Duration::from_secs(1);
         registry.due(gone);
-        registry.probed(&says(1, Role::Prefill).http, life, Probe::Silent, gone);
+        registry.probed(&says(1, Role::Prefill).http, life, Probe::Failed(Failure::NoAnswer), gone);
         assert!(registry.publish().is_empty(), "what it knew may still hold");
         assert_eq!(registry.hear(says(1, Role::Prefill), back_from, gone), Outcome::Added);
         assert_eq!(registry.publish(), if same { vec![] } else { vec![life] });
@@ -162,9 +162,9 @@ fn a_late_health_answer_does_not_stop_a_ready_engine() {
     let (mut registry, start) = registry();
     registry.hear(says(1, Role::Prefill), None, start);
     probe(&mut registry, start, Probe::Alive(None));
-    assert_eq!(probe(&mut registry, start + PROBE_READY, Probe::Silent), 1);
+    assert_eq!(probe(&mut registry, start + PROBE_READY, Probe::Failed(Failure::NoAnswer)), 1);
     assert_eq!(pool(&registry).prefill_slots.len(), 1);
-    assert_eq!(probe(&mut registry, start + PROBE_READY * 2, Probe::Unhealthy), 1);
+    assert_eq!(probe(&mut registry, start + PROBE_READY * 2, Probe::Failed(Failure::Status(503))), 1);
     assert_eq!(pool(&registry).prefill_slots.len(), 0);
 }
 
@@ -180,7 +180,7 @@ fn cases_9_22_one_mode_until_its_last_engine_leaves() {
     let orders = registry.due(later);
     for order in orders {
         let alive = order.registration.role == Role::Decode;
-        let result = if alive { Probe::Alive(None) } else { Probe::Refused };
+        let result = if alive { Probe::Alive(None) } else { Probe::Failed(Failure::Refused) };
         registry.probed(&order.registration.http, order.incarnation, result, later);
     }
     registry.publish();
@@ -207,4 +207,179 @@ fn a_refused_leg_asks_for_a_probe() {
     seat.end(crate::metrics::LegStatus::Connect, crate::pool::Verdict::Refusing);
     drop(seat);
     assert_eq!(registry.due(now).len(), 1);
+}
+
+fn peer(port: u16) -> Option<SocketAddr> {
+    Some(([127, 0, 0, 1], port).into())
+}
+
+/// Another process at the same address.
+fn other(port: u16) -> Registration {
+    let mut says = Registration { index: None, ..says(port, Role::Prefill) };
+    (says.kv.handshake, says.kv.notify, says.kv.text) = (7301, 7501, "other".into());
+    says
+}
+
+fn dialect_b(port: u16) -> Registration {
+    Registration { index: None, ..says(port, Role::Prefill) }
+}
+
+#[test]
+fn a_failed_probe_is_the_state_it_makes() {
+    for (failure, while_ready) in [
+        (Failure::Unresolved, false),
+        (Failure::Refused, true),
+        (Failure::NoRoute, true),
+        (Failure::NoAnswer, false),
+        (Failure::Status(503), true),
+        (Failure::KvRefused(6301), true),
+        (Failure::KvUnresolved, false),
+    ] {
+        let (mut registry, now) = registry();
+        registry.hear(says(1, Role::Prefill), None, now);
+        probe(&mut registry, now, Probe::Failed(failure));
+        assert_eq!(pool(&registry).prefill[0].state, State::Unhealthy(failure), "never ready");
+        probe(&mut registry, now + PROBE_AGAIN, Probe::Failed(Failure::Status(500)));
+        assert_eq!(pool(&registry).prefill[0].state, State::Unhealthy(Failure::Status(500)), "the last one counts");
+        registry.hear(says(1, Role::Prefill), None, now + PROBE_READY);
+        probe(&mut registry, now + PROBE_READY, Probe::Alive(None));
+        assert_eq!(pool(&registry).prefill[0].state, State::Ready);
+        registry.hear(says(1, Role::Prefill), None, now + PROBE_READY * 2);
+        probe(&mut registry, now + PROBE_READY * 2, Probe::Failed(failure));
+        assert_eq!(pool(&registry).prefill[0].state != State::Ready, while_ready, "{failure:?}");
+    }
+}
+
+#[test]
+fn two_processes_at_one_address_do_not_restart_each_other() {
+    let (mut registry, start) = registry();
+    assert_eq!(registry.hear(dialect_b(1), peer(4000), start), Outcome::Added);
+    probe(&mut registry, start, Probe::Alive(None));
+    let life = only_incarnation(&registry);
+    let mut now = start;
+    for round in 0..50 {
+        now += Duration::from_millis(1500);
+        assert_eq!(registry.hear(other(1), peer(5000), now), Outcome::Claimed, "{round}");
+        let orders = registry.due(now);
+        assert!(round > 0 || orders[0].contested, "asked at once, KV ports first");
+        for order in orders {
+            registry.probed(&order.registration.http, order.incarnation, Probe::Alive(None), now);
+        }
+        now += Duration::from_millis(1500);
+        assert_eq!(registry.hear(dialect_b(1), peer(4000), now), Outcome::Refreshed);
+        assert!(registry.publish().is_empty(), "nobody's life has ended");
+    }
+    let engine = pool(&registry).prefill[0].clone();
+    assert_eq!((engine.incarnation, engine.state), (life, State::Ready));
+    let claims: Vec<_> = engine.claimed_by.iter().map(|claim| (Some(claim.peer), claim.kv.handshake)).collect();
+    assert_eq!(claims, [(peer(5000), 7301)]);
+
+    // The one that was there stops pinging; two of its intervals later the other has the address, whoever answers there.
+    assert_eq!(registry.hear(other(1), peer(5000), now + Duration::from_secs(5)), Outcome::Claimed);
+    assert_eq!(registry.hear(other(1), peer(5000), now + Duration::from_secs(7)), Outcome::Restarted);
+    assert_eq!(registry.publish(), [life]);
+    let engine = pool(&registry).prefill[0].clone();
+    assert_eq!((engine.registration.kv.handshake, engine.claimed_by.len()), (7301, 0));
+}
+
+#[test]
+fn a_claim_that_ends_is_forgotten() {
+    let (mut registry, start) = registry();
+    registry.hear(dialect_b(1), peer(4000), start);
+    let mut now = start;
+    for _ in 0..3 {
+        now += Duration::from_secs(1);
+        registry.hear(other(1), peer(5000), now);
+        registry.hear(dialect_b(1), peer(4000), now);
+    }
+    probe(&mut registry, now, Probe::Alive(None));
+    assert_eq!(pool(&registry).prefill[0].claimed_by.len(), 1);
+    now += LIMITS.ttl + Duration::from_secs(1);
+    registry.hear(dialect_b(1), peer(4000), now);
+    let orders = registry.due(now);
+    assert!(orders.iter().all(|order| !order.contested));
+    registry.publish();
+    assert!(pool(&registry).prefill[0].claimed_by.is_empty());
+}
+
+#[test]
+fn a_new_process_takes_over_when_the_old_ports_refuse() {
+    let (mut registry, start) = registry();
+    registry.hear(dialect_b(1), peer(4000), start);
+    probe(&mut registry, start, Probe::Alive(None));
+    let life = only_incarnation(&registry);
+    let now = start + Duration::from_secs(1);
+    assert_eq!(registry.hear(other(1), peer(5000), now), Outcome::Claimed);
+    assert_eq!(probe(&mut registry, now, Probe::Failed(Failure::KvRefused(1001))), 1);
+    let engine = pool(&registry).prefill[0].clone();
+    assert_ne!(engine.incarnation, life);
+    assert_eq!((engine.registration.kv.handshake, engine.state), (7301, State::Probing));
+    assert_eq!(registry.hear(other(1), peer(5000), now), Outcome::Refreshed);
+    // A last word of the old process changes nothing and is not told as a second engine.
+    assert_eq!(registry.hear(dialect_b(1), peer(4000), now), Outcome::Claimed);
+    assert_eq!(registry.hear(other(1), peer(5000), now + Duration::from_secs(3)), Outcome::Refreshed);
+    probe(&mut registry, now + Duration::from_secs(3), Probe::Alive(None));
+    let engine = pool(&registry).prefill[0].clone();
+    assert_eq!((engine.registration.kv.handshake, engine.claimed_by.len()), (7301, 0));
+}
+
+#[test]
+fn two_that_boot_at_one_address_change_places_once_at_most() {
+    let (mut registry, start) = registry();
+    registry.hear(dialect_b(1), peer(4000), start);
+    probe(&mut registry, start, Probe::Failed(Failure::Refused));
+    let (mut now, mut lives) = (start, std::collections::HashSet::new());
+    for _ in 0..50 {
+        now += Duration::from_millis(500);
+        registry.hear(other(1), peer(5000), now);
+        registry.hear(dialect_b(1), peer(4000), now);
+        for order in registry.due(now) {
+            let failure = if order.contested { Failure::KvRefused(6301) } else { Failure::Refused };
+            registry.probed(&order.registration.http, order.incarnation, Probe::Failed(failure), now);
+        }
+        registry.publish();
+        lives.insert(only_incarnation(&registry));
+    }
+    assert!(lives.len() <= 2, "{lives:?}");
+}
+
+#[test]
+fn one_socket_may_change_what_it_says() {
+    let (mut registry, now) = registry();
+    registry.hear(dialect_b(1), peer(4000), now);
+    assert_eq!(registry.hear(other(1), peer(4000), now), Outcome::Restarted);
+    assert_eq!(registry.hear(dialect_b(1), peer(4000), now), Outcome::Restarted);
+}
+
+#[test]
+fn equal_pings_from_several_sockets_are_one_engine() {
+    let (mut registry, start) = registry();
+    registry.hear(dialect_b(1), peer(4000), start);
+    probe(&mut registry, start, Probe::Alive(None));
+    let life = only_incarnation(&registry);
+    let mut now = start;
+    let mut round = |registry: &mut Registry, result: Probe| {
+        now += Duration::from_millis(1500);
+        for port in 4000..4008 {
+            assert_eq!(registry.hear(dialect_b(1), peer(port), now), Outcome::Refreshed);
+        }
+        let orders = registry.due(now);
+        for order in orders {
+            registry.probed(&order.registration.http, order.incarnation, result, now);
+        }
+        registry.publish();
+    };
+    for _ in 0..10 {
+        round(&mut registry, Probe::Alive(None));
+    }
+    // Its HTTP server is started anew, and another of its sockets is the next that is heard.
+    for _ in 0..10 {
+        round(&mut registry, Probe::Failed(Failure::Refused));
+    }
+    assert_eq!(pool(&registry).prefill[0].state, State::Unhealthy(Failure::Refused));
+    for _ in 0..10 {
+        round(&mut registry, Probe::Alive(None));
+    }
+    let engine = pool(&registry).prefill[0].clone();
+    assert_eq!((engine.incarnation, engine.state, engine.claimed_by.len()), (life, State::Ready, 0));
 }

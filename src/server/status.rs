@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{Server, json as answer};
 use crate::contacts::Standing;
-use crate::pool::{Engine, Pool};
+use crate::pool::{Claim, Engine, Pool};
 
 /// `/health` never falls back once it was 200: callers take a step back for a dead server and end the job (design C17).
 pub(super) struct Health {
@@ -79,7 +79,9 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
             stale.push(json!({"prefill": p.name, "decode": d.name, "restart": restart}));
         }
     }
-    let engines: Vec<_> = pool.engines().map(|engine| describe(engine, now)).collect();
+    let engines: Vec<_> = pool.engines().map(|engine| describe(&server, &pool, engine, now)).collect();
+    let bound = server.selector.bound(&pool);
+    let bound: Vec<_> = bound.iter().map(|(p, d)| json!({"prefill": p.name, "decode": d.name})).collect();
     let status = if usable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
         "status": if usable { "ready" } else { "no usable pair" },
@@ -89,16 +91,19 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
         "policy": "round_robin",
         "engines": engines,
         "stale_pairs": stale,
+        "bound_pairs": bound,
     });
     answer(status, &body)
 }
 
-fn describe(engine: &Engine, now: Instant) -> serde_json::Value {
+fn describe(server: &Server, pool: &Pool, engine: &Engine, now: Instant) -> serde_json::Value {
     let says = &engine.registration;
+    let claim = |claim: &Claim| json!({"peer": claim.peer.to_string(), "kv": claim.kv.text});
     json!({
         "role": says.role.as_str(),
         "address": engine.name,
         "state": engine.state.as_str(),
+        "reason": server.selector.reason(pool, engine, now).map(|reason| reason.to_string()),
         "mode": says.mode.as_str(),
         "release": engine.release.map(|release| release.to_string()),
         "dp_size": says.dp_size,
@@ -106,6 +111,7 @@ fn describe(engine: &Engine, now: Instant) -> serde_json::Value {
         "circuit": engine.vitals.circuit(now).as_str(),
         "in_flight": engine.vitals.in_flight(),
         "incarnation": engine.incarnation,
+        "claimed_by": engine.claimed_by.iter().map(claim).collect::<Vec<_>>(),
     })
 }
 

@@ -8,6 +8,7 @@ use moriio_proxy::engine::{Mode, Role};
 use moriio_proxy::metrics::{LegStatus, Metrics};
 use moriio_proxy::policy::{Contact, NoPick, PickRules, Selector};
 use moriio_proxy::pool::{Pool, Seat, State, Verdict};
+use moriio_proxy::reason::Failure;
 use moriio_proxy::registry::{Outcome, Probe, Registry, RegistryLimits};
 
 use super::world::{BREAKER, End, Life, Met, meeting, registration};
@@ -137,14 +138,19 @@ impl History {
     fn probe(&mut self) {
         for order in self.registry.due(self.now) {
             let probe = match self.random.below(10) {
-                0 => Probe::Refused,
-                1 => Probe::Silent,
-                2 => Probe::Unhealthy,
+                0 => Probe::Failed(Failure::Refused),
+                1 => Probe::Failed(Failure::NoAnswer),
+                2 => Probe::Failed(Failure::Status(503)),
                 _ => Probe::Alive(None),
             };
             self.registry.probed(&order.registration.http, order.incarnation, probe, self.now);
             // A result for a life that is over changes nothing.
-            self.registry.probed(&order.registration.http, order.incarnation.wrapping_sub(1), Probe::Refused, self.now);
+            self.registry.probed(
+                &order.registration.http,
+                order.incarnation.wrapping_sub(1),
+                Probe::Failed(Failure::Refused),
+                self.now,
+            );
         }
         self.publish();
         let pool = self.pool();

@@ -109,7 +109,8 @@ fn router(release: String, healthy: watch::Receiver<bool>, legs: Arc<Mutex<Vec<F
     })
 }
 
-async fn ping(says: watch::Receiver<Value>, registration: SocketAddr) {
+/// Pings from a socket of its own for as long as it runs.
+pub async fn ping(says: watch::Receiver<Value>, registration: SocketAddr) {
     let mut socket = zeromq::DealerSocket::new();
     socket.connect(&format!("tcp://{registration}")).await.unwrap();
     loop {

@@ -68,6 +68,13 @@ impl Proxy {
         text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
     }
 
+    /// Lines of a proxy that runs apart, so far, that have this message.
+    pub fn lines(&self, message: &str) -> Vec<Value> {
+        let log = self.process.as_ref().expect("a proxy that runs apart").log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["message"] == message).collect()
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.http)
     }
