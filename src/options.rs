@@ -118,7 +118,7 @@ table! {
             "READ mode: from prefill's answer to decode's dispatch; under 60s, when engines drop the blocks";
         UnparkTimeout "unpark-timeout" "PROXY_UNPARK_TIMEOUT" Value("TIME") = "30s":
             "WRITE mode: waiting for the first byte of a decode leg whose prefill failed";
-        DrainTimeout "drain-timeout" "PROXY_DRAIN_TIMEOUT" Value("TIME") = "30s":
+        DrainTimeout "drain-timeout" "PROXY_DRAIN_TIMEOUT" Value("TIME") = "25s":
             "What running answers get to end after a stop signal; 0 cuts them at once";
         HeaderTimeout "header-timeout" "PROXY_HEADER_TIMEOUT" Value("TIME") = "30s":
             "What a client gets to send the head of a connection's first request; later ones have --keep-alive-timeout";
