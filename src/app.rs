@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, DecodeTokenBudget, WriteDispatch};
+use crate::config::{Config, DecodeTokenBudget, Endpoint, WriteDispatch};
 use crate::descriptors::{fit, raise_descriptors};
 use crate::discovery::Discovery;
 use crate::dispatch::{AttemptLimits, Dispatcher};
@@ -46,6 +46,16 @@ const AFTER_CUT: Duration = Duration::from_secs(1);
 /// Why the proxy could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// A name to listen on is not known.
+    #[error("cannot find the address of {name} ({option}): {error}")]
+    Name {
+        /// The name.
+        name: String,
+        /// The option that it came by.
+        option: String,
+        /// What the resolver says.
+        error: io::Error,
+    },
     /// The data port is taken or not ours.
     #[error("cannot listen for clients on {address} (--host, --port): {error}")]
     Http {
@@ -99,8 +109,8 @@ impl App {
     /// A port that cannot be bound, or a part that cannot be made.
     pub fn bind(mut config: Config) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::new());
-        let address = config.listen.http;
-        let clients = bind(address).map_err(|error| StartError::Http { address, error })?;
+        let clients =
+            first(&addresses(&config.listen.http)?, bind, |address, error| StartError::Http { address, error })?;
         let (max_peers, max_connections) = fit(
             config.discovery.max_engines,
             config.http.max_connections,
@@ -116,11 +126,13 @@ impl App {
             config.http.max_connections = max_connections;
         }
         let (sink, heard) = mpsc::channel(HEARD);
-        let address = config.listen.discovery;
-        let counted = metrics.clone();
-        let settings = ListenerSettings { max_peers, ..ListenerSettings::new(address) };
-        let listener = listener::start(settings, sink, move |incident| count(&counted, incident))
-            .map_err(|error| StartError::Discovery { address, error })?;
+        let listen = |address| {
+            let counted = metrics.clone();
+            let settings = ListenerSettings { max_peers, ..ListenerSettings::new(address) };
+            listener::start(settings, sink.clone(), move |incident| count(&counted, incident))
+        };
+        let failed = |address, error| StartError::Discovery { address, error };
+        let listener = first(&addresses(&config.listen.discovery)?, listen, failed)?;
         let parts = |error: &dyn std::fmt::Display| StartError::Parts(error.to_string());
         let address = clients.local_addr().map_err(|error| parts(&error))?;
 
@@ -191,6 +203,28 @@ impl App {
             count => Finish::Cut(count),
         }
     }
+}
+
+/// What an endpoint's host stands for.
+fn addresses(endpoint: &Endpoint) -> Result<Vec<SocketAddr>, StartError> {
+    let (name, option) = (endpoint.host.to_string(), endpoint.named.clone());
+    endpoint.resolve().map_err(|error| StartError::Name { name, option, error })
+}
+
+/// Opens the first address that can be opened; the last one's failure speaks for all.
+fn first<T>(
+    addresses: &[SocketAddr],
+    open: impl Fn(SocketAddr) -> io::Result<T>,
+    failed: impl Fn(SocketAddr, io::Error) -> StartError,
+) -> Result<T, StartError> {
+    let mut last = StartError::Parts(String::from("no address to listen on"));
+    for address in addresses {
+        match open(*address) {
+            Ok(opened) => return Ok(opened),
+            Err(error) => last = failed(*address, error),
+        }
+    }
+    Err(last)
 }
 
 fn keeper(

@@ -174,6 +174,15 @@ pub enum ProxyError {
     /// The process is stopping.
     #[error("the proxy is stopping")]
     Stopping,
+    /// An engine pointed elsewhere. That is not followed, and its address is not passed on.
+    #[error("{role} engine answered with a redirect")]
+    Redirected {
+        /// The leg.
+        role: Role,
+    },
+    /// The model named in the path is none of the engines'.
+    #[error("the model does not exist")]
+    ModelNotFound,
     /// A defect of the proxy.
     #[error("internal error")]
     Internal,
@@ -191,15 +200,23 @@ impl ProxyError {
     /// Whose fault it is.
     pub fn source(&self) -> Source {
         use ProxyError as E;
+    /// Whether an engine has said that it does not do the work.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, ProxyError::Engine { .. } | ProxyError::Redirected { .. })
+    }
+
         match self {
             E::BadRequest { .. } | E::Unauthorized | E::NotFound | E::MethodNotAllowed => Source::Client,
             E::BodyTooLarge { .. } | E::BodyTimeout { .. } => Source::Client,
             E::Overloaded | E::NoPair { .. } | E::PoolBusy | E::Stopping | E::Internal => Source::Proxy,
             E::HandOverTooLate { .. } => Source::Proxy,
+            E::ModelNotFound => Source::Client,
             E::Exhausted { last, .. } => last.source(),
-            E::Connect { role } | E::Broken { role } | E::Timeout { role, .. } | E::Engine { role, .. } => {
-                (*role).into()
-            }
+            E::Connect { role }
+            | E::Broken { role }
+            | E::Redirected { role }
+            | E::Timeout { role, .. }
+            | E::Engine { role, .. } => (*role).into(),
             E::PrefillUnreadable | E::PrefillWithoutBlocks => Source::Prefill,
         }
     }
@@ -227,6 +244,7 @@ impl ProxyError {
             E::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed"),
             E::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "body_too_large"),
             E::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "body_timeout"),
+            E::ModelNotFound => (StatusCode::NOT_FOUND, "invalid_request_error", "model_not_found"),
             E::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "too_many_requests"),
             E::PoolBusy => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "pool_busy"),
             E::NoPair { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_pair"),
@@ -238,6 +256,7 @@ impl ProxyError {
             E::PrefillWithoutBlocks => (StatusCode::BAD_GATEWAY, "upstream_error", "prefill_without_blocks"),
             E::HandOverTooLate { .. } => (StatusCode::GATEWAY_TIMEOUT, "timeout_error", "hand_over_too_late"),
             E::Engine { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "engine_answer"),
+            E::Redirected { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "engine_redirected"),
             E::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "stopping"),
             E::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "internal_error"),
         }
@@ -297,6 +316,7 @@ impl ProxyError {
             E::BodyTooLarge { limit: 1 },
             E::Overloaded,
             E::PoolBusy,
+            E::ModelNotFound,
             E::Internal,
             E::Broken { role: Role::Decode },
             E::PrefillUnreadable,
@@ -304,6 +324,7 @@ impl ProxyError {
             E::NoPair { prefill: 0, usable_prefill: 0, decode: 0, usable_decode: 0, open_circuits: 0 },
             E::Exhausted { attempts: 3, pool: 2, open_circuits: 0, last: Box::new(E::Connect { role: Role::Prefill }) },
             E::Connect { role: Role::Decode },
+            E::Redirected { role: Role::Decode },
             E::Stopping,
             E::Timeout { role: Role::Decode, what: "first byte", limit, option: "--first-byte-timeout" },
             E::HandOverTooLate { limit },

@@ -20,9 +20,9 @@ pub type Labels = Vec<(&'static str, String)>;
 pub enum LegStatus {
     /// 2xx, read to its end.
     Success,
-    /// 3xx or 4xx.
+    /// 4xx.
     Refused,
-    /// 5xx.
+    /// 5xx, or a redirect.
     Failed,
     /// No connection could be made.
     Connect,

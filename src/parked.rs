@@ -16,7 +16,6 @@ use http_body_util::BodyExt;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::Role;
-use crate::error::ProxyError;
 use crate::gauges;
 use crate::metrics::{LegStatus, Metrics};
 use crate::policy::Contact;
@@ -350,7 +349,7 @@ async fn first_byte(decode: DecodeLeg) -> Woken {
         DecodeLeg::Open(body, seat) => (body, seat),
         DecodeLeg::Sending(head) => match head.await {
             Ok((response, seat)) => (response.into_body(), seat),
-            Err(failure) if matches!(failure.error, ProxyError::Engine { .. }) => return Woken::Refused,
+            Err(failure) if failure.error.is_refusal() => return Woken::Refused,
             Err(_) => return Woken::Broken,
         },
     };

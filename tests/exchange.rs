@@ -1,8 +1,10 @@
 //! Exchanges that go well: every mode, dialect, size and API, with the text compared to one undivided engine's.
 
 mod bodies;
+mod credentials;
 mod legs;
 mod order;
+mod redirects;
 mod refused;
 mod texts;
 mod transfer;
