@@ -39,6 +39,9 @@ const RETRY_RESERVE: i64 = 10;
 /// One retry, in the budget's unit: requests times percent.
 const RETRY_COST: i64 = 100;
 
+/// What is asked by probes: answered even when there is no place for anything else.
+pub const PROBES: [&str; 4] = ["/health", "/liveness", "/ready", "/metrics"];
+
 /// Settings of the data port.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
@@ -115,6 +118,12 @@ impl Server {
             .fallback(not_found)
             .method_not_allowed_fallback(method_not_allowed)
             .with_state(self)
+    }
+
+    /// For requests that there is no place for: each is refused, whatever it asks.
+    pub fn refusing(self: Arc<Self>) -> Router {
+        let refuse = async |State(server): State<Arc<Server>>| refuse(&server, "other", ProxyError::NoPlace);
+        Router::new().fallback(refuse).with_state(self)
     }
 
     fn pool(&self) -> Arc<Pool> {

@@ -1,6 +1,7 @@
 //! Exchanges that go well: every mode, dialect, size and API, with the text compared to one undivided engine's.
 
 mod bodies;
+mod browsers;
 mod credentials;
 mod legs;
 mod order;
