@@ -16,7 +16,7 @@
 #   WAIT_FOR_READY       1: also wait until the proxy's /ready is 200, that is a usable pair has registered (1)
 #   READY_LIMIT          seconds for that (300)
 #   BENCHMARK_LIMIT      seconds for the benchmark (86400)
-#   STOP_LIMIT           seconds for the proxy's stop; more than its drain timeout of 30 s (45)
+#   STOP_LIMIT           seconds for the proxy's stop; more than its drain timeout of 25 s (30)
 #   ENGINE_STOP_LIMIT    seconds for the engine's stop, then it is killed (30)
 #
 # Any other PROXY_... variable reaches the proxy unchanged.
@@ -36,7 +36,7 @@ load_settings() {
     : "${LOG_DIR:=${TMPDIR:-/tmp}/moriio-proxy-${SLURM_JOB_ID:-$$}}"
     : "${START_LIMIT:=30}" "${BARRIER_LIMIT:=3600}" "${BARRIER_INTERVAL:=1}"
     : "${WAIT_FOR_READY:=1}" "${READY_LIMIT:=300}" "${BENCHMARK_LIMIT:=86400}"
-    : "${STOP_LIMIT:=45}" "${ENGINE_STOP_LIMIT:=30}"
+    : "${STOP_LIMIT:=30}" "${ENGINE_STOP_LIMIT:=30}"
     export PROXY_HTTP_PORT PROXY_PING_PORT
     [[ -n $BENCHMARK_COMMAND ]] || die "$EXIT_SETTINGS" "BENCHMARK_COMMAND is not set (see --help)"
     require_port PROXY_HTTP_PORT PROXY_PING_PORT

@@ -2,7 +2,6 @@
 //!
 //! Pure: `main` hands over what was typed and the environment. Defaults stand in [`crate::options::TABLE`].
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -10,10 +9,12 @@ use tracing::Level;
 
 use crate::options::{Key, ServeOptions};
 
+mod hosts;
 mod reader;
 mod sections;
 mod values;
 
+pub use hosts::{Endpoint, Host, Origins};
 pub use reader::{Mistake, Mistakes};
 pub use values::Secret;
 
@@ -51,13 +52,13 @@ pub struct Config {
     effective: Effective,
 }
 
-/// Addresses to listen on; port 0 takes a free port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// Where clients are served.
-    pub http: SocketAddr,
+    pub http: Endpoint,
     /// Where engines register.
-    pub discovery: SocketAddr,
+    pub discovery: Endpoint,
 }
 
 /// What clients may take of the proxy. All durations are above zero.
@@ -84,8 +85,10 @@ pub struct HttpLimits {
 pub struct Access {
     /// Key every client must present; `None` asks for none.
     pub api_key: Option<Secret>,
-    /// Key given to engines when the client sent no credential.
+    /// Key given to engines when the client's is for the proxy, or it sent none.
     pub engine_key: Option<Secret>,
+    /// Origins whose pages may call.
+    pub origins: Origins,
 }
 
 /// Which engines are known, and for how long.
@@ -235,7 +238,11 @@ impl Config {
         let mut config = Self {
             listen: Listen::read(&mut reader),
             http: HttpLimits::read(&mut reader),
-            access: Access { api_key: reader.secret(Key::ApiKey), engine_key: reader.secret(Key::OpenaiApiKey) },
+            access: Access {
+                api_key: reader.secret(Key::ApiKey),
+                engine_key: reader.secret(Key::OpenaiApiKey),
+                origins: reader.origins(Key::CorsAllowOrigin),
+            },
             discovery: Discovery::read(&mut reader),
             exchange: Exchange::read(&mut reader),
             upstream: Timeouts::read(&mut reader),

@@ -1,9 +1,15 @@
 //! File descriptors: how many this process may hold, and how many peers fit into that.
 
+use std::fs::File;
+use std::io;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors left for log files, epoll, listening sockets and everything else that is neither a peer nor a stream.
+/// Descriptors left for log files, epoll, listening sockets, connections on reserved places (16) and everything else that is
+/// neither a peer nor a stream.
 const SPARE: u64 = 100;
+/// Descriptors held in reserve, so that a probe can be let in when all others are taken.
+const IN_RESERVE: usize = 4;
 /// A discovery peer holds its TCP socket and both ends of its link to the ROUTER.
 const PER_PEER: u64 = 3;
 /// The two legs that an exchange may have open, beside its client's connection.
@@ -29,6 +35,42 @@ pub fn fit(max_peers: usize, max_connections: usize, max_in_flight: usize, descr
     let busy = left / (1 + PER_EXCHANGE);
     let idle = left.saturating_sub(PER_EXCHANGE.saturating_mul(max_in_flight as u64));
     (peers, capped(max_connections, busy.max(idle)))
+}
+
+/// Descriptors that are held so that they can be given up.
+#[derive(Debug, Default)]
+pub struct Spares(Vec<File>);
+
+impl Spares {
+    /// As many as there should be, if the system has them.
+    pub fn new() -> Self {
+        let mut spares = Spares::default();
+        spares.refill();
+        spares
+    }
+
+    /// Gives one up; false when none is left.
+    pub fn give(&mut self) -> bool {
+        self.0.pop().is_some()
+    }
+
+    /// Takes back what was given up. Says whether all are there again.
+    pub fn refill(&mut self) -> bool {
+        while self.0.len() < IN_RESERVE {
+            match File::open("/dev/null") {
+                Ok(file) => self.0.push(file),
+                // Where there is no such file nothing can be held, and nothing is waited for.
+                Err(error) => return !is_exhausted(&error),
+            }
+        }
+        true
+    }
+}
+
+/// Whether a call failed because the process or the system has no descriptor left.
+pub fn is_exhausted(error: &io::Error) -> bool {
+    let codes = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 #[cfg(test)]

@@ -134,6 +134,9 @@ pub enum ProxyError {
     /// The proxy serves as many requests as `--max-in-flight` allows.
     #[error("too many requests in flight")]
     Overloaded,
+    /// Every place that `--max-connections` allows is taken by a connection with a request.
+    #[error("no place for another connection (--max-connections)")]
+    NoPlace,
     /// No usable pair of a prefill and a decode engine exists.
     #[error(
         "no usable pair of engines: {usable_prefill} of {prefill} prefill and {usable_decode} of {decode} decode engines can be used, {open_circuits} circuits are open"
@@ -219,6 +222,15 @@ pub enum ProxyError {
         /// What it answered.
         answer: Box<EngineAnswer>,
     },
+    /// An engine pointed elsewhere. That is not followed, and its address is not passed on.
+    #[error("{role} engine answered with a redirect")]
+    Redirected {
+        /// The leg.
+        role: Role,
+    },
+    /// The model named in the path is none of the engines'.
+    #[error("the model does not exist")]
+    ModelNotFound,
     /// The process is stopping.
     #[error("the proxy is stopping")]
     Stopping,
@@ -236,18 +248,26 @@ impl ProxyError {
         ProxyError::BadRequest { message: message.into(), param: Some(param.to_owned()) }
     }
 
+    /// Whether an engine has said that it does not do the work.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, ProxyError::Engine { .. } | ProxyError::Redirected { .. })
+    }
+
     /// Whose fault it is.
     pub fn source(&self) -> Source {
         use ProxyError as E;
         match self {
             E::BadRequest { .. } | E::Unauthorized | E::NotFound | E::MethodNotAllowed => Source::Client,
+            E::ModelNotFound => Source::Client,
             E::BodyTooLarge { .. } | E::BodyTimeout { .. } => Source::Client,
-            E::Overloaded | E::NoPair { .. } | E::PoolBusy | E::Stopping | E::Internal => Source::Proxy,
+            E::Overloaded | E::NoPlace | E::NoPair { .. } | E::PoolBusy | E::Stopping | E::Internal => Source::Proxy,
             E::HandOverTooLate { .. } | E::EngineTooOld { .. } | E::AnswerTooLarge { .. } => Source::Proxy,
             E::Exhausted { last, .. } => last.source(),
-            E::Connect { role } | E::Broken { role } | E::Timeout { role, .. } | E::Engine { role, .. } => {
-                (*role).into()
-            }
+            E::Connect { role }
+            | E::Broken { role }
+            | E::Redirected { role }
+            | E::Timeout { role, .. }
+            | E::Engine { role, .. } => (*role).into(),
             E::PrefillUnreadable | E::PrefillWithoutBlocks => Source::Prefill,
         }
     }
@@ -272,18 +292,21 @@ impl ProxyError {
             E::BadRequest { .. } => (StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_request"),
             E::Unauthorized => (StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key"),
             E::NotFound => (StatusCode::NOT_FOUND, "invalid_request_error", "not_found"),
+            E::ModelNotFound => (StatusCode::NOT_FOUND, "invalid_request_error", "model_not_found"),
             E::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed"),
             E::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "body_too_large"),
             E::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "body_timeout"),
             E::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "too_many_requests"),
             E::PoolBusy => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "pool_busy"),
             E::NoPair { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_pair"),
+            E::NoPlace => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_place"),
             E::Exhausted { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "pool_exhausted"),
             E::Connect { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream_error", "engine_unreachable"),
             E::Broken { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "engine_connection_broken"),
             E::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "timeout_error", "engine_timeout"),
             E::AnswerTooLarge { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "answer_too_large"),
             E::EngineTooOld { .. } => (StatusCode::NOT_IMPLEMENTED, "unavailable_error", "engine_too_old"),
+            E::Redirected { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "engine_redirected"),
             E::PrefillUnreadable => (StatusCode::BAD_GATEWAY, "upstream_error", "prefill_unreadable"),
             E::PrefillWithoutBlocks => (StatusCode::BAD_GATEWAY, "upstream_error", "prefill_without_blocks"),
             E::HandOverTooLate { .. } => (StatusCode::GATEWAY_TIMEOUT, "timeout_error", "hand_over_too_late"),
@@ -345,6 +368,7 @@ impl ProxyError {
     /// The answer for the client of an API. An engine's own answer keeps its status, body and content type, but that Anthropic's
     /// clients get their shape for what engines word in OpenAI's (protocol-2, 2).
     pub fn into_response_for(self, api: Option<Api>) -> Response<Bytes> {
+        use ProxyError as E;
         let mut response = match self {
             ProxyError::Engine { role, mut answer } => {
                 if api == Some(Api::Messages) && !answer.is_anthropic() {
@@ -365,7 +389,7 @@ impl ProxyError {
                 if matches!(other.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
                     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
                 }
-                if matches!(other, ProxyError::BodyTooLarge { .. } | ProxyError::BodyTimeout { .. }) {
+                if matches!(other, E::BodyTooLarge { .. } | E::BodyTimeout { .. } | E::NoPlace) {
                     // What is left of the body is not read, so the connection cannot carry another request.
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -387,6 +411,7 @@ impl ProxyError {
             E::field("n", "n must be 1"),
             E::Unauthorized,
             E::NotFound,
+            E::ModelNotFound,
             E::MethodNotAllowed,
             E::BodyTimeout { limit },
             E::BodyTooLarge { limit: 1 },
@@ -396,8 +421,10 @@ impl ProxyError {
             E::EngineTooOld { what: "the Responses API", since: Release::new(0, 24, 0) },
             E::AnswerTooLarge { role: Role::Prefill, limit: 1 },
             E::Broken { role: Role::Decode },
+            E::Redirected { role: Role::Decode },
             E::PrefillUnreadable,
             E::PrefillWithoutBlocks,
+            E::NoPlace,
             E::NoPair { prefill: 0, usable_prefill: 0, decode: 0, usable_decode: 0, open_circuits: 0 },
             E::Exhausted { attempts: 3, pool: 2, open_circuits: 0, last: Box::new(E::Connect { role: Role::Prefill }) },
             E::Connect { role: Role::Decode },

@@ -7,7 +7,7 @@ use moriio_proxy::app::{App, Finish};
 use moriio_proxy::config::{Config, LogFormat};
 use moriio_proxy::options::ServeOptions;
 use moriio_proxy::{demo, sim};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::Level;
 
 /// Router for vLLM engines that split prefill and decode over AMD's MoRI-IO connector.
@@ -165,23 +165,41 @@ fn block_on(workers: usize, work: impl Future<Output = ExitCode>) -> ExitCode {
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT; the second ends the process at once.
+/// Resolves at the first SIGTERM, SIGINT or SIGHUP; the second of them ends the process at once.
 async fn stop_signal() {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return std::future::pending().await;
     };
+    // Under nohup the end of the terminal is to be ignored, and stays so.
+    let mut hangup = if ignores_hangup() { None } else { signal(SignalKind::hangup()).ok() };
+    stop_asked(&mut terminate, &mut interrupt, &mut hangup).await;
+    tokio::spawn(async move {
+        stop_asked(&mut terminate, &mut interrupt, &mut hangup).await;
+        std::process::exit(i32::from(CUT));
+    });
+}
+
+async fn stop_asked(terminate: &mut Signal, interrupt: &mut Signal, hangup: &mut Option<Signal>) {
+    let hung_up = async {
+        match hangup {
+            Some(hangup) => hangup.recv().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        _ = hung_up => {}
     }
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        std::process::exit(i32::from(CUT));
-    });
+}
+
+/// Whether whoever started the process has it ignore SIGHUP, as nohup does.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let signals = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    signals & (1 << (SignalKind::hangup().as_raw_value() - 1)) != 0
 }
 
 /// Lines go to stderr; one that cannot be written is lost and harms nobody.

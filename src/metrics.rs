@@ -20,9 +20,9 @@ pub type Labels = Vec<(&'static str, String)>;
 pub enum LegStatus {
     /// 2xx, read to its end.
     Success,
-    /// 3xx or 4xx.
+    /// 4xx.
     Refused,
-    /// 5xx.
+    /// 5xx, or a redirect.
     Failed,
     /// No connection could be made.
     Connect,
@@ -101,12 +101,17 @@ pub struct Metrics {
     parked: Family<Labels, Counter>,
     attempts: Family<Labels, Counter>,
     decisions: Family<Labels, Counter>,
+    places_missing: Family<Labels, Counter>,
     /// Client requests being served, from accept to account.
     pub in_flight: Gauge,
     /// Decode legs that outlived their client because closing them would lose KV blocks.
     pub parked_in_flight: Gauge,
     /// Client connections that are open.
     pub connections: Gauge,
+    /// Places that client connections hold, at most `--max-connections`.
+    pub places_in_use: Gauge,
+    /// 1 from the moment that a connection finds no place until there has been room for some seconds, else 0.
+    pub places_full: Gauge,
     /// Time from the request's arrival to the first byte of decode's answer.
     pub first_byte: Histogram,
     /// Bytes of decode's answers passed to clients.
@@ -153,9 +158,12 @@ impl Metrics {
             parked: Family::default(),
             attempts: Family::default(),
             decisions: Family::default(),
+            places_missing: Family::default(),
             in_flight: Gauge::default(),
             parked_in_flight: Gauge::default(),
             connections: Gauge::default(),
+            places_in_use: Gauge::default(),
+            places_full: Gauge::default(),
             first_byte: buckets(),
             relayed_bytes: Counter::default(),
             cached_tokens: Counter::default(),
@@ -205,6 +213,13 @@ impl Metrics {
             self.parked_in_flight.clone(),
         );
         r.register("connections", "Open client connections", self.connections.clone());
+        r.register("places_in_use", "Places that client connections hold", self.places_in_use.clone());
+        r.register("places_full", "1 while client connections find no place, else 0", self.places_full.clone());
+        r.register(
+            "places_missing",
+            "Connections that went for want of a place, by outcome",
+            self.places_missing.clone(),
+        );
         r.register("first_byte_seconds", "Request's arrival to decode's first byte", self.first_byte.clone());
         r.register("relayed_bytes", "Bytes of decode's answers passed to clients", self.relayed_bytes.clone());
         r.register("prefill_cached_tokens", "Tokens that prefill reported as cached", self.cached_tokens.clone());
@@ -313,6 +328,11 @@ impl Metrics {
     /// A pair was picked.
     pub fn decision(&self, policy: &'static str) {
         self.decisions.get_or_create(&vec![("policy", policy.to_owned())]).inc();
+    }
+
+    /// For want of a place an idle connection was closed, a silent one pushed out, or a request refused.
+    pub fn place_missing(&self, outcome: &'static str) {
+        self.places_missing.get_or_create(&vec![("outcome", outcome.to_owned())]).inc();
     }
 
     /// An exchange opened.

@@ -67,11 +67,11 @@ macro_rules! table {
 table! {
     "Listening" {
         Host "host" "PROXY_HOST" Value("ADDRESS") = "0.0.0.0":
-            "IP address on which clients are served";
+            "IP address or host name on which clients are served";
         Port "port" "PROXY_HTTP_PORT" Value("PORT") = "30000":
             "Port on which clients are served; 0 takes a free one and prints it";
         PingHost "ping-host" "PROXY_PING_HOST" Value("ADDRESS") = "":
-            "IP address on which engines register; that of --host when unset";
+            "IP address or host name on which engines register; that of --host when unset";
         PingPort "ping-port" "PROXY_PING_PORT" Value("PORT") = "36367":
             "Port on which engines register; 0 takes a free one and prints it";
     }
@@ -118,7 +118,7 @@ table! {
             "READ mode: from prefill's answer to decode's dispatch; under 60s, when engines drop the blocks";
         UnparkTimeout "unpark-timeout" "PROXY_UNPARK_TIMEOUT" Value("TIME") = "30s":
             "WRITE mode: waiting for the first byte of a decode leg whose prefill failed";
-        DrainTimeout "drain-timeout" "PROXY_DRAIN_TIMEOUT" Value("TIME") = "30s":
+        DrainTimeout "drain-timeout" "PROXY_DRAIN_TIMEOUT" Value("TIME") = "25s":
             "What running answers get to end after a stop signal; 0 cuts them at once";
         HeaderTimeout "header-timeout" "PROXY_HEADER_TIMEOUT" Value("TIME") = "30s":
             "What a client gets to send the head of a connection's first request; later ones have --keep-alive-timeout";
@@ -151,7 +151,9 @@ table! {
         ApiKey "api-key" "PROXY_API_KEY" Secret("KEY") = "":
             "Key every client must present; none asked when unset (prefer the variable: flags show in process lists)";
         OpenaiApiKey "" "OPENAI_API_KEY" Secret("KEY") = "":
-            "Key engines are given when a client sent no credential";
+            "Key engines are given when --api-key is set, or a client sent no credential";
+        CorsAllowOrigin "cors-allow-origin" "PROXY_CORS_ALLOW_ORIGIN" List("ORIGINS") = "":
+            "Origins whose pages may call from a browser, such as https://chat.example, or `*`; none when unset";
         HealthWaitsForPair "health-waits-for-pair" "PROXY_HEALTH_WAITS_FOR_PAIR" Switch = "false":
             "Answer /health with 503 until a prefill and a decode engine have once been ready together";
     }

@@ -14,7 +14,6 @@ use futures::future::Either;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::Role;
-use crate::error::ProxyError;
 use crate::gauges;
 use crate::metrics::{LegStatus, Metrics};
 use crate::opening::{Opening, Step};
@@ -364,7 +363,7 @@ async fn first_byte(decode: DecodeLeg) -> Woken {
         DecodeLeg::Open(opening) => opening,
         DecodeLeg::Sending(head) => match head.await {
             Ok(opening) => Box::new(opening),
-            Err(failure) if matches!(failure.error, ProxyError::Engine { .. }) => return Woken::Refused,
+            Err(failure) if failure.error.is_refusal() => return Woken::Refused,
             Err(_) => return Woken::Broken,
         },
     };

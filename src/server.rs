@@ -1,5 +1,6 @@
 //! The data port: routes, limits, and the attempt loop of an exchange.
 
+mod access;
 mod neutral;
 mod status;
 
@@ -26,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::policy::{NoPick, Picked, Selector};
 use crate::pool::{FIRST_PROBE_WAIT, Pool};
 use crate::request::{self, TokenBudget};
-use crate::upstream::{self, REQUEST_ID, Retry};
+use crate::upstream::{REQUEST_ID, Retry};
 
 /// Bodies above this are parsed off the threads that serve connections.
 const PARSE_APART: usize = 1024 * 1024;
@@ -38,6 +39,9 @@ const BUSY_LOOK: Duration = Duration::from_millis(50);
 const RETRY_RESERVE: i64 = 10;
 /// One retry, in the budget's unit: requests times percent.
 const RETRY_COST: i64 = 100;
+
+/// What is asked by probes: answered even when there is no place for anything else.
+pub const PROBES: [&str; 4] = ["/health", "/liveness", "/ready", "/metrics"];
 
 /// Settings of the data port.
 #[derive(Clone, Debug)]
@@ -56,7 +60,7 @@ pub struct ServerSettings {
     pub retry_percent: u32,
     /// What clients must send (`--api-key`).
     pub api_key: Option<Secret>,
-    /// Sent to engines when the client sent no credential (`OPENAI_API_KEY`).
+    /// Sent to engines when the client's credential is for the proxy, or there is none (`OPENAI_API_KEY`).
     pub engine_key: Option<HeaderValue>,
     /// `/health` is 503 until the first pair (`--health-waits-for-pair`).
     pub health_waits: bool,
@@ -105,7 +109,7 @@ impl Server {
             .route(Api::Messages.path(), post(messages))
             .route(Api::Generate.path(), post(generate))
             .route("/v1/models", get(neutral::pass))
-            .route("/v1/models/{*id}", get(neutral::pass))
+            .route("/v1/models/{*id}", get(neutral::model))
             .route("/tokenize", post(neutral::pass))
             .route("/detokenize", post(neutral::pass))
             .route("/v1/messages/count_tokens", post(neutral::pass))
@@ -117,6 +121,12 @@ impl Server {
             .fallback(not_found)
             .method_not_allowed_fallback(method_not_allowed)
             .with_state(self)
+    }
+
+    /// For requests that there is no place for: each is refused, whatever it asks.
+    pub fn refusing(self: Arc<Self>) -> Router {
+        let refuse = async |State(server): State<Arc<Server>>| refuse(&server, "other", ProxyError::NoPlace);
+        Router::new().fallback(refuse).with_state(self)
     }
 
     fn pool(&self) -> Arc<Pool> {
@@ -163,7 +173,7 @@ impl Server {
         }
         let body = self.read(&head.headers, body).await?;
         let request = self.parse(api, body).await?;
-        let headers = upstream::forwarded(&head.headers, self.settings.engine_key.as_ref());
+        let headers = access::forwarded(&self.settings, &head.headers);
         self.retry_budget.fetch_min(RETRY_RESERVE * RETRY_COST, Ordering::Relaxed);
         self.retry_budget.fetch_add(i64::from(self.settings.retry_percent), Ordering::Relaxed);
         let mut last: Option<ProxyError> = None;
@@ -196,7 +206,7 @@ impl Server {
 
     /// An error that several attempts led to says so; a single attempt's error speaks for itself.
     fn exhausted(&self, attempts: u32, last: ProxyError) -> ProxyError {
-        if attempts < 2 || matches!(last, ProxyError::Engine { .. }) {
+        if attempts < 2 || last.is_refusal() {
             return last;
         }
         let pool = self.pool();
@@ -214,13 +224,7 @@ impl Server {
         if head.version == Version::HTTP_11 && head.headers.get_all(header::HOST).iter().count() != 1 {
             return Err(ProxyError::field("host", "exactly one Host header is required"));
         }
-        if let Some(key) = &self.settings.api_key {
-            let sent =
-                head.headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-            if !sent.is_some_and(|sent| key.matches(sent)) {
-                return Err(ProxyError::Unauthorized);
-            }
-        }
+        access::check(&self.settings, &head.headers)?;
         let encoding = head.headers.get(header::CONTENT_ENCODING);
         if encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return Err(ProxyError::field("content-encoding", "compressed request bodies are not supported"));

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tower::util::MapRequestLayer;
@@ -22,91 +22,12 @@ use crate::error::{EngineAnswer, ProxyError};
 use crate::metrics::LegStatus;
 use crate::pool::{Engine, Verdict};
 
+mod headers;
+
+pub use headers::{RANK, REQUEST_ID, forwarded, relayed};
+
 /// A reused connection that breaks this soon after the request was written died of its idle time, unread.
 const UNREAD: Duration = Duration::from_millis(50);
-
-/// The request id that both legs share.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The data-parallel rank that prefill is asked to use.
-pub const RANK: HeaderName = HeaderName::from_static("x-data-parallel-rank");
-
-/// Headers of a client that never reach an engine: they belong to one connection, describe a body that is rewritten, or would
-/// choose hosts, ranks or ids (design C5, C7, C22).
-const STRIPPED: [&str; 20] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "host",
-    "content-length",
-    "content-type",
-    "expect",
-    "accept-encoding",
-    "x-request-id",
-    "x-data-parallel-rank",
-    "x-prefiller-host-port",
-    "x-encoder-hosts-ports",
-    "x-data-parallel-host-port",
-    "x-kv-cache-source-host-port",
-];
-
-/// Headers of an engine's answer that belong to its connection with the proxy.
-const HOP_BY_HOP: [&str; 8] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
-/// The client's headers as both legs may have them, with `fallback` as the credential when the client sent none.
-pub fn forwarded(client: &HeaderMap, fallback: Option<&HeaderValue>) -> HeaderMap {
-    let named: Vec<&str> = client
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(',').map(str::trim))
-        .collect();
-    let mut headers = HeaderMap::with_capacity(client.len() + 3);
-    for (name, value) in client {
-        let dropped = STRIPPED.contains(&name.as_str()) || named.iter().any(|n| n.eq_ignore_ascii_case(name.as_str()));
-        if !dropped {
-            headers.append(name, value.clone());
-        }
-    }
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let (false, Some(credential)) = (headers.contains_key(header::AUTHORIZATION), fallback) {
-        headers.insert(header::AUTHORIZATION, credential.clone());
-    }
-    headers
-}
-
-/// An engine's headers as the client may have them.
-pub fn relayed(mut headers: HeaderMap) -> HeaderMap {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(',').filter_map(|name| name.trim().parse().ok()))
-        .collect();
-    for name in HOP_BY_HOP {
-        headers.remove(name);
-    }
-    // An engine may echo its request id, in which both engines' addresses stand.
-    headers.remove(REQUEST_ID);
-    for name in named {
-        headers.remove(name);
-    }
-    headers
-}
 
 /// Whether another attempt is safe after a leg has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -379,6 +300,11 @@ fn no_connection(role: Role, error: &reqwest::Error) -> LegFailure {
 
 async fn refusal(role: Role, response: Response<reqwest::Body>) -> LegFailure {
     let (head, body) = response.into_parts();
+    if head.status.is_redirection() {
+        // Whatever stands at the engine's address took no work, and will take none.
+        let error = ProxyError::Redirected { role };
+        return LegFailure { error, status: LegStatus::Failed, verdict: Verdict::Ailing, retry: Retry::Never };
+    }
     match whole(body).await {
         Ok(body) => {
             let mut headers = relayed(head.headers);

@@ -1,9 +1,12 @@
 //! Exchanges that go well: every mode, dialect, size and API, with the text compared to one undivided engine's.
 
 mod bodies;
+mod browsers;
+mod credentials;
 mod fields;
 mod legs;
 mod order;
+mod redirects;
 mod refused;
 mod texts;
 mod transfer;

@@ -5,6 +5,7 @@ mod bodies;
 mod crowds;
 mod heads;
 mod limits;
+mod places;
 mod wire;
 
 use moriio_proxy::sim::Mode;

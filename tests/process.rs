@@ -77,14 +77,18 @@ fn every_mistake_is_one_line_that_names_its_place() {
     let port = taken.local_addr().unwrap().port().to_string();
     let port = port.as_str();
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
-    let cases: [Case; 14] = [
+    let cases: [Case; 18] = [
         (&["--bogus"], &[], "--bogus"),
         (&["--prot", "1"], &[], "--port"),
         (&["serve", "--port"], &[], "--port"),
         (&["surplus"], &[], "surplus"),
         (&["--port", "http"], &[], "--port"),
         (&["serve", "--port", "65536"], &[], "--port"),
-        (&["--host", "nowhere.example"], &[], "--host"),
+        (&["--host", "nowhere.invalid"], &[], "--host"),
+        (&["--host", "127.0.0.1", "--port", "0"], &[("PROXY_PING_HOST", "nowhere.invalid")], "PROXY_PING_HOST"),
+        (&["--port", "0", "--vllm-discovery-address", "nowhere.invalid:1"], &[], "--vllm-discovery-address"),
+        (&["--host", "10.0.0.300"], &[], "--host"),
+        (&["--cors-allow-origin", "https://a.example/"], &[], "--cors-allow-origin"),
         (&["check", "--policy", "best"], &[], "--policy"),
         (&["--engine-allow", "10.0.0.0/99"], &[], "--engine-allow"),
         (&[], &[("PROXY_HTTP_PORT", "eighty")], "PROXY_HTTP_PORT"),
@@ -105,6 +109,31 @@ fn every_mistake_is_one_line_that_names_its_place() {
     }
     let taken_port = run(&["--host", "127.0.0.1", "--port", port, "--ping-port", "0"], &[]);
     assert!(text(&taken_port.stderr).contains(port), "{}", text(&taken_port.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_may_be_names() {
+    // In capitals it is a name like any other, and known everywhere.
+    let arguments =
+        ["--host", "LOCALHOST", "--port", "0", "--vllm-discovery-address", "LOCALHOST:0", "--log-format", "json"];
+    let mut proxy = Served::launch(command(&arguments));
+    assert!(
+        proxy.http.ip().is_loopback() && proxy.registration.ip().is_loopback(),
+        "{} {}",
+        proxy.http,
+        proxy.registration
+    );
+    let engines = pair(&proxy, Mode::Read, |_| {}).await;
+    assert_eq!(ask(&proxy, &completion("by name", 3, false)).await.status(), 200);
+    proxy.process.signal("TERM");
+    let (code, log) = proxy.finish();
+    assert_eq!(code, Some(0), "{log}");
+    drop(engines);
+    let check = run(&["check", "--host", "nowhere.invalid", "--ping-host", "[::1]"], &[]);
+    let printed = text(&check.stdout);
+    assert!(check.status.success(), "{}", text(&check.stderr));
+    let shown: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert!(shown.contains(&vec!["host", "nowhere.invalid"]) && shown.contains(&vec!["ping-host", "::1"]), "{printed}");
 }
 
 #[test]
@@ -165,7 +194,11 @@ async fn the_command_line_of_vllm_router_is_accepted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_log_line_an_exchange_and_no_secret_in_any() {
-    let mut proxy = Served::start(&["--log-level", "trace", "--api-key", "key-of-the-clients"]);
+    let base =
+        ["--host", "127.0.0.1", "--port", "0", "--ping-port", "0", "--log-format", "json", "--log-level", "trace"];
+    let mut launched = command(&base);
+    launched.env("PROXY_API_KEY", "key-of-the-clients").env("OPENAI_API_KEY", "key-of-the-engines");
+    let mut proxy = Served::launch(launched);
     let engines = pair(&proxy, Mode::Read, |_| {}).await;
     let send = |body: Value| {
         let request = client().post(proxy.url("/v1/completions")).bearer_auth("key-of-the-clients");
@@ -181,8 +214,13 @@ async fn one_log_line_an_exchange_and_no_secret_in_any() {
     assert_eq!(send(siblings).await.status, 400);
     let unauthorized = Answer::of(ask(&proxy, &completion(prompt, 9, false)).await).await;
     assert_eq!(unauthorized.status, 401);
+    for (key, status) in [("key-of-the-clients", 200), ("key-of-somebody", 401)] {
+        let models = client().get(proxy.url("/v1/models")).header("x-api-key", key).send().await.unwrap();
+        assert_eq!(models.status(), status);
+    }
     for path in ["/health", "/ready", "/metrics"] {
-        client().get(proxy.url(path)).send().await.unwrap();
+        let said = client().get(proxy.url(path)).send().await.unwrap().text().await.unwrap();
+        assert!(!said.contains("key-of"), "{said}");
     }
     proxy.process.signal("TERM");
     let (code, log) = proxy.finish();
@@ -194,7 +232,7 @@ async fn one_log_line_an_exchange_and_no_secret_in_any() {
     assert_eq!((&exchanges[0]["ended"], &exchanges[0]["client_id"]), (&json!("complete"), &json!("mine-7")));
     let voice = expected_text(&json!(prompt), 8);
     assert_eq!(good.text(), voice);
-    for secret in ["whisper", "key-of-the-clients", voice.as_str()] {
+    for secret in ["whisper", "key-of", voice.as_str()] {
         assert!(!log.contains(secret), "{secret}: {log}");
     }
     drop(engines);

@@ -212,6 +212,7 @@ fn every_family() -> String {
     metrics.parked("written");
     metrics.attempt("connect");
     metrics.decision("round_robin");
+    metrics.place_missing("refused");
     let text = metrics.render();
     let registered = read("src/metrics.rs").matches("r.register(").count();
     assert!(registered > 10);

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
-use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::Effective;
+use super::hosts::{self, Host, Origins};
 use super::values::{self, Refusal, Secret};
 use crate::options::{Key, MASKED, ServeOptions, TABLE};
 
@@ -174,12 +174,16 @@ impl<'a> Reader<'a> {
         self.read(key, values::switch, bool::to_string).unwrap_or_default()
     }
 
-    pub(super) fn host(&mut self, key: Key) -> Option<IpAddr> {
-        self.read(key, values::host, IpAddr::to_string)
+    pub(super) fn host(&mut self, key: Key) -> Option<Host> {
+        self.read(key, hosts::host, Host::to_string)
     }
 
-    pub(super) fn address(&mut self, key: Key) -> Option<SocketAddr> {
-        self.read(key, values::address, SocketAddr::to_string)
+    pub(super) fn address(&mut self, key: Key) -> Option<(Host, u16)> {
+        self.read(key, hosts::address, hosts::show_address)
+    }
+
+    pub(super) fn origins(&mut self, key: Key) -> Origins {
+        self.read(key, hosts::origins, Origins::to_string).unwrap_or_default()
     }
 
     pub(super) fn networks(&mut self, key: Key) -> Vec<IpNet> {

@@ -1,10 +1,10 @@
 //! How each section is read from its options, and what options must say together.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tracing::Level;
 
+use super::hosts::{Endpoint, Host};
 use super::reader::Reader;
 use super::{
     Breaker, DecodeTokenBudget, Discovery, Exchange, HttpLimits, Listen, Log, LogFormat, Policies, PolicyName, Process,
@@ -20,23 +20,29 @@ const DEFAULT_WORKERS_MAX: usize = 8;
 
 impl Listen {
     pub(super) fn read(reader: &mut Reader<'_>) -> Self {
-        let host = reader.host(Key::Host).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        let http = SocketAddr::new(host, reader.number(Key::Port, 0..=65535));
+        let host = reader.host(Key::Host).unwrap_or(Host::ANY);
+        let http = Endpoint { host, port: reader.number(Key::Port, 0..=65535), named: reader.named(Key::Host) };
         let ping_host = reader.host(Key::PingHost);
         let ping_port = reader.number(Key::PingPort, 0..=65535);
         let both = reader.address(Key::VllmDiscoveryAddress);
-        if let Some(both) = both {
+        if let Some((host, port)) = &both {
             let keys = [Key::VllmDiscoveryAddress, Key::PingHost];
-            reader.require(ping_host.is_none_or(|host| host == both.ip()), &keys, "name different addresses");
-            let same = !reader.is_given(Key::PingPort) || ping_port == both.port();
+            reader.require(ping_host.as_ref().is_none_or(|ping| ping == host), &keys, "name different addresses");
+            let same = !reader.is_given(Key::PingPort) || ping_port == *port;
             reader.require(same, &[Key::VllmDiscoveryAddress, Key::PingPort], "name different ports");
         }
-        let discovery = both.unwrap_or_else(|| SocketAddr::new(ping_host.unwrap_or(host), ping_port));
-        reader.show(Key::PingHost, discovery.ip().to_string());
-        reader.show(Key::PingPort, discovery.port().to_string());
-        let overlap = http.ip() == discovery.ip() || http.ip().is_unspecified() || discovery.ip().is_unspecified();
-        let apart = !overlap || http.port() != discovery.port() || http.port() == 0;
-        let ping = if both.is_some() { Key::VllmDiscoveryAddress } else { Key::PingPort };
+        let by_both = both.is_some();
+        let (host, port, key) = match (both, ping_host) {
+            (Some((host, port)), _) => (host, port, Key::VllmDiscoveryAddress),
+            (None, Some(host)) => (host, ping_port, Key::PingHost),
+            (None, None) => (http.host.clone(), ping_port, Key::Host),
+        };
+        let discovery = Endpoint { host, port, named: reader.named(key) };
+        reader.show(Key::PingHost, discovery.host.to_string());
+        reader.show(Key::PingPort, discovery.port.to_string());
+        let overlap = http.host == discovery.host || http.host.is_unspecified() || discovery.host.is_unspecified();
+        let apart = !overlap || http.port != discovery.port || http.port == 0;
+        let ping = if by_both { Key::VllmDiscoveryAddress } else { Key::PingPort };
         reader.require(apart, &[Key::Port, ping], "must be different ports");
         Self { http, discovery }
     }

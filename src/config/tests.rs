@@ -4,7 +4,7 @@ use std::time::Duration;
 use clap::Parser;
 use proptest::prelude::{any, proptest};
 
-use super::{Config, DecodeTokenBudget, LogFormat, Mistakes, PolicyName, WriteDispatch};
+use super::{Config, DecodeTokenBudget, LogFormat, Mistakes, Origins, PolicyName, WriteDispatch};
 use crate::options::{Key, Kind, ServeOptions, TABLE};
 
 type Resolved = Result<(Config, Vec<String>), Mistakes>;
@@ -43,7 +43,7 @@ fn defaults_are_those_promised() {
     assert_eq!((config.http.max_connections, config.http.max_in_flight), (16384, 8192));
     assert_eq!((config.http.header_timeout, config.http.body_timeout), (seconds(30), seconds(120)));
     assert_eq!((config.http.keep_alive_timeout, config.http.health_waits_for_pair), (seconds(65), false));
-    assert_eq!((config.access.api_key, config.access.engine_key), (None, None));
+    assert_eq!((config.access.api_key, config.access.engine_key, config.access.origins), (None, None, Origins::None));
     assert_eq!((config.discovery.engine_ttl, config.discovery.max_engines), (seconds(15), 4096));
     assert_eq!((config.discovery.engine_allow, config.discovery.engine_in_flight), (Vec::new(), None));
     assert_eq!(config.exchange.decode_token_budget, DecodeTokenBudget::MinusOne);
@@ -59,14 +59,14 @@ fn defaults_are_those_promised() {
     assert_eq!((config.policy.prefill, config.policy.decode), (PolicyName::RoundRobin, PolicyName::RoundRobin));
     assert_eq!((config.log.level, config.log.format), (tracing::Level::INFO, LogFormat::Text));
     assert!((1..=8).contains(&config.process.workers));
-    assert_eq!(config.process.drain_timeout, seconds(30));
+    assert_eq!(config.process.drain_timeout, seconds(25));
 }
 
 #[test]
 fn a_flag_wins_over_a_variable_and_an_empty_variable_is_unset() {
-    assert_eq!(good(&[], &[("PROXY_HTTP_PORT", "8001")]).listen.http.port(), 8001);
-    assert_eq!(good(&[(Key::Port, "0")], &[("PROXY_HTTP_PORT", "8001")]).listen.http.port(), 0);
-    assert_eq!(good(&[(Key::Port, "8000")], &[("PROXY_HTTP_PORT", "rubbish")]).listen.http.port(), 8000);
+    assert_eq!(good(&[], &[("PROXY_HTTP_PORT", "8001")]).listen.http.port, 8001);
+    assert_eq!(good(&[(Key::Port, "0")], &[("PROXY_HTTP_PORT", "8001")]).listen.http.port, 0);
+    assert_eq!(good(&[(Key::Port, "8000")], &[("PROXY_HTTP_PORT", "rubbish")]).listen.http.port, 8000);
     let empty: Vec<(&str, &str)> = TABLE.iter().map(|row| (row.variable, " ")).collect();
     assert_eq!(good(&[], &empty).describe(), good(&[], &[]).describe());
     let explicit = TABLE.iter().filter(|row| !row.default.is_empty()).map(|row| (row.variable, row.default));
@@ -106,12 +106,19 @@ fn the_old_discovery_address_must_agree_with_the_new_options() {
     let both = "--vllm-discovery-address and --ping-host";
     refused(&[old, (Key::PingHost, "::")], &[], both, "different addresses");
     assert_eq!(good(&[(Key::Host, "[::1]")], &[]).listen.discovery.to_string(), "[::1]:36367");
-    for wrong in ["36367", "::1:36367", "node-0:36367", "1.2.3.4:", "1.2.3.4:99999"] {
+    assert_eq!(good(&[(Key::Host, "::1")], &[]).listen.http.to_string(), "[::1]:30000");
+    let named = good(&[(Key::VllmDiscoveryAddress, "node-0:4000")], &[("PROXY_HOST", "rank0.example")]).listen;
+    assert_eq!((named.http.to_string(), named.http.named), ("rank0.example:30000".into(), "PROXY_HOST".into()));
+    assert_eq!(
+        (named.discovery.to_string(), named.discovery.named.as_str()),
+        ("node-0:4000".into(), "--vllm-discovery-address")
+    );
+    for wrong in ["36367", "::1:36367", "node 0:36367", "1.2.3.4:", "1.2.3.4:99999"] {
         refused(
             &[(Key::VllmDiscoveryAddress, wrong)],
             &[],
             "--vllm-discovery-address",
-            "is not an IP address and a port",
+            "is not an IP address or a host name, and a port",
         );
     }
 }
@@ -122,7 +129,8 @@ fn a_bad_value_is_named_with_what_would_do() {
         (Key::Port, "65536", r#""65536" is not a number from 0 to 65535"#),
         (Key::Port, "+80", "is not a number"),
         (Key::Retries, "-1", "is not a number from 0 to 10"),
-        (Key::Host, "node-0", "is not an IP address"),
+        (Key::Host, "10.0.0.300", "is not an IP address or a host name"),
+        (Key::CorsAllowOrigin, "chat.example", "is not `*` or a list of origins"),
         (Key::EngineTtl, "500ms", "500ms must be at least 1s"),
         (Key::EngineTtl, "soon\n", "is not a duration such as 30s"),
         (Key::StreamIdleTimeout, "0", "must be more than zero"),

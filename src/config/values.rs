@@ -1,7 +1,7 @@
 //! The text forms of values: durations, sizes, addresses, networks, keys.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -30,12 +30,14 @@ pub(super) enum Refusal {
     Size,
     #[error("is larger than 64GiB")]
     TooLarge,
-    #[error("is not an IP address")]
+    #[error("is not an IP address or a host name")]
     Host,
-    #[error("is not an IP address and a port such as 0.0.0.0:36367")]
+    #[error("is not an IP address or a host name, and a port, such as 0.0.0.0:36367")]
     Address,
     #[error("is not a list of networks such as 10.0.0.0/8,192.168.1.7")]
     Networks,
+    #[error("is not `*` or a list of origins such as https://chat.example,http://localhost:3000")]
+    Origins,
     #[error("is not one of true, false, yes, no, on, off, 1, 0")]
     Switch,
     #[error("is not one of {0}")]
@@ -140,27 +142,6 @@ pub(super) fn show_size(bytes: &usize) -> String {
     let fits = |(_, scale): &&(&str, usize)| *bytes >= *scale && bytes.is_multiple_of(*scale);
     let (name, scale) = SIZE_UNITS[..3].iter().find(fits).unwrap_or(&("", 1));
     format!("{}{name}", bytes / scale)
-}
-
-pub(super) fn host(text: &str) -> Result<IpAddr, Refusal> {
-    match text {
-        "*" => Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-        "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        _ => match text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
-            Some(bracketed) => Ipv6Addr::from_str(bracketed).map(IpAddr::V6).map_err(|_| Refusal::Host),
-            None => IpAddr::from_str(text).map_err(|_| Refusal::Host),
-        },
-    }
-}
-
-pub(super) fn address(text: &str) -> Result<SocketAddr, Refusal> {
-    // A bare `::1:80` would be read as an address without a port, so only the bracketed form has colons.
-    let (name, port) = text.rsplit_once(':').ok_or(Refusal::Address)?;
-    if name.contains(':') && !name.starts_with('[') {
-        return Err(Refusal::Address);
-    }
-    let host = host(name).map_err(|_| Refusal::Address)?;
-    Ok(SocketAddr::new(host, number(port, 0, u16::MAX).map_err(|_| Refusal::Address)?))
 }
 
 pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, Refusal> {

@@ -151,7 +151,7 @@ impl Attempt<'_> {
             }
         };
         let result = match result {
-            Err(failure) if matches!(failure.error, ProxyError::Engine { .. }) => {
+            Err(failure) if failure.error.is_refusal() => {
                 reader.held.reclaim();
                 // Decode answered: another prefill for another answer is the client's decision.
                 Err(LegFailure { retry: Retry::Never, ..failure })

@@ -1,14 +1,20 @@
 //! Routes that schedule no work on an engine: passed to one ready engine, as they are, and back.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
 use axum::response::Response;
+use bytes::Bytes;
+use http::Method;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use super::{Server, refuse};
+use super::{Server, access, refuse};
 use crate::body::Body as Json;
 use crate::engine::Role;
 use crate::error::ProxyError;
@@ -19,19 +25,70 @@ use crate::upstream;
 /// Time for the whole answer; these routes do nothing that takes long.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// An engine's list of models.
+#[derive(Deserialize)]
+struct Models<'a> {
+    #[serde(borrow)]
+    data: Vec<&'a RawValue>,
+}
+
+/// The part of an entry that tells it from others.
+#[derive(Deserialize)]
+struct Named<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+}
+
 /// Passes a request to an engine, prefill or decode.
 pub(super) async fn pass(State(server): State<Arc<Server>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    match forward(&server, &head, body).await {
+    let path = head.uri.path().to_owned();
+    answer(&server, forward(&server, &head, body, &path).await.map(|(_, response)| response.map(Body::from)))
+}
+
+/// One model, from the list: engines have no route for it.
+pub(super) async fn model(
+    State(server): State<Arc<Server>>,
+    id: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Response {
+    let (mut head, body) = request.into_parts();
+    head.method = Method::GET;
+    let found = match forward(&server, &head, body, "/v1/models").await {
+        Ok((_, response)) if !response.status().is_success() => Ok(response.map(Body::from)),
+        Ok((role, response)) => match (serde_json::from_slice::<Models<'_>>(response.body()), id) {
+            (Ok(models), Ok(Path(id))) => {
+                let is_it = |entry: &&&RawValue| serde_json::from_str(entry.get()).is_ok_and(|m: Named<'_>| m.id == id);
+                let entry = models.data.iter().find(is_it).map(|entry| Body::from(entry.get().to_owned()));
+                entry.map(|body| response.clone().map(|_| body)).ok_or(ProxyError::ModelNotFound)
+            }
+            (Ok(_), Err(_)) => Err(ProxyError::ModelNotFound),
+            // A list that is none is like one that broke off.
+            (Err(_), _) => Err(ProxyError::Broken { role }),
+        },
+        Err(error) => Err(error),
+    };
+    answer(&server, found)
+}
+
+/// Counts what a client is told.
+fn answer(server: &Server, result: Result<Response, ProxyError>) -> Response {
+    match result {
         Ok(response) => {
             server.metrics.request("neutral", response.status().as_u16());
             response
         }
-        Err(error) => refuse(&server, "neutral", error),
+        Err(error) => refuse(server, "neutral", error),
     }
 }
 
-async fn forward(server: &Server, head: &http::request::Parts, body: Body) -> Result<Response, ProxyError> {
+/// The answer of one ready engine, read to its end.
+async fn forward(
+    server: &Server,
+    head: &http::request::Parts,
+    body: Body,
+    path: &str,
+) -> Result<(Role, http::Response<Bytes>), ProxyError> {
     server.admit(head)?;
     let mut body = server.read(&head.headers, body).await?;
     if head.method == http::Method::POST {
@@ -48,14 +105,14 @@ async fn forward(server: &Server, head: &http::request::Parts, body: Body) -> Re
     };
     let role: Role = engine.role();
     let mut url = engine.base.clone();
-    url.set_path(head.uri.path());
+    url.set_path(path);
     url.set_query(head.uri.query());
     let request = server
         .dispatcher
         .upstream
         .client()
         .request(head.method.clone(), url)
-        .headers(upstream::forwarded(&head.headers, server.settings.engine_key.as_ref()))
+        .headers(access::forwarded(&server.settings, &head.headers))
         .body(body);
     let answer = async {
         let response: http::Response<reqwest::Body> = match request.send().await {
@@ -64,12 +121,15 @@ async fn forward(server: &Server, head: &http::request::Parts, body: Body) -> Re
             Err(_) => return Err(ProxyError::Broken { role }),
         };
         let (head, body) = response.into_parts();
+        if head.status.is_redirection() {
+            return Err(ProxyError::Redirected { role });
+        }
         let body = upstream::answer::whole(body).await.map_err(|why| why.error(role))?;
-        let mut response = Response::new(Body::from(body));
+        let mut response = http::Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = upstream::relayed(head.headers);
         response.headers_mut().remove(http::header::CONTENT_LENGTH);
-        Ok(response)
+        Ok((role, response))
     };
     let late = ProxyError::Timeout { role, what: "answer", limit: LIMIT, option: "fixed" };
     tokio::time::timeout(LIMIT, answer).await.unwrap_or(Err(late))

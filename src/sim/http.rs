@@ -129,7 +129,6 @@ async fn route(core: Arc<Core>, link: Arc<Link>, request: Request<Incoming>) -> 
         ("GET", "/metrics") => Response::new(Body::from(metrics(&core))),
         ("GET", "/version") => ok(json!({"version": core.settings.release})),
         ("GET", "/v1/models") => ok(json!({"object": "list", "data": [card]})),
-        ("GET", path) if path.strip_prefix("/v1/models/") == Some(&model) => ok(card),
         ("POST", "/tokenize") => tokenize(&body),
         ("POST", "/detokenize") => detokenize(&body),
         ("POST", "/v1/messages/count_tokens") => count_tokens(&body),

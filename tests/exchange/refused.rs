@@ -107,8 +107,11 @@ async fn neutral_routes_are_passed_to_one_engine() {
     let get = async |path: &str| Answer::of(reqwest::get(world.proxy.url(path)).await.unwrap()).await;
     for _ in 0..4 {
         assert_eq!(get("/v1/models").await.json()["data"][0]["id"], "sim-model");
-        assert_eq!(get("/v1/models/sim-model").await.json()["id"], "sim-model");
-        assert_eq!(get("/v1/models/other").await.status, 404);
+        let one = get("/v1/models/sim-model").await;
+        assert_eq!(one.json(), get("/v1/models").await.json()["data"][0]);
+        assert_eq!((one.status, one.header("content-type")), (200, "application/json"));
+        let none = get("/v1/models/other").await;
+        assert_eq!((none.status, none.code().as_str(), none.source()), (404, "model_not_found", "client"));
         let tokens = post(&world.proxy, "/tokenize", &json!({"prompt": "sixteen letters "})).await;
         assert_eq!(tokens.json()["count"], 4);
         let text = post(&world.proxy, "/detokenize", &json!({"tokens": [1, 2]})).await;
@@ -121,6 +124,27 @@ async fn neutral_routes_are_passed_to_one_engine() {
         assert_eq!(post(&world.proxy, "/tokenize", &json!({})).await.status, 400);
     }
     assert_eq!(world.total(|c| c.legs), 0);
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_model_is_found_by_its_id_in_any_spelling() {
+    let adjust = |settings: &mut moriio_proxy::sim::Settings| settings.model = "org/a model".into();
+    let world = Plan { adjust, ..Plan::new(Mode::Read) }.start().await;
+    let get = async |path: &str| Answer::of(reqwest::get(world.proxy.url(path)).await.unwrap()).await;
+    for path in ["/v1/models/org/a%20model", "/v1/models/org%2Fa%20model?x=y"] {
+        let one = get(path).await;
+        assert_eq!((one.status, &one.json()["id"]), (200, &json!("org/a model")), "{path}");
+        assert_eq!(one.json()["object"], "model");
+    }
+    for path in
+        ["/v1/models/org", "/v1/models/org/a", "/v1/models/a%20model", "/v1/models/%ff", "/v1/models/ORG/a%20model"]
+    {
+        let none = get(path).await;
+        assert_eq!((none.status, none.code().as_str()), (404, "model_not_found"), "{path}");
+    }
+    assert_eq!(get("/v1/models/").await.code(), "not_found");
+    assert_eq!(world.proxy.metric("moriio_errors_total{code=\"model_not_found\"").await, 5.0);
     world.settle().await;
 }
 
@@ -142,23 +166,6 @@ async fn case_54_health_and_ready() {
     assert_eq!(world.proxy.ready().await.0, 200);
     let after = health(&world.proxy).await.json();
     assert_eq!((&after["prefill_instances"], &after["decode_instances"]), (&json!(1), &json!(1)));
-    world.settle().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_key_that_clients_must_present() {
-    let world = Plan::new(Mode::Read).with(Key::ApiKey, "open-sesame").start().await;
-    let body = completion("some words", 3, false).to_string();
-    for (key, status) in [(None, 401), (Some("Bearer wrong"), 401), (Some("Bearer open-sesame"), 200)] {
-        let mut sent = client().post(world.proxy.url("/v1/completions")).body(body.clone());
-        if let Some(key) = key {
-            sent = sent.header("authorization", key);
-        }
-        let answer = Answer::of(sent.send().await.unwrap()).await;
-        assert_eq!(answer.status, status, "{}", answer.body);
-        assert!(status == 200 || answer.code() == "invalid_api_key");
-    }
-    assert_eq!(world.total(|c| c.legs), 2);
     world.settle().await;
 }
 

@@ -10,7 +10,7 @@ use crate::support::binary::Served;
 use crate::support::{Plan, client, completion, until};
 
 /// A proxy process of its own, so that its memory is its own, and one engine of each role.
-async fn apart(options: &'static [&str]) -> (Served, [Engine; 2]) {
+pub(super) async fn apart(options: &'static [&str]) -> (Served, [Engine; 2]) {
     let served = tokio::task::spawn_blocking(|| Served::start(options)).await.unwrap();
     let registration = served.registration.to_string();
     let engine = |role| {

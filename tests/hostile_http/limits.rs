@@ -1,4 +1,4 @@
-//! Limits on time, connections and requests in flight.
+//! Limits on time and requests in flight.
 
 use std::time::Duration;
 
@@ -63,31 +63,6 @@ async fn slow_bodies_are_told_so() {
     tokio::time::timeout(PATIENCE, drip).await.expect("the proxy closes on a dripping body");
     assert_eq!(dripping.answer().await.expect("an answer").status, 408);
     still_good(&world, "slow bodies", &since, 0).await;
-    world.settle().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn connections_beyond_the_cap_wait_for_room() {
-    let world = world(plan().with(Key::MaxConnections, "3")).await;
-    let since = legs(&world);
-    let mut held = Vec::new();
-    for _ in 0..3 {
-        let mut wire = Wire::open(world.proxy.http).await;
-        wire.send(&framed(&body("held"))).await;
-        assert_eq!(wire.answer().await.expect("an answer").status, 200);
-        held.push(wire);
-    }
-    let mut waiting = Wire::open(world.proxy.http).await;
-    waiting.send(&framed(&body("waiting"))).await;
-    waiting.stays_silent(Duration::from_millis(300)).await;
-    assert_eq!(legs(&world), [since[0] + 3, since[1] + 3]);
-    // Those that are in are served as before.
-    held[0].send(&framed(&body("held"))).await;
-    assert_eq!(held[0].answer().await.expect("an answer").status, 200);
-    held.pop();
-    assert_eq!(waiting.answer().await.expect("an answer").status, 200);
-    drop((held, waiting));
-    still_good(&world, "the cap on connections", &since, 5).await;
     world.settle().await;
 }
 

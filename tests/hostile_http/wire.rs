@@ -74,12 +74,6 @@ impl Wire {
         timeout(PATIENCE, self.read()).await.expect("an answer or an end in time")
     }
 
-    /// As [`Wire::answer`], but nothing at all may come for so long.
-    pub async fn stays_silent(&mut self, time: Duration) {
-        let early = timeout(time, self.fill()).await;
-        assert!(early.is_err(), "something came: {:?}", String::from_utf8_lossy(&self.unread));
-    }
-
     /// Waits until the proxy has closed; gives what it said before.
     pub async fn closed(&mut self) -> Vec<u8> {
         let end = async { while self.fill().await {} };

@@ -8,7 +8,7 @@ use moriio_proxy::sim::{Fault, FaultKind, Mode, expected_text};
 use serde_json::json;
 
 use super::{ask, pair};
-use crate::support::binary::{Served, free_ports};
+use crate::support::binary::{BINARY, Served, free_ports};
 use crate::support::{Answer, PATIENCE, client, completion, until, until_true};
 
 /// No test waits so long: what ends sooner did not wait for the drain.
@@ -65,6 +65,34 @@ async fn ports_close_at_once_and_a_running_stream_goes_on_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_drains_too_unless_it_is_to_be_ignored() {
+    let mut proxy = Served::start(&ENDLESS_DRAIN);
+    let engines = pair(&proxy, Mode::Read, |settings| settings.token_delay = Duration::from_millis(50)).await;
+    let mut stream = ask(&proxy, &completion("a long story", 41, true)).await;
+    let begun = events(&mut stream, 2).await;
+    proxy.process.signal("HUP");
+    until_closed(proxy.http).await;
+    let answer = rest(begun, stream).await;
+    assert!(answer.whole && answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
+    let (code, log) = proxy.finish();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("\"draining\""), "{log}");
+    drop(engines);
+    // As nohup starts it.
+    let mut nohup = std::process::Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", BINARY, "--host", "127.0.0.1", "--port", "0"]);
+    nohup.args(["--ping-port", "0", "--log-format", "json"]);
+    let mut proxy = Served::launch(nohup);
+    proxy.process.signal("HUP");
+    for _ in 0..20 {
+        assert_eq!(client().get(proxy.url("/health")).send().await.unwrap().status(), 200);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    proxy.process.signal("TERM");
+    assert_eq!(proxy.finish().0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_outlasts_the_drain_is_cut_and_told_so() {
     for mode in [Mode::Read, Mode::Write] {
         let mut proxy = Served::start(&["--drain-timeout", "1s"]);
@@ -107,7 +135,7 @@ async fn a_pending_prefill_is_cut_after_the_drain() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_at_once() {
-    for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
+    for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT"), ("HUP", "TERM"), ("TERM", "HUP")] {
         let mut proxy = Served::start(&ENDLESS_DRAIN);
         let engines = pair(&proxy, Mode::Read, |_| {}).await;
         engines[1].set_fault(Fault::always(FaultKind::HangAfterTokens { tokens: 2 }));
