@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::engine::Mode;
 use crate::error::ProxyError;
 use crate::metrics::Metrics;
 use crate::policy::Picked;
@@ -65,7 +64,7 @@ struct PairLine {
     prefill: String,
     decode: String,
     rank: Option<u32>,
-    mode: Mode,
+    mode: &'static str,
     transfer_id: String,
     legs: [LegEnd; 2],
 }
@@ -101,8 +100,17 @@ impl Exchange {
         self.attempts += 1;
         let legs = [picked.prefill.leg_end(), picked.decode.leg_end()];
         let (prefill, decode) = (picked.prefill.engine.name.clone(), picked.decode.engine.name.clone());
-        let (rank, mode, transfer_id) = (picked.rank, picked.mode, transfer_id.to_owned());
+        let (rank, mode, transfer_id) = (picked.rank, picked.mode.as_str(), transfer_id.to_owned());
         self.pair = Some(PairLine { prefill, decode, rank, mode, transfer_id, legs });
+    }
+
+    /// Prefill serves the attempt alone: there is no transfer.
+    pub fn alone(&mut self) {
+        if let Some(pair) = &mut self.pair {
+            pair.mode = "prefill alone";
+            pair.decode.clear();
+            pair.transfer_id.clear();
+        }
     }
 
     /// READ: another decode engine took the hand-over.
@@ -172,12 +180,12 @@ impl Drop for Exchange {
             error = self.error.map(|(code, _)| code),
             source = self.error.map(|(_, source)| source),
             prefill = pair.map(|p| p.prefill.as_str()),
-            decode = pair.map(|p| p.decode.as_str()),
+            decode = pair.map(|p| p.decode.as_str()).filter(|name| !name.is_empty()),
             rank = pair.and_then(|p| p.rank),
             prefill_leg = pair.and_then(|p| p.legs[0].word()),
             decode_leg = pair.and_then(|p| p.legs[1].word()),
-            mode = pair.map(|p| p.mode.as_str()),
-            transfer_id = pair.map(|p| p.transfer_id.as_str()),
+            mode = pair.map(|p| p.mode),
+            transfer_id = pair.map(|p| p.transfer_id.as_str()).filter(|id| !id.is_empty()),
             client_id = self.client_id.as_deref(),
             attempts = self.attempts,
             prefill_ms = milliseconds(self.prefill_time),

@@ -1,6 +1,7 @@
 //! One attempt: sends the legs of a picked pair as its mode demands, under time limits, and ties their fates together. What
 //! comes back is decode's answer ready for the client, or one failure.
 
+mod alone;
 mod read;
 mod write;
 
@@ -19,8 +20,8 @@ use crate::engine::{Mode, Role};
 use crate::enrich::{Ids, Pair};
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
-use crate::opening::Opening;
-use crate::parked::{Keeper, PrefillFuture, abandon};
+use crate::opening::{Opening, Step};
+use crate::parked::{DecodeLeg, Keeper, PrefillFuture, abandon};
 use crate::policy::{Picked, Selector};
 use crate::pool::{Pool, Seat, Verdict};
 use crate::relay::{Open, Relay, RelayLimits};
@@ -140,6 +141,35 @@ async fn ended<F: Future + Unpin>(slot: &mut Option<F>) -> F::Output {
     }
 }
 
+/// Waits for a leg's commit and empties its slot. May be dropped and asked again; an empty slot never answers.
+async fn committed(slot: &mut Option<DecodeLeg>) -> Result<Opening, LegFailure> {
+    loop {
+        let result = match slot {
+            Some(DecodeLeg::Sending(head)) => match head.await {
+                Ok(opening) => {
+                    *slot = Some(DecodeLeg::Open(Box::new(opening)));
+                    continue;
+                }
+                Err(failure) => Err(failure),
+            },
+            Some(DecodeLeg::Open(opening)) => match opening.step().await {
+                Step::Waiting if !opening.is_full() => continue,
+                Step::Failed(failure) => {
+                    opening.seat.end(failure.status, failure.verdict);
+                    Err(failure)
+                }
+                Step::Ready | Step::Comment | Step::Waiting => Ok(()),
+            },
+            None => std::future::pending().await,
+        };
+        return match (result, slot.take()) {
+            (Ok(()), Some(DecodeLeg::Open(opening))) => Ok(*opening),
+            (Err(failure), _) => Err(failure),
+            (Ok(()), _) => std::future::pending().await,
+        };
+    }
+}
+
 impl Drop for Prefilling<'_> {
     fn drop(&mut self) {
         let mut held = self.held.take();
@@ -177,8 +207,8 @@ impl Leg {
         })
     }
 
-    /// Decode's leg to the head of its answer.
-    async fn decode(self) -> Result<Opening, LegFailure> {
+    /// A leg whose answer is relayed, to the head of that.
+    async fn open(self) -> Result<Opening, LegFailure> {
         let engine = self.seat.engine.clone();
         match self.upstream.send(&engine, self.api.path(), self.headers, self.body, self.sent).await {
             Ok(response) => Ok(Opening::new(response, self.seat, self.api)),
@@ -211,6 +241,7 @@ impl Dispatcher {
         }
         let attempt = Attempt { dispatcher: self, request, headers, ids };
         match picked.mode {
+            _ if request.alone.is_some() => attempt.alone(picked, exchange).await,
             Mode::Read => attempt.read(picked, exchange).await,
             Mode::Write => attempt.write(picked, exchange).await,
         }

@@ -118,6 +118,8 @@ pub struct Metrics {
     pub relayed_bytes: Counter,
     /// Prefix tokens that prefill engines reported as cached.
     pub cached_tokens: Counter,
+    /// Requests for output of the prompt's side that prefill answered alone.
+    pub prefill_alone: Counter,
     /// Exchanges cut at the end of the drain.
     pub drain_cut: Counter,
     /// Registration sockets rebuilt by the watchdog.
@@ -167,6 +169,7 @@ impl Metrics {
             first_byte: buckets(),
             relayed_bytes: Counter::default(),
             cached_tokens: Counter::default(),
+            prefill_alone: Counter::default(),
             drain_cut: Counter::default(),
             listener_rebuilds: Counter::default(),
             invariant_breaches: Counter::default(),
@@ -223,6 +226,11 @@ impl Metrics {
         r.register("first_byte_seconds", "Request's arrival to decode's first byte", self.first_byte.clone());
         r.register("relayed_bytes", "Bytes of decode's answers passed to clients", self.relayed_bytes.clone());
         r.register("prefill_cached_tokens", "Tokens that prefill reported as cached", self.cached_tokens.clone());
+        r.register(
+            "prefill_alone",
+            "Requests for the prompt's side that prefill answered alone",
+            self.prefill_alone.clone(),
+        );
         r.register("drain_cut", "Exchanges cut at the end of the drain", self.drain_cut.clone());
         r.register("listener_rebuilds", "Registration sockets rebuilt by the watchdog", self.listener_rebuilds.clone());
         r.register("invariant_breaches", "Defects of the proxy's own accounting", self.invariant_breaches.clone());

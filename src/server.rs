@@ -125,7 +125,7 @@ impl Server {
 
     /// For requests that there is no place for: each is refused, whatever it asks.
     pub fn refusing(self: Arc<Self>) -> Router {
-        let refuse = async |State(server): State<Arc<Server>>| refuse(&server, "other", ProxyError::NoPlace);
+        let refuse = async |State(server): State<Arc<Server>>| refuse(&server, "other", None, ProxyError::NoPlace);
         Router::new().fallback(refuse).with_state(self)
     }
 
@@ -185,9 +185,6 @@ impl Server {
             };
             let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
             request.fits(prefill.traits, decode.traits, picked.mode, prefill.registration.dp_size)?;
-            if let Some(side) = &request.alone {
-                return Err(side.refusal());
-            }
             self.metrics.decision("round_robin");
             attempts += 1;
             match self.dispatcher.attempt(&request, &headers, picked, exchange).await {
@@ -341,19 +338,19 @@ async fn generate(State(server): State<Arc<Server>>, request: Request) -> Respon
     server.exchange(Api::Generate, request).await
 }
 
-/// Answers a request that is no exchange with an error, counted.
-fn refuse(server: &Server, route: &'static str, error: ProxyError) -> Response {
+/// Answers a request that is no exchange with an error, counted, in the shape of `api`.
+fn refuse(server: &Server, route: &'static str, api: Option<Api>, error: ProxyError) -> Response {
     server.metrics.request(route, error.status().as_u16());
     server.metrics.error(error.code(), error.source().as_str());
-    error.into_response().map(Body::from)
+    error.into_response_for(api).map(Body::from)
 }
 
 async fn not_found(State(server): State<Arc<Server>>) -> Response {
-    refuse(&server, "other", ProxyError::NotFound)
+    refuse(&server, "other", None, ProxyError::NotFound)
 }
 
 async fn method_not_allowed(State(server): State<Arc<Server>>) -> Response {
-    refuse(&server, "other", ProxyError::MethodNotAllowed)
+    refuse(&server, "other", None, ProxyError::MethodNotAllowed)
 }
 
 /// A JSON answer of the proxy's own.

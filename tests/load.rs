@@ -18,7 +18,7 @@ async fn all_at_once(mode: Mode) {
     let begun = Arc::new(tokio::sync::Barrier::new(STREAMS));
     let streams = (0..STREAMS).map(|n| {
         let prompt = format!("prompt number {n}, long enough to take more than a single block of tokens in the cache");
-        let sent = client.post(&url).body(completion(&prompt, 20, true).to_string());
+        let sent = client.post(&url).body(completion(&prompt, 20, n % 2 == 0).to_string());
         let begun = begun.clone();
         tokio::spawn(async move {
             let response = sent.send().await.unwrap();
@@ -26,7 +26,7 @@ async fn all_at_once(mode: Mode) {
             let answer = Answer::of(response).await;
             assert_eq!((answer.status, answer.whole), (200, true), "{}", answer.body);
             assert_eq!(answer.text(), expected_text(&json!(prompt), 20));
-            assert!(answer.body.ends_with("data: [DONE]\n\n"));
+            assert!(n % 2 == 1 || answer.body.ends_with("data: [DONE]\n\n"));
         })
     });
     for stream in streams.collect::<Vec<_>>() {
@@ -38,6 +38,16 @@ async fn all_at_once(mode: Mode) {
     }
     let done = world.proxy.metric("moriio_requests_total{route=\"completions\",status=\"200\"}").await;
     assert_eq!(done, STREAMS as f64);
+    assert_eq!(world.proxy.metric("moriio_exchanges_total{ended=\"complete\"}").await, STREAMS as f64);
+    for role in ["prefill", "decode"] {
+        let legs = |status: &str| format!("moriio_legs_total{{role=\"{role}\"{status}");
+        let good = world.engines().map(|e| format!(",engine=\"{}\",status=\"2xx\"", e.http_address()));
+        let mut sum = 0.0;
+        for engine in good {
+            sum += world.proxy.metric(&legs(&engine)).await;
+        }
+        assert_eq!((sum, world.proxy.metric(&legs("")).await), (STREAMS as f64, STREAMS as f64), "{role}");
+    }
     assert_eq!(world.proxy.metric("moriio_errors_total").await, 0.0);
     assert_eq!(world.proxy.metric("moriio_invariant_breaches_total").await, 0.0);
 }

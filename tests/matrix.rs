@@ -40,6 +40,10 @@ fn faults(mode: Mode, role: Role) -> Vec<(&'static str, FaultKind)> {
         (Role::Decode, _) => faults.extend([
             ("hangs after 3 tokens", FaultKind::HangAfterTokens { tokens: 3 }),
             ("cuts after 3 tokens", FaultKind::CutAfterTokens { tokens: 3, reset: false }),
+            ("tells a 503 after its 200", FaultKind::ErrorEvent { status: 503, tokens: 0 }),
+            ("tells a 400 after its 200", FaultKind::ErrorEvent { status: 400, tokens: 0 }),
+            ("tells a 500 after 3 tokens", FaultKind::ErrorEvent { status: 500, tokens: 3 }),
+            ("fails to load the KV", FaultKind::LoadFails),
         ]),
     }
     faults
@@ -53,10 +57,14 @@ fn seen(answer: &Answer) -> String {
         };
         return format!("{} {}: {code}", answer.status, answer.source());
     }
-    let error = answer.events().iter().find_map(|event| event["error"]["code"].as_str().map(str::to_owned));
+    if !answer.header("content-type").starts_with("text/event-stream") {
+        return if answer.whole { "200, complete".into() } else { "200, then broken off".into() };
+    }
+    let error = answer.events().into_iter().find_map(|event| event.get("error").cloned());
     match (error, answer.body.contains("[DONE]")) {
         (None, true) => "200, complete".into(),
-        (Some(code), false) => format!("200, then event {code}"),
+        (Some(error), false) => format!("200, then event {}", error["code"].as_str().unwrap()),
+        (Some(error), true) => format!("200, then decode's own event {}", error["code"]),
         other => panic!("{other:?}: {}", answer.body),
     }
 }
@@ -74,12 +82,32 @@ async fn counted(world: &World, role: &str) -> String {
     if found.is_empty() { "not sent".into() } else { found.join(", ") }
 }
 
+/// What a fault comes to.
+struct Outcome {
+    client: String,
+    rest: [String; 4],
+}
+
+/// Both forms of an answer in one row; where the rest differs it says so.
 async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> String {
+    let (streamed, whole) = tokio::join!(outcome(mode, role, fault.clone(), true), outcome(mode, role, fault, false));
+    let mode = if mode == Mode::Read { "READ" } else { "WRITE" };
+    let role = if role == Role::Prefill { "prefill" } else { "decode" };
+    let rest = streamed.rest.into_iter().zip(whole.rest).map(|(streamed, whole)| match streamed == whole {
+        true => streamed,
+        false => format!("{streamed}; whole: {whole}"),
+    });
+    let rest: Vec<String> = rest.collect();
+    format!("| {mode} | {role} {name} | {} | {} | {} |", streamed.client, whole.client, rest.join(" | "))
+}
+
+async fn outcome(mode: Mode, role: Role, fault: FaultKind, stream: bool) -> Outcome {
     let options = [
         (Key::Retries, "0"),
         (Key::ConnectTimeout, "500ms"),
         (Key::PrefillTimeout, "4s"),
         (Key::FirstByteTimeout, "1500ms"),
+        (Key::AnswerTimeout, "1500ms"),
         (Key::StreamIdleTimeout, "1s"),
         (Key::UnparkTimeout, "2s"),
         (Key::BreakerOpen, "30s"),
@@ -92,7 +120,7 @@ async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> St
         settings.prefill_delay = Duration::from_millis(1000);
     };
     let world = plan.start().await;
-    generate(&world.proxy, PROMPT, 6, true).await;
+    generate(&world.proxy, PROMPT, 6, stream).await;
     world.settle().await;
     let engine = if role == Role::Prefill { &world.prefill[0] } else { &world.decode[0] };
     if (mode, role) == (Mode::Write, Role::Prefill) {
@@ -100,7 +128,7 @@ async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> St
         engine.set_fault(Fault::always(FaultKind::Delay { milliseconds: 1000 }));
     }
     strike(engine, Fault::always(fault)).await;
-    let answer = post(&world.proxy, "/v1/completions", &completion(PROMPT, 6, true)).await;
+    let answer = post(&world.proxy, "/v1/completions", &completion(PROMPT, 6, stream)).await;
     let client = seen(&answer);
     let (prefill, decode) = until("both legs to be counted", || async {
         // The gauge falls after a leg was counted, so it is read first.
@@ -119,14 +147,8 @@ async fn row(mode: Mode, role: Role, name: &'static str, fault: FaultKind) -> St
         .find(|e| e["address"] == address)
         .map_or("closed", |e| e["circuit"].as_str().unwrap())
         .to_owned();
-    let (mode, role) = match (mode, role) {
-        (Mode::Read, Role::Prefill) => ("READ", "prefill"),
-        (Mode::Read, Role::Decode) => ("READ", "decode"),
-        (Mode::Write, Role::Prefill) => ("WRITE", "prefill"),
-        (Mode::Write, Role::Decode) => ("WRITE", "decode"),
-    };
     let freed = freed_by(&world).await;
-    format!("| {mode} | {role} {name} | {client} | {prefill} | {decode} | {circuit} | {freed} |")
+    Outcome { client, rest: [prefill, decode, circuit, freed] }
 }
 
 /// What freed the blocks that the fault had left behind.
@@ -151,8 +173,8 @@ async fn every_fault_on_either_leg() {
             rows.extend(faults(mode, role).into_iter().map(|(name, fault)| row(mode, role, name, fault)));
         }
     }
-    let rows: Vec<String> = futures::stream::iter(rows).buffered(12).collect().await;
-    let head = "| Mode | Fault | Client sees | Prefill leg | Decode leg | Circuit | Blocks freed by |\n|---|---|---|---|---|---|---|\n";
+    let rows: Vec<String> = futures::stream::iter(rows).buffered(6).collect().await;
+    let head = "| Mode | Fault | Client sees, streamed | In one piece | Prefill leg | Decode leg | Circuit | Blocks freed by |\n|---|---|---|---|---|---|---|---|\n";
     let table = format!("{head}{}\n", rows.join("\n"));
     println!("{table}");
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap_or_default();

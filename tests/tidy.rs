@@ -183,6 +183,11 @@ fn readme_has_the_fields() {
 }
 
 #[test]
+fn readme_has_what_proves_output() {
+    compare("output", &moriio_proxy::output::readme_table());
+}
+
+#[test]
 fn readme_has_the_releases() {
     compare("releases", &compat::readme_table());
 }

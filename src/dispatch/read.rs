@@ -6,14 +6,14 @@ use bytes::Bytes;
 use http::Response;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Attempt, Failure, Prefilling, ended};
+use super::{Attempt, Failure, Prefilling, committed, ended};
 use crate::account::Exchange;
 use crate::body::Segments;
 use crate::engine::Role;
 use crate::enrich::{self, Pair, ParamsError, PrefillParams};
 use crate::error::ProxyError;
 use crate::metrics::LegStatus;
-use crate::opening::{Opening, Step};
+use crate::opening::Opening;
 use crate::parked::{DecodeLeg, Keeper, Reading, Unread};
 use crate::policy::Picked;
 use crate::pool::{Seat, Verdict};
@@ -123,7 +123,7 @@ impl Attempt<'_> {
         let (sent, end) = (leg.sent.clone(), leg.seat.leg_end());
         held.lend(sent.clone());
         let keeper = &self.dispatcher.keeper;
-        let decode = Some(DecodeLeg::Sending(Box::pin(leg.decode())));
+        let decode = Some(DecodeLeg::Sending(Box::pin(leg.open())));
         let mut reader = Reader { decode, sent: sent.clone(), held, keeper };
         let connect = async {
             tokio::select! {
@@ -163,35 +163,6 @@ impl Attempt<'_> {
         let opening = result?;
         let since = sent.written_at().unwrap_or_else(std::time::Instant::now);
         Ok((opening, Reading::new(keeper, since, reader.held.take())))
-    }
-}
-
-/// Waits for a leg's commit and empties its slot. May be dropped and asked again; an empty slot never answers.
-async fn committed(slot: &mut Option<DecodeLeg>) -> Result<Opening, LegFailure> {
-    loop {
-        let result = match slot {
-            Some(DecodeLeg::Sending(head)) => match head.await {
-                Ok(opening) => {
-                    *slot = Some(DecodeLeg::Open(Box::new(opening)));
-                    continue;
-                }
-                Err(failure) => Err(failure),
-            },
-            Some(DecodeLeg::Open(opening)) => match opening.step().await {
-                Step::Waiting if !opening.is_full() => continue,
-                Step::Failed(failure) => {
-                    opening.seat.end(failure.status, failure.verdict);
-                    Err(failure)
-                }
-                Step::Ready | Step::Comment | Step::Waiting => Ok(()),
-            },
-            None => std::future::pending().await,
-        };
-        return match (result, slot.take()) {
-            (Ok(()), Some(DecodeLeg::Open(opening))) => Ok(*opening),
-            (Err(failure), _) => Err(failure),
-            (Ok(()), _) => std::future::pending().await,
-        };
     }
 }
 

@@ -113,7 +113,7 @@ impl Attempt<'_> {
         let mut held = prefilling.held.take();
         let leg = self.leg(decode_seat, None, decode_body);
         let (sent, end) = (leg.sent.clone(), leg.seat.leg_end());
-        let sending: DecodeFuture = Box::pin(leg.decode());
+        let sending: DecodeFuture = Box::pin(leg.open());
         // From here on decode may accept: what happens to prefill's blocks depends on its answer.
         held.let_go();
         let transfer_id = self.ids.transfer_id.clone();

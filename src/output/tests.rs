@@ -59,7 +59,8 @@ fn what_proves_what() {
     check(Api::Messages, start, Begun, None);
     check(Api::Messages, &format!("{start}event: content_block_start\ndata: {{}}\n\n"), Output, None);
     check(Api::Messages, "event: message_stop\ndata: {}\n\n", Ended, None);
-    let error = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"m\"}}\n\n";
+    let error =
+        "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"m\"}}\n\n";
     check(Api::Messages, &format!("{start}{error}"), Begun, Some(503));
     check(Api::Messages, &error.replace("overloaded_error", "internal_error"), Waiting, Some(500));
 }

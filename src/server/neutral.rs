@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{Server, access, refuse};
+use crate::api::Api;
 use crate::body::Body as Json;
 use crate::engine::Role;
 use crate::error::ProxyError;
@@ -43,7 +44,9 @@ struct Named<'a> {
 pub(super) async fn pass(State(server): State<Arc<Server>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
-    answer(&server, forward(&server, &head, body, &path).await.map(|(_, response)| response.map(Body::from)))
+    // Whoever counts for Anthropic's API reads errors in its shape.
+    let api = path.starts_with(Api::Messages.path()).then_some(Api::Messages);
+    answer(&server, api, forward(&server, &head, body, &path).await.map(|(_, response)| response.map(Body::from)))
 }
 
 /// One model, from the list: engines have no route for it.
@@ -68,17 +71,17 @@ pub(super) async fn model(
         },
         Err(error) => Err(error),
     };
-    answer(&server, found)
+    answer(&server, None, found)
 }
 
 /// Counts what a client is told.
-fn answer(server: &Server, result: Result<Response, ProxyError>) -> Response {
+fn answer(server: &Server, api: Option<Api>, result: Result<Response, ProxyError>) -> Response {
     match result {
         Ok(response) => {
             server.metrics.request("neutral", response.status().as_u16());
             response
         }
-        Err(error) => refuse(server, "neutral", error),
+        Err(error) => refuse(server, "neutral", api, error),
     }
 }
 

@@ -241,7 +241,8 @@ impl Answer {
                 role + &chat(&format!("\"content\":\"{piece}\""), &reason)
             }
             Surface::Responses => {
-                let item = json!({"type": "message", "id": format!("msg_{id}"), "status": "in_progress", "content": []});
+                let item =
+                    json!({"type": "message", "id": format!("msg_{id}"), "status": "in_progress", "content": []});
                 let added = json!({
                     "type": "response.output_item.added", "sequence_number": 2, "output_index": 0, "item": item,
                 });

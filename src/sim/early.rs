@@ -33,12 +33,8 @@ struct Wording {
 
 /// Answers a streamed leg: its head at once, the rest as it comes.
 pub(crate) fn answer(leg: Leg) -> Response<Body> {
-    let wording = Wording {
-        core: leg.core.clone(),
-        link: leg.link.clone(),
-        ask: leg.ask.clone(),
-        id: leg.ask.internal_id(),
-    };
+    let wording =
+        Wording { core: leg.core.clone(), link: leg.link.clone(), ask: leg.ask.clone(), id: leg.ask.internal_id() };
     let refused = leg.faults.error_event;
     let events = stream::iter(wording.preamble()).chain(work(wording.clone(), leg, refused));
     let events = match wording.keep_alive() {

@@ -7,16 +7,16 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use moriio_proxy::account::Exchange;
+use moriio_proxy::api::Api;
 use moriio_proxy::dialect::{self, Message};
 use moriio_proxy::engine::Mode;
 use moriio_proxy::guard::gate::{GREETING, Gate, Output};
 use moriio_proxy::guard::identity::Identity;
 use moriio_proxy::health::BreakerLimits;
 use moriio_proxy::metrics::Metrics;
+use moriio_proxy::opening::Opening;
 use moriio_proxy::policy::{PickRules, Selector};
 use moriio_proxy::pool::{Engine, Pool, State, Vitals};
-use moriio_proxy::api::Api;
-use moriio_proxy::opening::Opening;
 use moriio_proxy::relay::{Open, Relay, RelayLimits};
 use tokio_util::sync::CancellationToken;
 
