@@ -90,13 +90,13 @@ impl Opening {
 
     /// What is known now; nothing if nothing is new.
     fn judge(&mut self, comments: u32) -> Option<Step> {
+        if let Some(error) = self.scanner.take_early_error() {
+            return Some(Step::Failed(self.told(error)));
+        }
         match self.scanner.stage() {
             Stage::Output | Stage::Ended => return Some(Step::Ready),
             Stage::Begun => self.begun = self.begun.or_else(|| Some(Instant::now())),
             Stage::Waiting => {}
-        }
-        if let Some(error) = self.scanner.take_error() {
-            return Some(Step::Failed(self.told(error)));
         }
         (self.scanner.comments() > comments).then_some(Step::Comment)
     }

@@ -97,6 +97,8 @@ pub struct EventError {
     pub status: StatusCode,
     /// The error as JSON text, in the API's own shape.
     pub body: Bytes,
+    /// How far the answer was before: what follows, the end marker above all, proves nothing of the work.
+    pub after: Stage,
 }
 
 /// What a line's event is called.
@@ -167,6 +169,11 @@ impl Scanner {
     /// The error that came since the last call.
     pub fn take_error(&mut self) -> Option<EventError> {
         self.error.take()
+    }
+
+    /// The same, if it came in place of any output.
+    pub fn take_early_error(&mut self) -> Option<EventError> {
+        self.error.take_if(|error| error.after < Stage::Output)
     }
 
     /// Reads the next part. Says whether it has anything but comments and blank lines, which are no sign of work.
@@ -257,7 +264,7 @@ impl Scanner {
             (Events::Named { .. }, Some(data), _) => {
                 let name = self.name;
                 match name {
-                    Name::Error => self.error = Some(named_error(data)),
+                    Name::Error => self.tell(named_status(data), data),
                     Name::None if self.is_error(data) => {}
                     Name::Waiting => {}
                     Name::Report => self.reached(Stage::Begun),
@@ -266,6 +273,12 @@ impl Scanner {
             }
             _ => {}
         }
+    }
+
+    /// Keeps an error; the first one counts.
+    fn tell(&mut self, status: Option<StatusCode>, data: &[u8]) {
+        let (status, body, after) = (refusing(status), Bytes::copy_from_slice(data), self.stage);
+        self.error.get_or_insert(EventError { status, body, after });
     }
 
     fn reached(&mut self, stage: Stage) {
@@ -287,7 +300,7 @@ impl Scanner {
         }
         let code = error["code"].as_u64().or_else(|| error["code"].as_str()?.parse().ok());
         let status = code.and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
-        self.error = Some(EventError { status: refusing(status), body: Bytes::copy_from_slice(data) });
+        self.tell(status, data);
         true
     }
 }
@@ -304,7 +317,7 @@ fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// Anthropic's types as statuses (protocol-2, 1); up to 0.32.0 every one is `internal_error`.
-fn named_error(data: &[u8]) -> EventError {
+fn named_status(data: &[u8]) -> Option<StatusCode> {
     let value = serde_json::from_slice::<Value>(data).unwrap_or_default();
     let error = if value["error"].is_object() { &value["error"] } else { &value };
     let status = match error["type"].as_str().unwrap_or_default() {
@@ -317,7 +330,7 @@ fn named_error(data: &[u8]) -> EventError {
         "overloaded_error" => 503,
         _ => 500,
     };
-    EventError { status: refusing(StatusCode::from_u16(status).ok()), body: Bytes::copy_from_slice(data) }
+    StatusCode::from_u16(status).ok()
 }
 
 /// A stream's text without its whole comments, each with the blank line that ends it.

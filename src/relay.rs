@@ -138,7 +138,7 @@ impl Relay {
             open.opening.seat.engine.vitals.metrics.answered(self.limits.from.elapsed());
         }
         if let Some(error) = open.opening.scanner.take_error() {
-            self.told(error, stage);
+            self.told(error);
         } else if stage >= Stage::Output {
             open.unread = None;
         }
@@ -148,14 +148,15 @@ impl Relay {
     }
 
     /// The engine has told the client an error itself.
-    fn told(&mut self, error: EventError, stage: Stage) {
+    fn told(&mut self, error: EventError) {
         let Some(open) = &mut self.open else { return };
+        let early = error.after < Stage::Output;
         let failure = open.opening.told(error);
         open.opening.seat.end(failure.status, failure.verdict);
         self.exchange.failed(&failure.error);
         self.ended = true;
         // Its own clean-up does not run once a head was sent, so nobody has told prefill.
-        if let (Some(unread), true) = (open.unread.take(), stage < Stage::Output) {
+        if let (Some(unread), true) = (open.unread.take(), early) {
             unread.refused();
         }
     }

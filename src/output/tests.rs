@@ -10,11 +10,10 @@ const PROGRESS: &str = "event: response.in_progress\ndata: {\"type\":\"response.
 fn check(api: Api, text: &str, stage: Stage, error: Option<u16>) {
     for size in 1..=text.len().max(1) {
         let mut scanner = Scanner::new(api, true);
-        let mut told = None;
         for part in text.as_bytes().chunks(size) {
             scanner.feed(part);
-            told = scanner.take_error().or(told);
         }
+        let told = scanner.take_error();
         let got = (scanner.stage(), told.map(|error| error.status.as_u16()));
         assert_eq!(got, (stage, error), "{api:?} in parts of {size}: {text}");
     }
