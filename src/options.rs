@@ -153,7 +153,7 @@ table! {
         OpenaiApiKey "" "OPENAI_API_KEY" Secret("KEY") = "":
             "Key engines are given when --api-key is set, or a client sent no credential";
         CorsAllowOrigin "cors-allow-origin" "PROXY_CORS_ALLOW_ORIGIN" List("ORIGINS") = "":
-            "Origins whose pages may call from a browser, such as https://chat.example, or `*`; none when unset";
+            "Origins whose pages may call from a browser, such as `https://chat.example`, or `*`; none when unset";
         HealthWaitsForPair "health-waits-for-pair" "PROXY_HEALTH_WAITS_FOR_PAIR" Switch = "false":
             "Answer /health with 503 until a prefill and a decode engine have once been ready together";
     }
