@@ -69,7 +69,7 @@ impl Bonds {
         if let Some(decode) = decode.filter(|decode| fit(decode)) {
             return Partner::One(decode.incarnation);
         }
-        let Some(chosen) = self.choose(pool, fit) else {
+        let Some(chosen) = self.choose(pool, prefill, fit) else {
             return decode.map_or(Partner::Any, |decode| Partner::One(decode.incarnation));
         };
         if decode.is_some() && !self.is_idle(prefill) {
@@ -79,10 +79,14 @@ impl Bonds {
         Partner::One(chosen.incarnation)
     }
 
-    /// The fit decode engine with the fewest prefill engines bound to it; of several the one that registered first.
-    fn choose<'a>(&self, pool: &'a Pool, fit: impl Fn(&Engine) -> bool) -> Option<&'a Arc<Engine>> {
+    /// The fit decode engine with the fewest prefill engines bound to it; of several the one that the turn pairs it with
+    /// first, so that prefill engines which need not be bound do not all meet the same one.
+    fn choose<'a>(&self, pool: &'a Pool, prefill: &Engine, fit: impl Fn(&Engine) -> bool) -> Option<&'a Arc<Engine>> {
         let load = self.load(pool);
-        let ready = pool.decode_slots.iter().map(|at| &pool.decode[*at]).filter(|decode| fit(decode));
+        let place = pool.prefill.iter().position(|other| other.incarnation == prefill.incarnation).unwrap_or(0);
+        let count = pool.decode_slots.len().max(1);
+        let (before, from) = pool.decode_slots.split_at(place % count);
+        let ready = from.iter().chain(before).map(|at| &pool.decode[*at]).filter(|decode| fit(decode));
         ready.min_by_key(|decode| load.get(&decode.incarnation).copied().unwrap_or(0))
     }
 
@@ -100,19 +104,26 @@ impl Bonds {
         tracing::info!(prefill = %prefill.name, decode = %decode.name, "prefill engine is bound to one decode engine, as its release needs it in WRITE");
     }
 
-    /// Moves prefill engines to decode engines that came later, where that spreads them more evenly and nothing is in flight.
+    /// Moves prefill engines to decode engines that came later, where nothing is in flight and that spreads them more evenly,
+    /// or as evenly and as [`Bonds::choose`] would have it. Each move brings both nearer, so that moving ends.
     pub fn spread(&mut self, pool: &Pool, mode: Mode, fit: impl Fn(&Engine, &Engine) -> bool) {
         let mut load = self.load(pool);
-        let ready = || pool.decode_slots.iter().map(|at| &pool.decode[*at]);
-        for prefill in pool.prefill.iter().filter(|prefill| binds(prefill, mode)) {
+        let ready: Vec<_> = pool.decode_slots.iter().map(|at| &pool.decode[*at]).collect();
+        for (place, prefill) in pool.prefill.iter().enumerate().filter(|(_, prefill)| binds(prefill, mode)) {
             let of = |decode: &Engine| load.get(&decode.incarnation).copied().unwrap_or(0);
-            let Some(before) = ready().find(|decode| self.of(prefill) == Some(decode.incarnation)) else { continue };
-            let fewest = ready().min_by_key(|decode| of(decode)).map_or(0, |decode| of(decode));
-            if of(before) < fewest + 2 || !self.is_idle(prefill) {
+            let Some(before) = ready.iter().find(|decode| self.of(prefill) == Some(decode.incarnation)) else {
+                continue;
+            };
+            let home = ready[place % ready.len()];
+            let fewest = ready.iter().map(|decode| of(decode)).min().unwrap_or(0);
+            if (of(before) < fewest + 2 && of(home) >= of(before)) || !self.is_idle(prefill) {
                 continue;
             }
-            let better = ready().filter(|decode| of(decode) + 1 < of(before) && fit(prefill, decode));
-            let Some(chosen) = better.min_by_key(|decode| of(decode)) else { continue };
+            let is_home = |decode: &Engine| decode.incarnation == home.incarnation;
+            let better =
+                |decode: &Engine| of(decode) + usize::from(!is_home(decode)) < of(before) && fit(prefill, decode);
+            let better = ready.iter().filter(|decode| better(decode));
+            let Some(chosen) = better.min_by_key(|decode| (of(decode), !is_home(decode))) else { continue };
             *load.entry(before.incarnation).or_default() -= 1;
             *load.entry(chosen.incarnation).or_default() += 1;
             self.bind(prefill, chosen);
