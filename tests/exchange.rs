@@ -3,6 +3,7 @@
 mod bodies;
 mod browsers;
 mod credentials;
+mod ends;
 mod fields;
 mod legs;
 mod order;

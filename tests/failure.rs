@@ -1,6 +1,7 @@
 //! Exchanges that go wrong: who is told what, by whose fault, and that no engine keeps anything of them.
 
 mod decode;
+mod events;
 mod prefill;
 mod race;
 mod retry;

@@ -19,7 +19,7 @@ pub(crate) fn fields(ask: &Ask, facts: Facts, note: &dyn Fn(String)) {
             break;
         }
     }
-    if !facts.prefill && ask.has_prompt_side() {
+    if !facts.prefill && ask.recomputes() {
         note("output of the prompt's side asked of decode".into());
     }
     if ask.surface == Surface::Responses {

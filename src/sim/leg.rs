@@ -68,7 +68,7 @@ impl Leg {
         core.thawed().await;
         match plan {
             Plan::Plain => self.plain(rank).await,
-            Plan::Decode { transfer, peer, .. } if self.ask.has_prompt_side() && core.minor >= 31 => {
+            Plan::Decode { transfer, peer, .. } if self.ask.recomputes() && core.minor >= 31 => {
                 self.recompute(rank, &transfer, &peer).await
             }
             Plan::Prefill { transfer, peer } => self.prefill(rank, &transfer, peer).await,

@@ -18,9 +18,15 @@ impl Ask {
         match self.surface {
             Surface::Completions => some("prompt_logprobs") || (echo && some("logprobs")),
             Surface::Chat => some("prompt_logprobs") || echo,
-            Surface::Generate => some("prompt_logprobs"),
+            Surface::Generate => some("prompt_logprobs") || some("prompt_logprob_token_ids"),
             Surface::Responses | Surface::Messages => false,
         }
+    }
+
+    /// Whether decode computes the whole prompt itself, and loads nothing.
+    pub(crate) fn recomputes(&self) -> bool {
+        let skips = self.limits().get("skip_reading_prefix_cache") == Some(&Value::Bool(true));
+        self.has_prompt_side() || (self.surface == Surface::Generate && skips)
     }
 
     /// Whether prefill may be asked this without a pair: its own answer is all of the answer.
