@@ -58,12 +58,8 @@ pub(super) fn judge(field: &Field, home: &Body, findings: &mut Findings) -> Resu
             Some(number) if number > 0 && text.starts_with(b"-") => findings.needs.push(cut(param)),
             Some(_) => {}
         },
-        Refuse::CutUnless(word) => {
-            if !serde_json::from_slice::<String>(text).is_ok_and(|text| text == word) {
-                findings.needs.push(cut(param));
-            }
-        }
-        Refuse::ForcedTool(since) if text.starts_with(b"{") || is_required(text) => {
+        Refuse::CutUnless(word) if !is_word(text, word) => findings.needs.push(cut(param)),
+        Refuse::ForcedTool(since) if text.starts_with(b"{") || is_word(text, "required") => {
             findings.needs.push(Need { param, since, unlimited: since });
         }
         _ => {}
@@ -114,8 +110,8 @@ pub fn whole_number(text: &[u8]) -> Option<u64> {
     ((0.0..=EXACT).contains(&number) && number.fract() == 0.0).then_some(number as u64)
 }
 
-fn is_required(text: &[u8]) -> bool {
-    serde_json::from_slice::<String>(text).is_ok_and(|text| text == "required")
+fn is_word(text: &[u8], word: &str) -> bool {
+    serde_json::from_slice::<String>(text).is_ok_and(|text| text == word)
 }
 
 /// Whether a messages request forces one tool by name.
