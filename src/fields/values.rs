@@ -17,59 +17,49 @@ const ONE_CUT_BESIDE_A_LIMIT: Release = Release::new(0, 32, 0);
 /// Tools that run inside the server: several generations a request, each with the same transfer params.
 const SERVER_TOOLS: [&str; 4] = ["web_search", "code_interpreter", "container", "mcp"];
 
-/// Applies one row to the object that the field stands in.
+/// Applies one row to the object that the field stands in. What is absent or `null` passes every rule.
 pub(super) fn judge(field: &Field, home: &Body, findings: &mut Findings) -> Result<(), ProxyError> {
+    let Some(text) = home.get_some(field.name).filter(|_| field.refuse != Refuse::Nothing) else {
+        return Ok(());
+    };
     let param = field.param();
-    let text = home.get_some(field.name);
     match field.refuse {
-        Refuse::Nothing => return Ok(()),
         Refuse::NoBoolean => drop(flag(home, field.name, &param)?),
         Refuse::True(message) if flag(home, field.name, &param)? => return Err(refused(&param, message)),
-        Refuse::Any(message) if text.is_some() => return Err(refused(&param, message)),
-        Refuse::NotOne if text.is_some_and(|text| whole_number(text) != Some(1)) => {
+        Refuse::Any(message) => return Err(refused(&param, message)),
+        Refuse::NotOne if whole_number(text) != Some(1) => {
             return Err(refused(&param, "must be 1: a pair of engines makes one choice a request"));
         }
         Refuse::Below(least) => at_least(text, &param, least)?,
         Refuse::LimitBesideEcho => {
-            let none = text.and_then(whole_number) == Some(0) && flag(home, "echo", "echo")?;
+            let none = whole_number(text) == Some(0) && flag(home, "echo", "echo")?;
             at_least(text, &param, u64::from(!none))?;
             if none {
                 findings.side.get_or_insert(PromptSide { param });
             }
         }
-        Refuse::Several if text.is_some_and(has_several) => {
+        Refuse::Several | Refuse::BesidePrompt if has_several(text) => {
             return Err(refused(&param, "must be a single prompt: send one request a prompt"));
         }
-        Refuse::BesidePrompt if text.is_some_and(has_several) => {
-            return Err(refused(&param, "must be a single prompt: send one request a prompt"));
-        }
-        Refuse::BesidePrompt if text.is_some() && home.get_some("prompt").is_some() => {
+        Refuse::BesidePrompt if home.get_some("prompt").is_some() => {
             return Err(refused(&param, "beside prompt makes two prompts: send one request a prompt"));
         }
         Refuse::ServerTools => server_tools(text, &param)?,
         // Zero asks for the logprobs of the tokens themselves, and engines take `false` for it.
-        Refuse::PromptSide if text.is_some() => findings.side = Some(PromptSide { param }),
+        Refuse::PromptSide => findings.side = Some(PromptSide { param }),
         Refuse::PromptSideEcho(other) => {
             let asked = other.is_none_or(|other| home.get_some(other).is_some());
             if flag(home, field.name, &param)? && asked {
                 findings.side = Some(PromptSide { param });
             }
         }
-        Refuse::CutBelowZero => {
-            let Some(text) = text else { return Ok(()) };
-            match whole_number(text.strip_prefix(b"-").unwrap_or(text)) {
-                None => return Err(refused(&param, "must be an integer")),
-                Some(number) if number > 0 && text.starts_with(b"-") => findings.needs.push(cut(param)),
-                Some(_) => {}
-            }
-        }
-        Refuse::CutUnless(word) => {
-            let same = |text: &[u8]| serde_json::from_slice::<String>(text).is_ok_and(|text| text == word);
-            if text.is_some_and(|text| !same(text)) {
-                findings.needs.push(cut(param));
-            }
-        }
-        Refuse::ForcedTool(since) if text.is_some_and(|text| text.starts_with(b"{") || is_required(text)) => {
+        Refuse::CutBelowZero => match whole_number(text.strip_prefix(b"-").unwrap_or(text)) {
+            None => return Err(refused(&param, "must be an integer")),
+            Some(number) if number > 0 && text.starts_with(b"-") => findings.needs.push(cut(param)),
+            Some(_) => {}
+        },
+        Refuse::CutUnless(word) if !is_word(text, word) => findings.needs.push(cut(param)),
+        Refuse::ForcedTool(since) if text.starts_with(b"{") || is_word(text, "required") => {
             findings.needs.push(Need { param, since, unlimited: since });
         }
         _ => {}
@@ -97,8 +87,8 @@ pub fn flag(body: &Body, key: &str, param: &str) -> Result<bool, ProxyError> {
     }
 }
 
-fn at_least(text: Option<&[u8]>, param: &str, least: u64) -> Result<(), ProxyError> {
-    let fits = text.is_none_or(|text| whole_number(text).is_some_and(|number| number >= least));
+fn at_least(text: &[u8], param: &str, least: u64) -> Result<(), ProxyError> {
+    let fits = whole_number(text).is_some_and(|number| number >= least);
     match (fits, least) {
         (true, _) => Ok(()),
         (false, 0) => Err(refused(param, "must be a non-negative integer")),
@@ -120,8 +110,8 @@ pub fn whole_number(text: &[u8]) -> Option<u64> {
     ((0.0..=EXACT).contains(&number) && number.fract() == 0.0).then_some(number as u64)
 }
 
-fn is_required(text: &[u8]) -> bool {
-    serde_json::from_slice::<String>(text).is_ok_and(|text| text == "required")
+fn is_word(text: &[u8], word: &str) -> bool {
+    serde_json::from_slice::<String>(text).is_ok_and(|text| text == word)
 }
 
 /// Whether a messages request forces one tool by name.
@@ -129,8 +119,7 @@ pub fn forces_one_tool(text: &[u8]) -> bool {
     serde_json::from_slice::<Value>(text).is_ok_and(|choice| choice["type"] == "tool")
 }
 
-fn server_tools(text: Option<&[u8]>, param: &str) -> Result<(), ProxyError> {
-    let Some(text) = text else { return Ok(()) };
+fn server_tools(text: &[u8], param: &str) -> Result<(), ProxyError> {
     let tools: Vec<Value> = serde_json::from_slice(text).map_err(|_| refused(param, "must be a list of objects"))?;
     let kinds: Vec<&str> = tools.iter().filter_map(|tool| tool["type"].as_str()).collect();
     match SERVER_TOOLS.iter().find(|name| kinds.iter().any(|kind| kind.starts_with(**name))) {

@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 
 use super::{Engine, Legs, Mode, PROMPT, Pair, soon, text, until};
 
+/// How a leg is spoilt, and what the engine says of it.
+type Spoilt = (fn(&mut Legs), &'static str);
 const BOTH: [Mode; 2] = [Mode::Read, Mode::Write];
 
 fn said(engine: &Engine, what: &str) -> bool {
@@ -180,7 +182,7 @@ async fn responses_take_their_id_from_the_body_and_have_no_min_tokens() {
         assert_eq!(decode.1["output"][0]["content"][0]["text"], text(3));
         pair.clean().await;
     }
-    let changes: [(fn(&mut Legs), &str); 7] = [
+    let changes: [Spoilt; 7] = [
         (|legs| legs.prefill["ignore_eos"] = json!(false), "stop token"),
         (|legs| legs.prefill["stop_token_ids"] = json!([7]), "stop token"),
         (|legs| _ = legs.prefill.as_object_mut().unwrap().shift_remove("store"), "stored"),
