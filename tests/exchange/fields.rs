@@ -76,7 +76,7 @@ fn choices(api: Api) -> Vec<(&'static str, Vec<Value>)> {
 /// A random body of an API and the number of tokens it asks for.
 fn draw(random: &mut Random, api: Api) -> (Value, usize) {
     let words = format!("some words that fill blocks, more than one of them, and a number: {}", random.next());
-    let tokens = 2 + random.below(5);
+    let tokens = 1 + random.below(5);
     let mut body = match api {
         Api::Completions => json!({"prompt": words, "max_tokens": tokens}),
         Api::Chat | Api::Messages => json!({"messages": [{"role": "user", "content": words}], "max_tokens": tokens}),
