@@ -142,12 +142,12 @@ async fn ended<F: Future + Unpin>(slot: &mut Option<F>) -> F::Output {
 }
 
 /// Waits for a leg's commit and empties its slot. May be dropped and asked again; an empty slot never answers.
-async fn committed(slot: &mut Option<DecodeLeg>) -> Result<Opening, LegFailure> {
+async fn committed(slot: &mut Option<DecodeLeg>) -> Result<Box<Opening>, LegFailure> {
     loop {
         let result = match slot {
             Some(DecodeLeg::Sending(head)) => match head.await {
                 Ok(opening) => {
-                    *slot = Some(DecodeLeg::Open(Box::new(opening)));
+                    *slot = Some(DecodeLeg::Open(opening));
                     continue;
                 }
                 Err(failure) => Err(failure),
@@ -163,7 +163,7 @@ async fn committed(slot: &mut Option<DecodeLeg>) -> Result<Opening, LegFailure> 
             None => std::future::pending().await,
         };
         return match (result, slot.take()) {
-            (Ok(()), Some(DecodeLeg::Open(opening))) => Ok(*opening),
+            (Ok(()), Some(DecodeLeg::Open(opening))) => Ok(opening),
             (Err(failure), _) => Err(failure),
             (Ok(()), _) => std::future::pending().await,
         };
@@ -208,10 +208,10 @@ impl Leg {
     }
 
     /// A leg whose answer is relayed, to the head of that.
-    async fn open(self) -> Result<Opening, LegFailure> {
+    async fn open(self) -> Result<Box<Opening>, LegFailure> {
         let engine = self.seat.engine.clone();
         match self.upstream.send(&engine, self.api.path(), self.headers, self.body, self.sent).await {
-            Ok(response) => Ok(Opening::new(response, self.seat, self.api)),
+            Ok(response) => Ok(Box::new(Opening::new(response, self.seat, self.api))),
             Err(failure) => {
                 self.seat.end(failure.status, failure.verdict);
                 Err(failure)

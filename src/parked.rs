@@ -46,7 +46,7 @@ const TAKEN_UP: Duration = Duration::from_secs(1);
 const SURELY_TAKEN_UP: Duration = Duration::from_secs(5);
 
 /// Decode's leg to its head.
-pub type DecodeFuture = Pin<Box<dyn Future<Output = Result<Opening, LegFailure>> + Send>>;
+pub type DecodeFuture = Pin<Box<dyn Future<Output = Result<Box<Opening>, LegFailure>> + Send>>;
 
 /// How far decode is.
 pub enum DecodeLeg {
@@ -117,10 +117,10 @@ impl Unread {
     }
 
     /// The client left after the head: decode's leg goes on as long as it must.
-    pub fn outlive(self, opening: Opening, contact: Option<Contact>) {
+    pub fn outlive(self, opening: Box<Opening>, contact: Option<Contact>) {
         match self {
-            Unread::Parked(parked) => parked.drain(DecodeLeg::Open(Box::new(opening)), contact),
-            Unread::Reading(reading) => reading.keep(DecodeLeg::Open(Box::new(opening))),
+            Unread::Parked(parked) => parked.drain(DecodeLeg::Open(opening), contact),
+            Unread::Reading(reading) => reading.keep(DecodeLeg::Open(opening)),
         }
     }
 }
@@ -362,7 +362,7 @@ async fn first_byte(decode: DecodeLeg) -> Woken {
     let mut opening = match decode {
         DecodeLeg::Open(opening) => opening,
         DecodeLeg::Sending(head) => match head.await {
-            Ok(opening) => Box::new(opening),
+            Ok(opening) => opening,
             Err(failure) if failure.error.is_refusal() => return Woken::Refused,
             Err(_) => return Woken::Broken,
         },

@@ -44,7 +44,7 @@ pub struct RelayLimits {
 /// An engine's answer, as the exchange has it when its head goes to the client.
 pub struct Open {
     /// The answer.
-    pub opening: Opening,
+    pub opening: Box<Opening>,
     /// The pair's meeting, where there is a pair.
     pub contact: Option<Contact>,
     /// What is owed to the leg as long as it has given no output.

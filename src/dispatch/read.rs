@@ -118,7 +118,7 @@ impl Attempt<'_> {
         held: &mut Held,
         deadline: Instant,
         limits: &RelayLimits,
-    ) -> Result<(Opening, Reading), LegFailure> {
+    ) -> Result<(Box<Opening>, Reading), LegFailure> {
         let leg = self.leg(seat, None, body);
         let (sent, end) = (leg.sent.clone(), leg.seat.leg_end());
         held.lend(sent.clone());

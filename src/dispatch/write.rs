@@ -61,7 +61,7 @@ impl Rest {
 /// What happened first.
 enum Event {
     Prefill(Result<Bytes, LegFailure>),
-    Head(Result<Opening, LegFailure>),
+    Head(Result<Box<Opening>, LegFailure>),
     /// A part of decode's answer.
     Step(Step),
 }
@@ -170,7 +170,7 @@ impl Attempt<'_> {
                     }
                     return Err(failure.into());
                 }
-                Event::Head(Ok(opening)) => legs.decode = Some(Decode::Open(Box::new(opening))),
+                Event::Head(Ok(opening)) => legs.decode = Some(Decode::Open(opening)),
                 Event::Head(Err(failure)) => return Err(legs.decode_failed(failure).into()),
                 Event::Step(Step::Ready) => return legs.open(self.request.api, exchange, limits),
                 // Before prefill's success neither a comment nor a preamble proves anything.
@@ -265,7 +265,7 @@ impl Legs<'_> {
         };
         let (parked, contact) = rest.parked(self.dispatcher.keeper.clone(), prefill);
         let unread = Some(Unread::Parked(Box::new(parked)));
-        self.dispatcher.answer(Open { opening: *opening, contact: Some(contact), unread }, api, exchange, limits)
+        self.dispatcher.answer(Open { opening, contact: Some(contact), unread }, api, exchange, limits)
     }
 }
 

@@ -88,7 +88,7 @@ fn relay(selector: &Arc<Selector>, pool: &Pool, metrics: &Arc<Metrics>, pieces: 
     let parts = futures::stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
     let body = reqwest::Body::wrap_stream(parts.chain(futures::stream::pending()));
     let response = http::Response::builder().header("content-type", "text/event-stream").body(body).unwrap();
-    let opening = Opening::new(response, picked.decode, Api::Completions);
+    let opening = Box::new(Opening::new(response, picked.decode, Api::Completions));
     let open = Open { opening, contact: Some(picked.contact), unread: None };
     let limits = RelayLimits {
         first_byte: (Duration::from_secs(60), "first byte", ""),
