@@ -7,7 +7,8 @@
 Needs Python 3.9 and nothing else. Every engine's /metrics must be reachable. Nothing else may use the engines meanwhile:
 what they hold is read from their own gauges. Prints a table and exits with the number of failed checks.
 
-  equal      the same text, usage and finish reason as the undivided engine, for completions and chat, streamed and not
+  equal      the same text, usage and finish reason as the undivided engine, for completions, chat, responses and messages,
+             streamed and not
   orphans    clients that leave at every moment, requests that both engines or decode alone refuse: afterwards no engine
              holds a KV block or a request that it did not hold before
   refusals   legs that fail on one side, by the relays of tests/verify/between.py; with --refusals
