@@ -7,9 +7,13 @@
 Needs Python 3.9 and nothing else. Every engine's /metrics must be reachable. Nothing else may use the engines meanwhile:
 what they hold is read from their own gauges. Prints a table and exits with the number of failed checks.
 
-  equal      the same text, usage and finish reason as the undivided engine, for completions and chat, streamed and not
+  equal      the same text, usage and finish reason as the undivided engine, for completions, chat, responses and messages,
+             streamed and not
   orphans    clients that leave at every moment, requests that both engines or decode alone refuse: afterwards no engine
              holds a KV block or a request that it did not hold before
+  fields     every field that the engines list for every API, one at a time, with ordinary and odd values, whole and
+             streamed: the same text as the undivided engine's, or an error that names the field, and no engine that ends,
+             goes deaf or keeps anything; --values 0 tries all values. With both --restart options it goes on after a harm
   refusals   legs that fail on one side, by the relays of tests/verify/between.py; with --refusals
   restarts   engines killed and started again under load; with --restart-prefill and --restart-decode, shell commands
              that return when the engine was started (it need not serve yet)
@@ -21,7 +25,9 @@ import json
 import sys
 import time
 
+import apis
 import equal
+import fields
 import orphans
 import refusals
 import restarts
@@ -43,6 +49,8 @@ class World:
         self.count, self.concurrency, self.seed = options.count, options.concurrency, options.seed
         self.budget, self.settle = options.decode_token_budget, options.settle
         self.limit, self.start_limit = options.limit, options.start_limit
+        self.fields, self.values = tuple(options.field or ()), options.values
+        self.field_limit = options.field_limit
         self.commands = {"prefill": options.restart_prefill, "decode": options.restart_decode}
         self.commands = {role: command for role, command in self.commands.items() if command}
         self.relays = {}
@@ -64,6 +72,8 @@ def plan(world):
     yield "orphans, mid-stream", orphans.leave_the_stream
     yield "orphans, refused by both", orphans.refused_by_both
     yield "orphans, refused by decode", orphans.refused_by_decode
+    for api in apis.ALL:
+        yield f"fields, {api.name}", functools.partial(fields.of_api, api=api)
     if world.relays:
         for role, action, after in HELD:
             check = functools.partial(orphans.leave_while_held, role=role, action=action, after=after)
@@ -93,6 +103,9 @@ def arguments():
     parser.add_argument("--settle", type=float, default=5, help="seconds until nothing may be held (5)")
     parser.add_argument("--limit", type=float, default=120, help="seconds after which a request counts as hung (120)")
     parser.add_argument("--start-limit", type=float, default=900, help="seconds for an engine to come back (900)")
+    parser.add_argument("--field", action="append", metavar="NAME", help="fields only: those whose name begins so; may be repeated")
+    parser.add_argument("--values", type=int, default=3, help="fields: values of each field (3), 0 for all")
+    parser.add_argument("--field-limit", type=float, default=30, help="fields: seconds after which a request counts as hung (30)")
     parser.add_argument("--only", help="checks whose name begins so, separated by semicolons")
     parser.add_argument(
         "--nudge", choices=["proxy", "engine"], default="proxy",

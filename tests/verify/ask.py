@@ -1,4 +1,4 @@
-"""One request to a server that speaks the OpenAI API, and what came back."""
+"""One request to a server that speaks OpenAI's and Anthropic's APIs, and what came back."""
 
 import http.client
 import json
@@ -18,12 +18,16 @@ class Answer:
     finish: str = ""
     usage: tuple = ()
     trouble: str = ""
+    streamed: bool = False
     seconds: float = 0.0
     message: str = field(default="", compare=False)
+    # Whose answer an error is, where the server says so; and the whole of an answer that came in one piece.
+    source: str = field(default="", compare=False)
+    rest: object = field(default=None, compare=False)
 
     def content(self):
         """What two servers must agree on at temperature 0."""
-        return self.status, self.text, self.finish, self.usage, self.trouble
+        return self.status, self.text, self.finish, self.usage, self.trouble, self.streamed
 
 
 class Server:
@@ -62,10 +66,12 @@ class Server:
             connection.request("POST", path, json.dumps(body), headers())
             response = connection.getresponse()
             answer.status = response.status
+            answer.source = response.getheader("x-moriio-error-source") or ""
+            answer.streamed = (response.getheader("content-type") or "").startswith("text/event-stream")
             raw = _read(connection, response, begun + limit)
             if response.status != 200:
-                answer.message = raw.decode(errors="replace")[:300]
-            elif body.get("stream"):
+                answer.message = raw.decode(errors="replace")[:1000]
+            elif answer.streamed:
                 _read_events(raw, answer)
             else:
                 _read_object(raw, answer)
@@ -73,7 +79,7 @@ class Server:
             answer.trouble = f"no end within {limit:.0f} s"
         except (OSError, http.client.HTTPException) as error:
             answer.trouble = f"connection broke: {type(error).__name__}"
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             answer.trouble = f"unreadable: {error!r}"
         finally:
             connection.close()
@@ -119,40 +125,118 @@ def _read(connection, response, deadline):
 
 
 def _usage(value):
-    return (value["prompt_tokens"], value["completion_tokens"]) if value else ()
+    """Prompt and output tokens, by either of the names that APIs have for them."""
+    if not value:
+        return ()
+    return value.get("prompt_tokens", value.get("input_tokens")), value.get("completion_tokens", value.get("output_tokens"))
 
 
 def _text(choice):
-    if "text" in choice:
+    """All that a choice says, calls of tools included; token ids where an API has no text."""
+    if choice.get("text") is not None:
         return choice["text"]
-    return (choice.get("message") or choice.get("delta") or {}).get("content") or ""
+    said = choice.get("message") or choice.get("delta") or {}
+    text = (said.get("reasoning") or "") + (said.get("content") or "")
+    for call in said.get("tool_calls") or ():
+        function = call.get("function") or {}
+        text += (function.get("name") or "") + (function.get("arguments") or "")
+    if not said and choice.get("token_ids"):
+        text = "".join(f"{token} " for token in choice["token_ids"])
+    return text
+
+
+def _parts(items):
+    """What the content blocks of a message, or the output items of a response, say."""
+    for item in items or ():
+        yield item.get("name") or ""
+        yield item.get("arguments") or item.get("text") or item.get("thinking") or ""
+        if item.get("input"):
+            yield json.dumps(item["input"])
+        if isinstance(item.get("content"), list):
+            yield from _parts(item["content"])
+
+
+def _response_end(value):
+    """A response's status, and why it ended early."""
+    return ":".join(filter(None, [value["status"], (value.get("incomplete_details") or {}).get("reason")]))
 
 
 def _read_object(raw, answer):
     value = json.loads(raw)
-    choice = value["choices"][0]
-    answer.text, answer.finish = _text(choice), choice["finish_reason"]
+    answer.rest = value
     answer.usage = _usage(value.get("usage"))
+    if "choices" in value:
+        choices = sorted(value["choices"], key=lambda choice: choice.get("index", 0))
+        answer.text, answer.finish = "\n".join(map(_text, choices)), choices[0]["finish_reason"]
+    elif value.get("type") == "message":
+        answer.text, answer.finish = "".join(_parts(value["content"])), value["stop_reason"]
+    else:
+        answer.text, answer.finish = "".join(_parts(value["output"])), _response_end(value)
+
+
+def events(raw):
+    """The data of each server-sent event; comments, which keep a silent connection alive, are none."""
+    for block in raw.decode().replace("\r\n", "\n").split("\n\n"):
+        lines = [line for line in block.split("\n") if line and not line.startswith(":")]
+        if not lines:
+            continue
+        data = [line[5:].lstrip() for line in lines if line.startswith("data:")]
+        if len(data) != 1 or any(not line.startswith(("data:", "event:", "id:")) for line in lines):
+            raise ValueError(f"not an event: {block[:60]!r}")
+        yield data[0]
 
 
 def _read_events(raw, answer):
+    """Every API ends its streams in a way of its own; one that ends otherwise was cut."""
     done = False
-    for event in raw.decode().split("\n\n"):
-        if not event.strip():
-            continue
-        if not event.startswith("data: "):
-            raise ValueError(f"not an event: {event[:60]!r}")
-        if event == "data: [DONE]":
+    for data in events(raw):
+        if done:
+            raise ValueError(f"an event after the end: {data[:60]!r}")
+        if data == "[DONE]":
             done = True
             continue
-        value = json.loads(event[6:])
-        if "error" in value:
+        value = json.loads(data)
+        kind = value.get("type") or ""
+        if "error" in value and kind in ("", "error") or kind in ("error", "response.failed"):
             answer.trouble = "error event"
-            answer.message = event[:300]
+            answer.message = data[:300]
             return
-        answer.usage = _usage(value.get("usage")) or answer.usage
-        for choice in value.get("choices", ()):
-            answer.text += _text(choice)
-            answer.finish = choice.get("finish_reason") or answer.finish
+        if kind.startswith("response."):
+            done = _response_event(kind, value, answer)
+        elif kind:
+            done = _message_event(kind, value, answer)
+        else:
+            answer.usage = _usage(value.get("usage")) or answer.usage
+            for choice in value.get("choices", ()):
+                answer.text += _text(choice)
+                answer.finish = choice.get("finish_reason") or answer.finish
     if not done:
-        answer.trouble = "stream ended without [DONE]"
+        answer.trouble = "stream ended without its end marker"
+
+
+def _response_event(kind, value, answer):
+    """One event of `/v1/responses`; true for the last."""
+    if kind in ("response.completed", "response.incomplete"):
+        answer.finish, answer.usage = _response_end(value["response"]), _usage(value["response"].get("usage"))
+        return True
+    if kind.endswith(".delta") and isinstance(value.get("delta"), str):
+        answer.text += value["delta"]
+    elif kind == "response.output_item.added":
+        answer.text += (value.get("item") or {}).get("name") or ""
+    return False
+
+
+def _message_event(kind, value, answer):
+    """One event of `/v1/messages`; true for the last."""
+    if kind == "message_start":
+        answer.usage = _usage(value["message"].get("usage"))
+    elif kind == "content_block_start":
+        answer.text += value["content_block"].get("name") or ""
+    elif kind == "content_block_delta":
+        delta = value["delta"]
+        answer.text += delta.get("text") or delta.get("partial_json") or delta.get("thinking") or ""
+    elif kind == "message_delta":
+        answer.finish = value["delta"].get("stop_reason") or answer.finish
+        usage = value.get("usage") or {}
+        answer.usage = (answer.usage or (usage.get("input_tokens"),))[:1] + (usage.get("output_tokens"),)
+    return kind == "message_stop"

@@ -3,21 +3,41 @@
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
+import apis
 import texts
 
 
 def expected(single, path, body, budget):
     """What the undivided engine says; for a proxy that asks decode for one token less, to a limit of one less."""
     if budget == "minus-one":
-        body = body | {"max_tokens": max(1, body["max_tokens"] - 1)}
+        body = apis.of(path).budgeted(body)
     return single.ask(path, body)
+
+
+def _jobs(world, rng):
+    """Completions and chat by turns, and after each four of them one for each other API that both sides serve."""
+    more = []
+    for api in (apis.RESPONSES, apis.MESSAGES):
+        if reason := apis.served(world, api):
+            world.note(f"{api.path} is left out: {reason}")
+        else:
+            more += [(api, False), (api, True)]
+    kinds = 4 + len(more)
+    for number in range(world.count):
+        turn = number % kinds
+        if turn < 4:
+            yield texts.request(rng, world.model, turn)
+        else:
+            api, stream = more[turn - 4]
+            prompt = texts.prompt(rng, rng.choice([5, 20, 60, 200]))
+            yield api.path, api.request(world.model, prompt, 24, stream)
 
 
 def equal(world):
     """Text, usage and finish reason of `count` requests; those to which the undivided engine itself has no one answer
     (kernels whose sums depend on the batch) are left out, and said so. Every rank of every engine must get its share."""
     rng = texts.generator(world.seed)
-    jobs = [texts.request(rng, world.model, number) for number in range(world.count)]
+    jobs = list(_jobs(world, rng))
 
     def one(job):
         path, body = job

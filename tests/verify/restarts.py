@@ -79,7 +79,7 @@ def _stale(world):
         return []
 
 
-def _again(world, engine, command):
+def again(world, engine, command):
     """Runs the operator's command and waits until the engine serves with a new process. Returns what went wrong.
 
     A command whose last line is a URL says where the engine is from now on.
@@ -153,7 +153,7 @@ def restart(world, role):
     with Load(world) as load:
         time.sleep(3)
         with Watch(engine, others) as watch:
-            trouble = _again(world, engine, world.commands[role])
+            trouble = again(world, engine, world.commands[role])
         deaths = {other: watch.after(other) for other in others if other in watch.ended}
         if not trouble and not deaths:
             recovered = load.recovers(30)
@@ -169,7 +169,7 @@ def restart(world, role):
             # The commands are for the first engine of each role.
             first = next(candidate for candidate in world.cluster.engines if candidate.role == other.role)
             if not trouble and other is first and other.role in world.commands:
-                trouble = _again(world, other, world.commands[other.role])
+                trouble = again(world, other, world.commands[other.role])
         if said and not trouble:
             recovered = load.recovers(60)
     late_deaths = [other for other, seconds in deaths.items() if seconds > IN_FLIGHT or role == "prefill"]
