@@ -105,7 +105,7 @@ impl Bonds {
     }
 
     /// Moves prefill engines to decode engines that came later, where nothing is in flight and that spreads them more evenly,
-    /// or as evenly and as [`Bonds::choose`] would have it. Each move brings both nearer, so that moving ends.
+    /// or as evenly and as a first choice would have it. Each move brings both nearer, so that moving ends.
     pub fn spread(&mut self, pool: &Pool, mode: Mode, fit: impl Fn(&Engine, &Engine) -> bool) {
         let mut load = self.load(pool);
         let ready: Vec<_> = pool.decode_slots.iter().map(|at| &pool.decode[*at]).collect();
