@@ -2,6 +2,7 @@
 //! comes back is decode's answer ready for the client, or one failure.
 
 mod alone;
+mod complete;
 mod read;
 mod write;
 

@@ -333,15 +333,17 @@ fn named_status(data: &[u8]) -> Option<StatusCode> {
     StatusCode::from_u16(status).ok()
 }
 
-/// A stream's text without its whole comments, each with the blank line that ends it.
+/// A stream's text without its whole comments, each with the blank line behind it.
 pub fn without_comments(text: &[u8]) -> Vec<u8> {
     let mut kept = Vec::with_capacity(text.len());
-    let mut after_comment = false;
+    // A comment inside an event goes without the blank line that ends the event.
+    let (mut after_comment, mut between) = (false, true);
     for line in text.split_inclusive(|byte| *byte == b'\n') {
         let comment = line.first() == Some(&b':') && line.ends_with(b"\n");
         let blank = matches!(line, b"\n" | b"\r\n");
-        if !(comment || (blank && after_comment)) {
+        if !(comment || (blank && after_comment && between)) {
             kept.extend_from_slice(line);
+            between = blank;
         }
         after_comment = comment;
     }

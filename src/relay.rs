@@ -83,12 +83,38 @@ pub struct Relay {
 impl Relay {
     /// Takes over an answer; `cut` fires when the process stops waiting for it.
     pub fn new(open: Open, exchange: Exchange, limits: RelayLimits, api: Api, cut: CancellationToken) -> Self {
-        let mut relay = Relay {
+        let (role, events) = (open.opening.seat.engine.role(), open.opening.scanner.is_events());
+        let mut relay = Relay::closed(exchange, limits, api, cut);
+        (relay.open, relay.role, relay.events) = (Some(open), role, events);
+        // A body that is over already is never asked for.
+        relay.finish_if_over();
+        relay
+    }
+
+    /// An answer that is at hand as a whole.
+    pub fn at_hand(
+        text: Bytes,
+        exchange: Exchange,
+        limits: RelayLimits,
+        api: Api,
+        cut: CancellationToken,
+    ) -> Self {
+        let mut relay = Relay::closed(exchange, limits, api, cut);
+        relay.gathered = text.into();
+        relay.exchange.first_output();
+        relay.exchange.relayed(relay.gathered.len());
+        relay.exchange.complete();
+        relay
+    }
+
+    fn closed(exchange: Exchange, limits: RelayLimits, api: Api, cut: CancellationToken) -> Self {
+        Relay {
+            open: None,
             exchange,
             limits,
             api,
-            role: open.opening.seat.engine.role(),
-            events: open.opening.scanner.is_events(),
+            role: Role::Decode,
+            events: false,
             waited: Duration::ZERO,
             waiting_since: limits.from,
             waiting: true,
@@ -98,11 +124,7 @@ impl Relay {
             gathered: BytesMut::new(),
             timer: Box::pin(tokio::time::sleep_until((limits.from + limits.first_byte.0).into())),
             cut: Box::pin(cut.cancelled_owned()),
-            open: Some(open),
-        };
-        // A body that is over already is never asked for.
-        relay.finish_if_over();
-        relay
+        }
     }
 
     fn limit(&self) -> (Duration, &'static str, &'static str) {
@@ -299,7 +321,7 @@ impl Body for Relay {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Passed {
         let relay = &mut *self;
         let Some(open) = &mut relay.open else {
-            return Poll::Ready(None);
+            return if relay.gathered.is_empty() { Poll::Ready(None) } else { relay.flush() };
         };
         if let Some(kept) = open.opening.take_kept() {
             relay.pass(&kept, true);

@@ -2,6 +2,7 @@
 //! reader, `MORIIO_FUZZ_SEED` repeats a run; a failure names the seed of its round.
 
 mod bodies;
+mod events;
 pub mod fields;
 pub mod mutate;
 mod readers;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Response;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Attempt, Failure, Prefilling, committed, ended};
+use super::{Attempt, Failure, Prefilling, committed, complete, ended};
 use crate::account::Exchange;
 use crate::body::Segments;
 use crate::engine::Role;
@@ -51,6 +51,10 @@ impl Attempt<'_> {
         let mut held = prefilling.held.take();
         if let Some(exchange) = exchange {
             exchange.prefill_done();
+        }
+        if let Some(message) = complete::message(self.request.api, &answer) {
+            held.let_go();
+            return self.complete(&message, exchange);
         }
         // Without params it most likely holds nothing; an engine that must not be told of that is not.
         let params = self.params(&answer, &prefill.name)?;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::Response;
 use tokio::time::timeout;
 
-use super::{Attempt, Dispatcher, Failure, Prefilling, ended};
+use super::{Attempt, Dispatcher, Failure, Prefilling, complete, ended};
 use crate::account::Exchange;
 use crate::api::Api;
 use crate::engine::Role;
@@ -100,6 +100,10 @@ impl Attempt<'_> {
             None => {}
             Some(Ok(answer)) => {
                 self.prefill_done(&answer, exchange);
+                if let Some(message) = complete::message(self.request.api, &answer) {
+                    prefilling.held.let_go();
+                    return self.complete(&message, exchange);
+                }
                 prefilling.held.finished();
             }
             Some(Err(failure)) => {
@@ -157,6 +161,11 @@ impl Attempt<'_> {
             match event {
                 Event::Prefill(Ok(answer)) => {
                     self.prefill_done(&answer, exchange);
+                    if let Some(message) = complete::message(self.request.api, &answer) {
+                        // Nobody knows whether it has pushed before it ended; decode is seen to its end in the background.
+                        legs.prefill = Some(PrefillLeg::Unclear);
+                        return self.complete(&message, exchange);
+                    }
                     legs.prefill = Some(PrefillLeg::Answered);
                     if let Some(rest) = &mut legs.rest {
                         rest.held.finished();

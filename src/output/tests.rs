@@ -133,6 +133,7 @@ fn comments_are_cut_out_whole() {
         ("data: {}\n\n: a\r\n\r\ndata: 2\n\n", "data: {}\n\ndata: 2\n\n"),
         ("data: {}\n\n: unfinished", "data: {}\n\n: unfinished"),
         (": a\n: b\n\n", ""),
+        ("event: x\n: a\n\ndata: 1\n\n", "event: x\n\ndata: 1\n\n"),
     ] {
         assert_eq!(without_comments(text.as_bytes()), want.as_bytes());
     }

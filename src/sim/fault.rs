@@ -39,6 +39,8 @@ pub enum FaultKind {
         /// Tokens sent before; 0: the engine never gets the request.
         tokens: usize,
     },
+    /// Prefill's first token ends the text, unless the request keeps it from that: nothing is kept or pushed.
+    EndsAtOnce,
     /// Decode's load fails once the request was taken up.
     LoadFails,
     /// A stream stays open after its last event.
@@ -113,6 +115,7 @@ pub(crate) struct LegFaults {
     pub(crate) hang_after_done: bool,
     pub(crate) error_event: Option<(u16, usize)>,
     pub(crate) load_fails: bool,
+    pub(crate) ends_at_once: bool,
     pub(crate) cut_after: Option<(usize, bool)>,
     pub(crate) null_params: bool,
     pub(crate) no_block_ids: bool,
@@ -132,6 +135,7 @@ impl LegFaults {
             FaultKind::HangAfterDone => self.hang_after_done = true,
             FaultKind::ErrorEvent { status, tokens } => self.error_event = Some((*status, *tokens)),
             FaultKind::LoadFails => self.load_fails = true,
+            FaultKind::EndsAtOnce => self.ends_at_once = true,
             FaultKind::CutAfterTokens { tokens, reset } => self.cut_after = Some((*tokens, *reset)),
             FaultKind::NullTransferParams => self.null_params = true,
             FaultKind::NoBlockIds => self.no_block_ids = true,

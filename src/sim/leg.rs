@@ -117,6 +117,9 @@ impl Leg {
         if !core.settings.prefill_delay.is_zero() {
             sleep(core.settings.prefill_delay).await;
         }
+        if self.faults.ends_at_once && !self.ask.guards_its_token() {
+            return self.ended_at_once();
+        }
         self.fill(&blocks);
         let voice = self.voice(&blocks);
         if let Some(peer) = peer.as_ref().filter(|_| core.write()) {

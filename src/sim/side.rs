@@ -1,9 +1,10 @@
 //! Output of the prompt's side: what decode makes of being asked for it, and prefill's answer when it is asked alone.
 
 use axum::body::Body;
-use http::Response;
+use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::answer::json_response;
 use super::ask::{Ask, Surface};
 use super::core::Blocks;
 use super::leg::Leg;
@@ -20,6 +21,16 @@ impl Ask {
             Surface::Chat => some("prompt_logprobs") || echo,
             Surface::Generate => some("prompt_logprobs") || some("prompt_logprob_token_ids"),
             Surface::Responses | Surface::Messages => false,
+        }
+    }
+
+    /// Whether the first token cannot end the text.
+    pub(crate) fn guards_its_token(&self) -> bool {
+        let least = self.limits().get("min_tokens").and_then(Value::as_u64).unwrap_or(0);
+        match self.surface {
+            Surface::Responses => self.body.get("ignore_eos") == Some(&Value::Bool(true)),
+            Surface::Messages => false,
+            _ => least > 0,
         }
     }
 
@@ -67,6 +78,17 @@ impl Ask {
 }
 
 impl Leg {
+    /// The first token has ended the text: the answer is whole, and there are no transfer params in it.
+    pub(super) fn ended_at_once(&self) -> Response<Body> {
+        let id = self.ask.internal_id();
+        let usage = json!({"input_tokens": self.ask.prompt.tokens, "output_tokens": 1});
+        let message = json!({
+            "id": id, "type": "message", "role": "assistant", "content": [], "model": self.core.settings.model,
+            "stop_reason": "end_turn", "stop_sequence": null, "usage": usage,
+        });
+        json_response(StatusCode::OK, message.to_string())
+    }
+
     /// Decode is asked for the prompt's side: since 0.31.0 it computes the whole prompt itself. In WRITE up to 0.32.0 it still
     /// announces blocks, none, and prefill's listener ends of that (run on 0.32.0); otherwise prefill is released.
     pub(super) async fn recompute(self, rank: usize, name: &str, peer: &Peer) -> Response<Body> {

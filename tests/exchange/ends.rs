@@ -5,10 +5,12 @@ use std::io::{Read, Write};
 
 use axum::body::Body;
 use axum::response::Response;
+use moriio_proxy::api::Api;
 use moriio_proxy::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, Role};
 use serde_json::json;
 
+use crate::support::client::Ask;
 use crate::support::fake::{Fake, answer_as};
 use crate::support::record::{fresh_id, record};
 use crate::support::{Plan, World, completion, generate, post, strike, until};
@@ -190,4 +192,67 @@ async fn passed_errors_and_passed_routes_end_well() {
     assert_eq!(world.proxy.metric("moriio_requests_total{route=\"neutral\",status=\"200\"}").await, 1.0);
     assert_eq!(world.proxy.metric("moriio_exchanges_total{ended=\"error\"}").await, 4.0);
     assert_eq!(world.proxy.metric("moriio_exchanges_total{ended=\"complete\"}").await, 4.0);
+}
+
+/// Nothing in Anthropic's API keeps the first token from ending the text: then prefill's answer is all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_ends_at_once_is_prefills_own() {
+    for mode in [Mode::Read, Mode::Write] {
+        let world = Plan::new(mode).start().await;
+        for stream in [false, true] {
+            let ask = Ask::new(Api::Messages, 1, 9, stream);
+            strike(&world.prefill[0], Fault::times(FaultKind::EndsAtOnce, 1)).await;
+            let answer = post(&world.proxy, "/v1/messages", &ask.body).await;
+            answer.is_complete();
+            assert_eq!((answer.status, answer.record["mode"].as_str()), (200, Some("prefill alone")));
+            if stream {
+                let names: Vec<&str> = answer.body.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+                assert_eq!(names, ["message_start", "message_delta", "message_stop"]);
+                assert_eq!(answer.events()[1]["delta"]["stop_reason"], "end_turn");
+            } else {
+                let message = answer.json();
+                assert_eq!((&message["stop_reason"], &message["content"]), (&json!("end_turn"), &json!([])));
+                assert_eq!(message.get("kv_transfer_params"), None);
+            }
+            // A decode leg that was asked waits in vain, and is woken.
+            world.settle().await;
+            Ask::new(Api::Messages, 2, 9, stream).check(&world.proxy).await;
+        }
+        world.settle().await;
+        assert_eq!(world.proxy.metric("moriio_prefill_alone_total").await, 2.0);
+    }
+}
+
+/// The loglikelihoods of evaluation harnesses: prefill alone has them, and decode is not asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn prefill_alone_answers_for_the_prompts_side() {
+    for mode in [Mode::Read, Mode::Write] {
+        let world = Plan::new(mode).start().await;
+        for (number, (stream, limit)) in [(false, 1), (true, 1), (false, 0)].into_iter().enumerate() {
+            let mut body = completion("words whose likelihood is asked for", limit, stream);
+            body["echo"] = json!(true);
+            body["logprobs"] = json!(1);
+            let answer = post(&world.proxy, "/v1/completions", &body).await;
+            answer.is_complete();
+            assert_eq!(answer.record["mode"], "prefill alone", "{:?}", answer.record);
+            assert_eq!(answer.record.get("decode"), None);
+            assert_eq!((world.prefill[0].counters().plain, world.decode[0].counters().legs), (number as u64 + 1, 0));
+        }
+        // What fails there is prefill's, and is counted so.
+        strike(&world.prefill[0], Fault::times(refuse(500), 1)).await;
+        let mut body = completion("words", 1, false);
+        body["prompt_logprobs"] = json!(0);
+        let answer = post(&world.proxy, "/v1/completions", &body).await;
+        assert_eq!((answer.status, answer.source()), (500, "prefill"), "{}", answer.body);
+        assert_eq!(answer.record["prefill_leg"], "5xx");
+        generate(&world.proxy, "words after that", 3, false).await;
+        world.settle().await;
+    }
+    // Versions that were not read for it are not asked.
+    let world = Plan { release: "0.22.0", ..Plan::new(Mode::Write) }.start().await;
+    let mut body = completion("words", 1, false);
+    body["prompt_logprobs"] = json!(1);
+    let answer = post(&world.proxy, "/v1/completions", &body).await;
+    assert_eq!((answer.status, answer.json()["error"]["param"].as_str()), (400, Some("prompt_logprobs")));
+    world.settle().await;
 }
