@@ -93,7 +93,7 @@ async fn streams_of_other_surfaces() {
     let messages = json!([{"role": "user", "content": "hello"}]);
     let cases = [
         ("/v1/chat/completions", "messages", "max_tokens", "/choices/0/delta/content", "[DONE]"),
-        ("/v1/responses", "input", "max_output_tokens", "/delta", "response.completed"),
+        ("/v1/responses", "input", "max_output_tokens", "/delta", "response.incomplete"),
     ];
     for (path, key, limit, pointer, end) in cases {
         let body = json!({"model": "sim-model", key: messages, limit: 3, "stream": true});
