@@ -5,6 +5,7 @@ mod browsers;
 mod credentials;
 mod fields;
 mod legs;
+mod messages;
 mod order;
 mod redirects;
 mod refused;
