@@ -133,7 +133,14 @@ impl Request {
 
     /// The client's limits as decode shall see them.
     pub fn decode_limits(&self) -> Limits {
-        self.limits.for_decode(self.budget)
+        let mut limits = self.limits.for_decode(self.budget);
+        // Engines refuse a limit that thinking alone may use up, so that it must not become one here.
+        let thinking = if self.api == Api::Messages { self.body.nested("thinking") } else { None };
+        let budget = thinking.and_then(Result::ok).and_then(|thinking| whole_number(thinking.get("budget_tokens")?));
+        if budget.is_some() && budget == limits.max_tokens {
+            limits.max_tokens = self.limits.max_tokens;
+        }
+        limits
     }
 
     /// The limit that engines of this API go by. Completions know one name only.

@@ -6,6 +6,7 @@ mod credentials;
 mod ends;
 mod fields;
 mod legs;
+mod messages;
 mod order;
 mod redirects;
 mod refused;

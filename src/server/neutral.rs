@@ -18,7 +18,7 @@ use super::{Server, access, refuse};
 use crate::api::Api;
 use crate::body::Body as Json;
 use crate::engine::Role;
-use crate::error::ProxyError;
+use crate::error::{EngineAnswer, ProxyError};
 use crate::fields;
 use crate::pool::{Engine, State as EngineState};
 use crate::upstream;
@@ -46,7 +46,16 @@ pub(super) async fn pass(State(server): State<Arc<Server>>, request: Request) ->
     let path = head.uri.path().to_owned();
     // Whoever counts for Anthropic's API reads errors in its shape.
     let api = path.starts_with(Api::Messages.path()).then_some(Api::Messages);
-    answer(&server, api, forward(&server, &head, body, &path).await.map(|(_, response)| response.map(Body::from)))
+    let passed = match forward(&server, &head, body, &path).await {
+        Ok((role, response)) if api.is_some() && !response.status().is_success() => {
+            let (head, body) = response.into_parts();
+            let answer = Box::new(EngineAnswer { status: head.status, headers: head.headers, body });
+            Err(ProxyError::Engine { role, answer })
+        }
+        Ok((_, response)) => Ok(response.map(Body::from)),
+        Err(error) => Err(error),
+    };
+    answer(&server, api, passed)
 }
 
 /// One model, from the list: engines have no route for it.

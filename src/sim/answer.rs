@@ -15,6 +15,7 @@ use super::core::{Blocks, Core, Gauge};
 use super::fault::LegFaults;
 use super::http::Link;
 use super::mapped::Mapped;
+use super::messages;
 use super::text::Voice;
 
 /// An answer that is about to be given, with all it holds until its end.
@@ -107,7 +108,7 @@ impl Answer {
         self.core.books.count(|counters| counters.tokens += 1);
     }
 
-    fn id(&self) -> String {
+    pub(super) fn id(&self) -> String {
         let id = self.ask.request_id.as_deref().unwrap_or("sim");
         match self.ask.surface {
             Surface::Completions => format!("cmpl-{id}-0"),
@@ -116,14 +117,14 @@ impl Answer {
         }
     }
 
-    fn usage(&self) -> Value {
+    pub(super) fn usage(&self) -> Value {
         let (prompt, output) = (self.ask.prompt.tokens, self.ask.limit);
         match self.ask.surface {
             Surface::Responses => json!({
                 "input_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output,
                 "input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0},
             }),
-            Surface::Messages => json!({"input_tokens": prompt, "output_tokens": output}),
+            Surface::Messages => messages::usage(prompt, output),
             _ => json!({
                 "prompt_tokens": prompt, "total_tokens": prompt + output, "completion_tokens": output,
                 "prompt_tokens_details": null,
@@ -149,11 +150,7 @@ impl Answer {
                 "usage": self.usage(), "prompt_logprobs": null, "kv_transfer_params": params,
             }),
             Surface::Responses => self.responses_object(self.outcome(), &text),
-            Surface::Messages => {
-                let mut message = self.message(&json!([{"type": "text", "text": text}]), json!("max_tokens"));
-                message["kv_transfer_params"] = params.clone();
-                message
-            }
+            Surface::Messages => self.message(),
             Surface::Generate => {
                 let tokens: Vec<usize> = (0..limit).map(|position| self.voice.token(position)).collect();
                 json!({
@@ -179,14 +176,6 @@ impl Answer {
             "parallel_tool_calls": true, "tool_choice": "auto", "tools": [], "error": null,
             "incomplete_details": incomplete, "instructions": null, "metadata": null,
             "usage": self.usage(), "kv_transfer_params": self.transfer_params,
-        })
-    }
-
-    /// Anthropic's message object.
-    fn message(&self, content: &Value, stop_reason: Value) -> Value {
-        json!({
-            "id": self.id(), "type": "message", "role": "assistant", "content": content,
-            "model": self.core.settings.model, "stop_reason": stop_reason, "stop_sequence": null, "usage": self.usage(),
         })
     }
 
@@ -253,18 +242,7 @@ impl Answer {
                         "output_index": 0, "content_index": 0, "delta": piece, "logprobs": [],
                     }))
             }
-            Surface::Messages => {
-                let begin = if position == 0 {
-                    let message = self.message(&json!([]), Value::Null);
-                    let block = json!({"type": "text", "text": ""});
-                    event(&json!({"type": "message_start", "message": message}))
-                        + &event(&json!({"type": "content_block_start", "index": 0, "content_block": block}))
-                } else {
-                    String::new()
-                };
-                let delta = json!({"type": "text_delta", "text": piece});
-                begin + &event(&json!({"type": "content_block_delta", "index": 0, "delta": delta}))
-            }
+            Surface::Messages => self.message_events(position, &piece),
             Surface::Generate => data(&json!({
                 "request_id": id,
                 "choices": [{"index": 0, "token_ids": [self.voice.token(position)], "finish_reason": reason}],
@@ -283,12 +261,7 @@ impl Answer {
                 let kind = format!("response.{status}");
                 return event(&json!({"type": kind, "sequence_number": number, "response": response}));
             }
-            Surface::Messages => {
-                let delta = json!({"stop_reason": "max_tokens", "stop_sequence": null});
-                return event(&json!({"type": "content_block_stop", "index": 0}))
-                    + &event(&json!({"type": "message_delta", "delta": delta, "usage": self.usage()}))
-                    + &event(&json!({"type": "message_stop"}));
-            }
+            Surface::Messages => return self.message_tail(),
             Surface::Generate => return "data: [DONE]\n\n".into(),
         };
         let mut tail = String::new();

@@ -3,6 +3,7 @@
 use http::HeaderMap;
 use serde_json::{Map, Value};
 
+use super::messages;
 use super::render::render;
 use super::text::Prompt;
 
@@ -78,40 +79,38 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// Reads a request; an error is the message of a 400.
+    /// Reads a request; an error is a 400.
     pub(crate) fn parse(
         surface: Surface,
         headers: &HeaderMap,
         body: &[u8],
         dp: u32,
         minor: u32,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Refusal> {
         let body: Map<String, Value> =
             serde_json::from_slice(body).map_err(|error| format!("JSON decode error: {error}"))?;
-        let key = surface.prompt_key();
-        match body.get(key) {
-            None | Some(Value::Null) => return Err(format!("field required: {key}")),
-            Some(Value::Array(items)) if items.is_empty() => return Err(format!("{key} is empty")),
-            Some(Value::String(_) | Value::Array(_)) => {}
-            Some(_) => return Err(format!("{key} has the wrong type")),
-        }
+        has_prompt(surface, &body)?;
         let limits = match (surface, body.get("sampling_params")) {
             (Surface::Generate, Some(Value::Object(limits))) => limits,
-            (Surface::Generate, _) => return Err("field required: sampling_params".into()),
+            (Surface::Generate, _) => return Err("field required: sampling_params".to_owned().into()),
             _ => &body,
         };
         let none = surface == Surface::Completions
             && body.get("echo") == Some(&Value::Bool(true))
             && body.get("max_tokens").and_then(Value::as_u64) == Some(0);
         let (limit, named) = if none { (1, Some(1)) } else { limit(surface, limits)? };
+        if surface == Surface::Messages && minor >= 31 {
+            messages::thinks_within(&body, limit)?;
+        }
         let prompt = render(surface, &body, minor, named);
         let stream = body.get("stream").and_then(Value::as_bool).unwrap_or(false);
-        let options = body.get("stream_options").filter(|value| !value.is_null());
+        // Of messages it is an unknown field.
+        let options = body.get("stream_options").filter(|value| !value.is_null() && surface != Surface::Messages);
         if options.is_some() && !stream {
-            return Err("Stream options can only be defined when `stream=True`.".into());
+            return Err("Stream options can only be defined when `stream=True`.".to_owned().into());
         }
         if let Some(temperature) = limits.get("temperature").and_then(Value::as_f64).filter(|value| *value < 0.0) {
-            return Err(format!("temperature must be non-negative, got {temperature}."));
+            return Err(Refusal::Later(format!("temperature must be non-negative, got {temperature}.")));
         }
         let include_usage =
             options.and_then(|options| options.get("include_usage")).and_then(Value::as_bool).unwrap_or(false);
@@ -125,7 +124,7 @@ impl Ask {
         let rank = match rank.map(usize::try_from) {
             None => None,
             Some(Ok(rank)) if rank < dp as usize => Some(rank),
-            Some(_) => return Err(format!("data_parallel_rank is out of range [0, {dp})")),
+            Some(_) => return Err(Refusal::Later(format!("data_parallel_rank is out of range [0, {dp})"))),
         };
         Ok(Self {
             surface,
@@ -201,11 +200,39 @@ impl Ask {
     }
 }
 
-/// The header wins over the body, where it is read at all.
+/// Why a request is a 400.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// The body is none of the API's.
+    Body(String),
+    /// The body is valid, and what it asks for is not.
+    Later(String),
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        Self::Body(message)
+    }
+}
+
+/// Whether there is a prompt. Messages are always a list.
+pub(crate) fn has_prompt(surface: Surface, body: &Map<String, Value>) -> Result<(), String> {
+    let key = surface.prompt_key();
+    match body.get(key) {
+        None | Some(Value::Null) => Err(format!("field required: {key}")),
+        Some(Value::Array(items)) if items.is_empty() => Err(format!("{key} is empty")),
+        Some(Value::String(_)) if surface != Surface::Messages => Ok(()),
+        Some(Value::Array(_)) => Ok(()),
+        Some(_) => Err(format!("{key} has the wrong type")),
+    }
+}
+
+/// The header wins over the body. Messages do not read the body's, and responses not the header's.
 fn request_id(surface: Surface, headers: &HeaderMap, body: &Map<String, Value>) -> Option<String> {
     let header = headers.get("x-request-id").and_then(|value| value.to_str().ok());
     let header = header.filter(|_| surface != Surface::Responses);
-    header.or_else(|| body.get("request_id")?.as_str()).map(str::to_string)
+    let field = body.get("request_id").filter(|_| surface != Surface::Messages);
+    header.or_else(|| field?.as_str()).map(str::to_string)
 }
 
 /// The limit that holds, and the one that was named.

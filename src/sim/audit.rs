@@ -8,8 +8,13 @@ use super::forbidden;
 use super::params::{Facts, decode_address, prefill_address};
 use super::settings::Mode;
 
-const FOREIGN_HEADERS: [&str; 4] =
-    ["x-prefiller-host-port", "x-encoder-hosts-ports", "x-data-parallel-host-port", "x-kv-cache-source-host-port"];
+const FOREIGN_HEADERS: [&str; 5] = [
+    "x-prefiller-host-port",
+    "x-encoder-hosts-ports",
+    "x-data-parallel-host-port",
+    "x-kv-cache-source-host-port",
+    "x-api-key",
+];
 
 /// All keys that vLLM or a proxy has any business to put into transfer params.
 const KNOWN_PARAMS: [&str; 20] = [

@@ -16,6 +16,7 @@ use super::ask::{Ask, Surface};
 use super::core::Core;
 use super::http::Link;
 use super::leg::Leg;
+use super::messages;
 
 /// Real servers count in whole seconds; the simulator may be quicker.
 const COMMENT: &[u8] = b": keep-alive\n\n";
@@ -116,14 +117,7 @@ impl Wording {
             // The server trips over its own error text.
             Surface::Responses => match self.link.cut(false).await {},
             Surface::Messages => {
-                let kind = match (self.core.minor, status) {
-                    (..=32, _) => "internal_error",
-                    (_, 400) => "invalid_request_error",
-                    (_, 404) => "not_found_error",
-                    (_, 429) => "rate_limit_error",
-                    (_, 503) => "overloaded_error",
-                    _ => "api_error",
-                };
+                let kind = messages::event_kind(self.core.minor, status);
                 event(&json!({"type": "error", "error": {"type": kind, "message": message}}))
             }
             _ => data(&error) + "data: [DONE]\n\n",

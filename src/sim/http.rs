@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::answer::{error, json_response};
-use super::ask::{Ask, Surface};
+use super::ask::{Ask, Refusal, Surface};
 use super::books::{BODY_KEPT, ReceivedLeg, lock};
 use super::core::{Core, Gauge};
 use super::early;
@@ -29,6 +29,7 @@ use super::fault::FaultKind;
 use super::forbidden;
 use super::leg::{Leg, reject};
 use super::listen::becomes;
+use super::messages;
 use super::text::Prompt;
 
 /// A handler's hold on its connection.
@@ -103,6 +104,9 @@ async fn serve(core: Arc<Core>, stream: TcpStream) {
 async fn route(core: Arc<Core>, link: Arc<Link>, request: Request<Incoming>) -> Response<Body> {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_string();
+    if !may_ask(&core, &head) {
+        return json_response(StatusCode::UNAUTHORIZED, json!({"error": "Unauthorized"}).to_string());
+    }
     let earlier = link.requests.fetch_add(1, Ordering::Relaxed);
     let Ok(body) = body.collect().await else {
         return pending().await;
@@ -131,9 +135,17 @@ async fn route(core: Arc<Core>, link: Arc<Link>, request: Request<Incoming>) -> 
         ("GET", "/v1/models") => ok(json!({"object": "list", "data": [card]})),
         ("POST", "/tokenize") => tokenize(&body),
         ("POST", "/detokenize") => detokenize(&body),
-        ("POST", "/v1/messages/count_tokens") => count_tokens(&body),
+        ("POST", "/v1/messages/count_tokens") => messages::count_tokens(&core, &body),
         _ => json_response(StatusCode::NOT_FOUND, json!({"detail": "Not Found"}).to_string()),
     }
+}
+
+/// Whether the key that this engine wants was sent, where it wants one: only as a bearer token, and not by probes.
+fn may_ask(core: &Core, head: &http::request::Parts) -> bool {
+    let Some(key) = &core.settings.api_key else { return true };
+    let guarded = ["/v1", "/inference"].iter().any(|prefix| head.uri.path().starts_with(prefix));
+    let sent = head.headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    !guarded || sent.and_then(|sent| sent.strip_prefix("Bearer ")) == Some(key)
 }
 
 /// The gauges that tell of a queue, of blocks and of a restart, in a real engine's words.
@@ -176,14 +188,6 @@ fn tokenize(body: &Bytes) -> Response<Body> {
     }
 }
 
-fn count_tokens(body: &Bytes) -> Response<Body> {
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    match body.get("messages") {
-        None => error(StatusCode::BAD_REQUEST, "field required: messages"),
-        Some(messages) => ok(json!({"input_tokens": Prompt::of(messages).tokens})),
-    }
-}
-
 fn detokenize(body: &Bytes) -> Response<Body> {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     match body.get("tokens") {
@@ -204,6 +208,9 @@ async fn generate(
     let ask = Ask::parse(surface, &head.headers, &body, core.settings.dp, core.minor);
     let params = ask.as_ref().ok().and_then(Ask::params).cloned().map_or(Value::Null, Value::Object);
     let faults = core.books.enter(received(head, &body, params));
+    if head.uri.query().is_some() {
+        core.books.violation("query string on a leg");
+    }
     if let Some(milliseconds) = faults.delay_milliseconds {
         sleep(Duration::from_millis(milliseconds)).await;
     }
@@ -219,22 +226,28 @@ async fn generate(
     }
     let ask = match ask {
         Ok(ask) => ask,
-        Err(message) => {
+        Err(refusal) => {
             match Ask::rejected(surface, &head.headers, &body, core.minor) {
                 Some(ask) => reject(&core, &ask),
                 None => core.books.count(|counters| counters.rejected += 1),
             }
-            return error(StatusCode::BAD_REQUEST, &message);
+            return match refusal {
+                Refusal::Body(message) => error(StatusCode::BAD_REQUEST, &message),
+                Refusal::Later(message) => {
+                    messages::worded(surface, core.minor, error(StatusCode::BAD_REQUEST, &message)).await
+                }
+            };
         }
     };
     if let (Some((status, _)), false) = (faults.error_event, ask.stream) {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return error(status, "scripted");
+        return messages::worded(surface, core.minor, error(status, "scripted")).await;
     }
     let (streams, fits) = (ask.stream, ask.blocks() <= core.settings.blocks as usize);
+    let minor = core.minor;
     let leg = Leg { core, link, ask, faults, mapped: None };
     // The length is looked at before the head of a stream is written.
-    if streams && fits { early::answer(leg) } else { leg.run().await }
+    if streams && fits { early::answer(leg) } else { messages::worded(surface, minor, leg.run().await).await }
 }
 
 fn received(head: &http::request::Parts, body: &Bytes, transfer_params: Value) -> ReceivedLeg {

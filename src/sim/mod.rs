@@ -33,6 +33,7 @@ mod http;
 mod leg;
 mod listen;
 mod mapped;
+mod messages;
 mod notify;
 mod params;
 mod ports;

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::ask::Surface;
+use super::messages;
 use super::text::{Block, Prompt, Voice, digest, mix};
 
 /// What an engine renders besides the prompt itself, by API.
@@ -72,6 +73,7 @@ pub(crate) fn render(surface: Surface, body: &Map<String, Value>, minor: u32, li
                 Value::String(kind) if kind == "tool" || kind == "any" => json!("required"),
                 _ => choice.clone(),
             },
+            Some(system) if (surface, *key) == (Surface::Messages, "system") => messages::read_of_system(system),
             Some(value) if is_cut(key, value) => json!(cut(surface, minor, limit)),
             Some(value) => value.clone(),
         };

@@ -85,6 +85,8 @@ pub struct Settings {
     pub plain: bool,
     /// The served model's name.
     pub model: String,
+    /// The key that callers of the API must send (`VLLM_API_KEY`).
+    pub api_key: Option<String>,
 }
 
 impl Settings {
@@ -109,6 +111,7 @@ impl Settings {
             keep_alive: Duration::ZERO,
             plain: false,
             model: "sim-model".into(),
+            api_key: None,
         }
     }
 

@@ -66,7 +66,7 @@ fn choices(api: Api) -> Vec<(&'static str, Vec<Value>)> {
                 "tool_choice",
                 vec![json!({"type": "tool", "name": "f"}), json!({"type": "any"}), json!({"type": "none"})],
             ),
-            ("thinking", vec![json!({"type": "enabled", "budget_tokens": 100})]),
+            ("thinking", vec![json!({"type": "enabled", "budget_tokens": 1}), json!({"type": "disabled"})]),
         ],
         Api::Generate => vec![("features", vec![json!({"x": 1})]), ("extra_args", vec![hidden])],
     });

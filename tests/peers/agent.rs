@@ -30,7 +30,8 @@ impl Agent {
         command.arg("-B").arg(format!("{scripts}/{script}")).args(arguments);
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy().to_ascii_lowercase();
-            if text.ends_with("_proxy") || text.starts_with("openai_") || text.starts_with("python") {
+            let known = ["openai_", "anthropic_", "python"];
+            if text.ends_with("_proxy") || known.iter().any(|begin| text.starts_with(begin)) {
                 command.env_remove(name);
             }
         }

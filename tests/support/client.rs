@@ -67,7 +67,7 @@ impl Answer {
         self.header("content-type").starts_with("text/event-stream")
     }
 
-    /// The generated text, streamed or not, of completions, chat, responses or messages.
+    /// The generated text, streamed or not, of completions, chat, responses or messages; of a tool's call its words.
     pub fn text(&self) -> String {
         let piece = |value: &Value| {
             let choice = &value["choices"][0];
@@ -78,14 +78,21 @@ impl Answer {
                 &value["delta"],
                 &value["delta"]["text"],
                 &value["content"][0]["text"],
+                &value["content"][0]["input"]["words"],
                 &value["output"][0]["content"][0]["text"],
             ];
             text.iter().find_map(|t| t.as_str()).unwrap_or_default().to_owned()
         };
-        match self.is_stream() {
-            true => self.events().iter().map(piece).collect(),
-            false => piece(&self.json()),
+        if !self.is_stream() {
+            return piece(&self.json());
         }
+        let events = self.events();
+        let input: String = events.iter().filter_map(|event| event["delta"]["partial_json"].as_str()).collect();
+        if input.is_empty() {
+            return events.iter().map(piece).collect();
+        }
+        let input: Value = serde_json::from_str(&input).unwrap_or_else(|error| panic!("{error}: {input}"));
+        input["words"].as_str().unwrap_or_default().to_owned()
     }
 
     /// The generated token numbers, of generate.

@@ -245,8 +245,55 @@ async fn one_tool_forced_on_prefill_fails_after_the_work() {
     legs.prefill["tool_choice"] = json!({"type": "any"});
     legs.decode["tool_choice"] = json!({"type": "tool", "name": "f"});
     let [_, decode] = both(&pair, "/v1/messages", legs).await;
-    assert_eq!(decode.0, 200);
+    assert_eq!((decode.0, &decode.1["stop_reason"]), (200, &json!("tool_use")));
+    let prompt = json!({"messages": [{"role": "user", "content": PROMPT}], "tool_choice": {"type": "any"}});
+    let words = crate::sim::rendered_text("/v1/messages", &prompt, 3).unwrap();
+    let block = &decode.1["content"][0];
+    assert_eq!((&block["name"], &block["input"]), (&json!("f"), &json!({"words": words})), "{block}");
     pair.clean().await;
+}
+
+#[tokio::test]
+async fn messages_are_read_and_refused_as_engines_do() {
+    for (release, kind) in [("0.32.0", "BadRequestError"), ("0.33.0", "invalid_request_error")] {
+        let pair = Pair::start(Mode::Read, release).await;
+        let ask = async |path: &str, body: Value| {
+            let mut legs = pair.legs(3);
+            legs.decode = body;
+            let answer = soon(pair.post_to(path, &pair.decode, &legs, &legs.decode, None).send()).await.unwrap();
+            let status = answer.status().as_u16();
+            (status, serde_json::from_slice::<Value>(&answer.bytes().await.unwrap()).unwrap())
+        };
+        let user = json!([{"role": "user", "content": "some words"}]);
+        let with = |more: Value| {
+            let mut body = json!({"messages": user, "max_tokens": 3});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            body
+        };
+        // What is no valid body is told as OpenAI tells it.
+        for body in [
+            json!({"messages": user}),
+            with(json!({"max_tokens": 0})),
+            with(json!({"messages": "text"})),
+            with(json!({"thinking": {"type": "enabled", "budget_tokens": 3}})),
+        ] {
+            let (status, told) = ask("/v1/messages", body).await;
+            assert_eq!((status, &told["error"]["code"], &told["type"]), (400, &json!(400), &Value::Null), "{told}");
+        }
+        for more in [json!({"temperature": -1}), json!({"max_tokens": 100_000_000})] {
+            let (status, told) = ask("/v1/messages", with(more)).await;
+            assert_eq!((status, &told["type"], &told["error"]["type"]), (400, &json!("error"), &json!(kind)), "{told}");
+        }
+        // What is billed is not rendered, and to count is to render.
+        let bill =
+            |bill: &str| json!({"system": [{"type": "text", "text": format!("x-anthropic-billing-header: {bill}")}]});
+        let count = "/v1/messages/count_tokens";
+        let (_, short) = ask(count, with(bill("a"))).await;
+        assert_eq!(short, ask(count, with(bill("a longer one"))).await.1);
+        let (_, long) = ask(count, with(json!({"system": "Be brief, and kind to everybody."}))).await;
+        assert!(short["input_tokens"].as_u64() < long["input_tokens"].as_u64(), "{short} {long}");
+        assert_eq!(pair.decode.counters().decode_legs, 0);
+    }
 }
 
 #[tokio::test]
