@@ -98,6 +98,10 @@ fn draw(random: &mut Random, api: Api) -> (Value, usize) {
             body[key] = values[random.below(values.len())].clone();
         }
     }
+    if tokens == 1 && body.get("thinking").is_some() {
+        // No budget is below that.
+        body["thinking"] = Value::Null;
+    }
     let newer = body["max_completion_tokens"].as_u64().filter(|_| api == Api::Chat);
     (body, newer.map_or(tokens, |tokens| tokens as usize))
 }
