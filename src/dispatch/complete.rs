@@ -60,7 +60,8 @@ impl Attempt<'_> {
             true => (events(message), "text/event-stream; charset=utf-8"),
             false => (message.to_string(), "application/json"),
         };
-        let relay = Relay::at_hand(text.into(), exchange, self.relay_limits(), self.request.api, dispatcher.cut.clone());
+        let relay =
+            Relay::at_hand(text.into(), exchange, self.relay_limits(), self.request.api, dispatcher.cut.clone());
         let mut response = Response::new(relay);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         Ok(response)

@@ -108,7 +108,11 @@ pub fn check(answer: &Answer, record: &Map<String, Value>) {
         assert_eq!((text("ended"), text("error")), ("complete", ""), "{what}");
         // Decode may be read to its end before prefill's answer is.
         let alone = text("mode") == "prefill alone";
-        let right = if alone { legs.0 == "2xx" && legs.1 != "2xx" } else { matches!(legs, ("2xx" | "running" | "broken", "2xx")) };
+        let right = if alone {
+            legs.0 == "2xx" && legs.1 != "2xx"
+        } else {
+            matches!(legs, ("2xx" | "running" | "broken", "2xx"))
+        };
         assert!(right, "{what}");
         assert!(record.contains_key("first_byte_ms") || answer.body.is_empty(), "{what}");
         assert_eq!(record["bytes"], answer.body.len(), "{what}");
