@@ -146,7 +146,7 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Prefill's answer, from dispatch; longer than `connect`.
     pub prefill: Duration,
-    /// Decode's first byte of a streamed answer, once prefill is done; longer than `connect`.
+    /// Decode's first output of a streamed answer, once prefill is done; longer than `connect`.
     pub first_byte: Duration,
     /// Silence between bytes of decode's stream.
     pub stream_idle: Duration,

@@ -36,7 +36,7 @@ use crate::upstream::{LegFailure, RANK, REQUEST_ID, Retry, Sent, Upstream, relay
 pub struct AttemptLimits {
     /// Prefill's whole answer (`--prefill-timeout`).
     pub prefill: Duration,
-    /// A streamed answer's first byte, from the moment that prefill was done (`--first-byte-timeout`).
+    /// A streamed answer's first output, from the moment that prefill was done (`--first-byte-timeout`).
     pub first_byte: Duration,
     /// An answer in one piece, from the same moment (`--answer-timeout`).
     pub answer: Duration,
@@ -114,7 +114,7 @@ impl Attempt<'_> {
     fn relay_limits(&self) -> RelayLimits {
         let limits = &self.dispatcher.limits;
         let first_byte = match self.request.stream {
-            true => (limits.first_byte, "first byte", "--first-byte-timeout"),
+            true => (limits.first_byte, "first output", "--first-byte-timeout"),
             false => (limits.answer, "answer", "--answer-timeout"),
         };
         RelayLimits { first_byte, idle: limits.idle, from: Instant::now() }

@@ -312,7 +312,7 @@ impl ProxyError {
             E::Exhausted { attempts: 3, pool: 2, open_circuits: 0, last: Box::new(E::Connect { role: Role::Prefill }) },
             E::Connect { role: Role::Decode },
             E::Stopping,
-            E::Timeout { role: Role::Decode, what: "first byte", limit, option: "--first-byte-timeout" },
+            E::Timeout { role: Role::Decode, what: "first output", limit, option: "--first-byte-timeout" },
             E::HandOverTooLate { limit },
         ]
     }

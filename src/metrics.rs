@@ -76,7 +76,7 @@ impl EngineMetrics {
         self.legs[status as usize].inc();
     }
 
-    /// Notes how long the engine took to answer: prefill's whole answer, decode's first byte.
+    /// Notes how long the engine took to answer: prefill's whole answer, decode's first output.
     pub fn answered(&self, after: Duration) {
         self.answer.observe(after.as_secs_f64());
     }
@@ -112,7 +112,7 @@ pub struct Metrics {
     pub places_in_use: Gauge,
     /// 1 from the moment that a connection finds no place until there has been room for some seconds, else 0.
     pub places_full: Gauge,
-    /// Time from the request's arrival to the first byte of decode's answer.
+    /// Time from the request's arrival to the answer's first output.
     pub first_byte: Histogram,
     /// Bytes of decode's answers passed to clients.
     pub relayed_bytes: Counter,
@@ -188,7 +188,7 @@ impl Metrics {
         r.register("legs", "Ended legs by role, engine and status", self.legs.clone());
         r.register(
             "leg_answer_seconds",
-            "Prefill's whole answer, decode's first byte, by role and engine",
+            "Prefill's whole answer, decode's first output, by role and engine",
             self.answers.clone(),
         );
         r.register("legs_in_flight", "Legs in flight by role and engine", self.legs_in_flight.clone());
@@ -223,7 +223,7 @@ impl Metrics {
             "Connections that went for want of a place, by outcome",
             self.places_missing.clone(),
         );
-        r.register("first_byte_seconds", "Request's arrival to decode's first byte", self.first_byte.clone());
+        r.register("first_byte_seconds", "Request's arrival to the answer's first output", self.first_byte.clone());
         r.register("relayed_bytes", "Bytes of decode's answers passed to clients", self.relayed_bytes.clone());
         r.register("prefill_cached_tokens", "Tokens that prefill reported as cached", self.cached_tokens.clone());
         r.register(

@@ -109,7 +109,7 @@ table! {
         PrefillTimeout "prefill-timeout" "PROXY_PREFILL_TIMEOUT" Value("TIME") = "600s":
             "Prefill's answer, from dispatch; longer than --connect-timeout";
         FirstByteTimeout "first-byte-timeout" "PROXY_FIRST_BYTE_TIMEOUT" Value("TIME") = "300s":
-            "Decode's first byte of a streamed answer, once prefill is done";
+            "Decode's first output of a streamed answer, once prefill is done; comments are none";
         StreamIdleTimeout "stream-idle-timeout" "PROXY_STREAM_IDLE_TIMEOUT" Value("TIME") = "300s":
             "Silence between bytes of decode's stream";
         AnswerTimeout "answer-timeout" "PROXY_ANSWER_TIMEOUT" Value("TIME") = "1800s":

@@ -1,4 +1,4 @@
-//! Decode legs that must not be closed yet, WRITE's above all. Until its first byte such a leg waits for KV that prefill
+//! Decode legs that must not be closed yet, WRITE's above all. Until its engine reports, such a leg waits for KV that prefill
 //! pushes; an engine whose waiting leg is closed loses the leg's blocks for good (protocol 13.1). So when its client has left,
 //! or its prefill has failed, the leg is drained unseen: prefill's push wakes it, or, when none can come, a message of ours
 //! does. That is sent once and only to a leg that waits, since an engine that is told twice ends (seen on 0.32.0).
@@ -85,9 +85,9 @@ pub struct Parked {
     pub decode: Arc<Engine>,
     /// The transfer's id.
     pub transfer_id: String,
-    /// What decode has for its first byte at most (`--first-byte-timeout`, or `--answer-timeout` for an answer in one piece).
+    /// What decode has for its first output at most (`--first-byte-timeout`, or `--answer-timeout` for an answer in one piece).
     pub patience: Duration,
-    /// Whether the first byte comes with the first token; otherwise it comes with the last.
+    /// Whether the first output comes with the first token; otherwise it comes with the last.
     pub streams: bool,
 }
 

@@ -47,8 +47,9 @@ async fn an_error_event_in_place_of_output_is_a_proper_status() {
         for status in [503, 400, 503, 404, 503, 429, 503] {
             for api in TELLING {
                 // In WRITE prefill's success would commit first.
-                let late = Fault::times(FaultKind::Delay { milliseconds: 150 }, 1);
-                world.prefill[0].set_fault(late);
+                if mode == Mode::Write {
+                    world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 300 }, 1));
+                }
                 strike(&world.decode[0], Fault::times(FaultKind::ErrorEvent { status, tokens: 0 }, 1)).await;
                 let answer = ask(&world, api, 5).await;
                 assert_eq!((answer.status, answer.source()), (status, "decode"), "{api:?} {}", answer.body);
