@@ -251,7 +251,7 @@ impl Dispatcher {
     /// The client's response: the engine's head without its connection's headers, and the relay.
     fn answer(
         &self,
-        open: Open,
+        mut open: Open,
         api: Api,
         exchange: &mut Option<Exchange>,
         limits: RelayLimits,
@@ -260,8 +260,8 @@ impl Dispatcher {
             self.keeper.metrics.invariant_breaches.inc();
             return Err(Failure { error: ProxyError::Internal, retry: Retry::Never });
         };
-        let head = open.opening.head();
-        let (status, mut headers) = (head.status, relayed(head.headers.clone()));
+        let (status, headers) = open.opening.take_head();
+        let mut headers = relayed(headers);
         if open.opening.scanner.is_events() {
             // A stream may lose comments or gain an error event.
             headers.remove(http::header::CONTENT_LENGTH);

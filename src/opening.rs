@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 
@@ -103,7 +103,7 @@ impl Opening {
 
     /// What an error event says of the leg.
     pub fn told(&self, error: EventError) -> LegFailure {
-        let mut headers = http::HeaderMap::new();
+        let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let answer = EngineAnswer { status: error.status, headers, body: error.body };
         LegFailure::refused(self.seat.engine.role(), answer)
@@ -125,9 +125,9 @@ impl Opening {
         self.kept_bytes = 0;
     }
 
-    /// The answer's head.
-    pub fn head(&self) -> &http::response::Parts {
-        &self.head
+    /// The answer's status and headers, to be asked for once.
+    pub fn take_head(&mut self) -> (StatusCode, HeaderMap) {
+        (self.head.status, std::mem::take(&mut self.head.headers))
     }
 
     /// Drops the comments that are kept.

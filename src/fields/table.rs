@@ -94,10 +94,13 @@ pub(super) const ROWS: &[Field] = &[
     side(CHAT, "echo", Refuse::PromptSideEcho(None)),
     row(BOTH, "logprobs", Gets::Nothing, Gets::Sent, GROWS),
     row(CHAT, "top_logprobs", Gets::Nothing, Gets::Sent, GROWS),
+    // A 400 without the field above, which prefill does not get (seen on 0.32.0).
+    row(BOTH, "logprob_token_ids", Gets::Nothing, Gets::Sent, GROWS),
     row(BOTH, "return_token_ids", Gets::Nothing, Gets::Sent, GROWS),
     row(BOTH, "return_prompt_text", Gets::Nothing, Gets::Sent, GROWS),
     row(BOTH, "return_tokens_as_token_ids", Gets::Nothing, Gets::Sent, GROWS),
     sampling(row(GENERATE, "logprobs", Gets::Nothing, Gets::Sent, GROWS)),
+    sampling(row(GENERATE, "logprob_token_ids", Gets::Nothing, Gets::Sent, GROWS)),
     row(BOTH, "structured_outputs", Gets::Nothing, Gets::Sent, "prefill would wait for a grammar in vain (section 4)"),
     sampling(row(GENERATE, "structured_outputs", Gets::Nothing, Gets::Sent, "the same")),
     refused(BOTH, "truncate_prompt_tokens", Refuse::CutBelowZero, "each leg would cut by its own limit (section 4)"),

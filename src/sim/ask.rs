@@ -109,6 +109,7 @@ impl Ask {
         if options.is_some() && !stream {
             return Err("Stream options can only be defined when `stream=True`.".to_owned().into());
         }
+        unnamed_logprobs(surface, &body)?;
         if let Some(temperature) = limits.get("temperature").and_then(Value::as_f64).filter(|value| *value < 0.0) {
             return Err(Refusal::Later(format!("temperature must be non-negative, got {temperature}.")));
         }
@@ -225,6 +226,19 @@ pub(crate) fn has_prompt(surface: Surface, body: &Map<String, Value>) -> Result<
         Some(Value::Array(_)) => Ok(()),
         Some(_) => Err(format!("{key} has the wrong type")),
     }
+}
+
+/// What is said of logprobs needs them to be asked for, on either leg.
+fn unnamed_logprobs(surface: Surface, body: &Map<String, Value>) -> Result<(), String> {
+    let asked = !matches!(body.get("logprobs"), None | Some(Value::Null | Value::Bool(false)));
+    let top = body.get("top_logprobs").and_then(Value::as_i64).is_some_and(|top| top != 0);
+    let listed = body.get("logprob_token_ids").is_some_and(|value| !value.is_null());
+    for (key, there) in [("top_logprobs", top && surface == Surface::Chat), ("logprob_token_ids", listed)] {
+        if there && !asked && matches!(surface, Surface::Completions | Surface::Chat) {
+            return Err(format!("when using `{key}`, `logprobs` must be set. (parameter={key})"));
+        }
+    }
+    Ok(())
 }
 
 /// The header wins over the body. Messages do not read the body's, and responses not the header's.

@@ -30,6 +30,7 @@ fn choices(api: Api) -> Vec<(&'static str, Vec<Value>)> {
         Api::Completions => vec![
             ("echo", flags()),
             ("logprobs", vec![json!(0), Value::Null]),
+            ("logprob_token_ids", vec![json!([5, 6])]),
             ("prompt_logprobs", vec![json!(0), Value::Null]),
             ("truncate_prompt_tokens", vec![json!(-1), json!(7)]),
             ("add_special_tokens", flags()),
@@ -41,6 +42,7 @@ fn choices(api: Api) -> Vec<(&'static str, Vec<Value>)> {
             ("echo", flags()),
             ("logprobs", flags()),
             ("top_logprobs", vec![json!(2)]),
+            ("logprob_token_ids", vec![json!([5, 6])]),
             ("prompt_logprobs", vec![json!(1), Value::Null]),
             ("truncate_prompt_tokens", vec![json!(-1), json!(7)]),
             ("tools", vec![tool]),
@@ -97,6 +99,10 @@ fn draw(random: &mut Random, api: Api) -> (Value, usize) {
         if random.one_in(4) {
             body[key] = values[random.below(values.len())].clone();
         }
+    }
+    // Engines want these together, on either leg.
+    if body.get("logprob_token_ids").or(body.get("top_logprobs")).is_some() {
+        body["logprobs"] = if api == Api::Chat { json!(true) } else { json!(1) };
     }
     if tokens == 1 && body.get("thinking").is_some() {
         // No budget is below that.
