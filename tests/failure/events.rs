@@ -259,3 +259,27 @@ async fn answers_beyond_our_own_limit_are_no_verdict() {
     })
     .await;
 }
+
+/// READ: a comment has committed when decode tells that it took nothing. Nobody but us tells prefill.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_event_behind_a_comment_releases_prefills_blocks() {
+    let world = Plan::new(Mode::Read).engines(1, 0).start().await;
+    let about = (moriio_proxy::sim::Role::Decode, Mode::Read, "0.32.0");
+    let reply = |_: &_| {
+        let comment = futures::stream::iter([Ok::<_, std::io::Error>(": keep-alive\n\n".to_owned())]);
+        let error = futures::stream::once(async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            Ok("data: {\"error\": {\"message\": \"full\", \"code\": 503}}\n\ndata: [DONE]\n\n".to_owned())
+        });
+        answer_as("text/event-stream", axum::body::Body::from_stream(futures::StreamExt::chain(comment, error)))
+    };
+    let _decode = Fake::start(about, world.proxy.registration, reply).await;
+    world.until_ready(2).await;
+    let answer = post(&world.proxy, "/v1/completions", &completion("words", 3, true)).await;
+    assert!(answer.status == 200 && answer.body.contains("full"), "{answer:?}");
+    assert_eq!((&answer.record["ended"], &answer.record["decode_leg"]), (&json!("cut"), &json!("5xx")));
+    world.settle().await;
+    let prefill = world.prefill[0].counters();
+    assert_eq!((prefill.released, prefill.reaped), (1, 0));
+    circuits_are_closed(&world.proxy.ready().await.1);
+}
