@@ -88,6 +88,9 @@ fn draw(random: &mut Random, api: Api) -> (Value, usize) {
             if random.one_in(3) {
                 sampling["extra_args"] = json!({"kv_transfer_params": {"remote_host": "10.9.9.9"}});
             }
+            if random.one_in(4) {
+                sampling["skip_reading_prefix_cache"] = json!(true);
+            }
             if random.one_in(5) {
                 sampling["prompt_logprobs"] = json!(0);
             }
