@@ -35,7 +35,7 @@ fn status(status: u16) -> FaultKind {
 
 /// A fault that ends by itself.
 fn fault(dice: &mut Dice) -> Fault {
-    let kind = match dice.roll(10) {
+    let kind = match dice.roll(13) {
         0 => status(500),
         1 => status(503),
         2 => status(429),
@@ -45,6 +45,9 @@ fn fault(dice: &mut Dice) -> Fault {
         6 => FaultKind::NullTransferParams,
         7 => FaultKind::NoBlockIds,
         8 => FaultKind::Hang,
+        9 => FaultKind::ErrorEvent { status: 503, tokens: 0 },
+        10 => FaultKind::ErrorEvent { status: 500, tokens: dice.roll(3) as usize },
+        11 => FaultKind::LoadFails,
         _ => FaultKind::Delay { milliseconds: 50 },
     };
     Fault::times(kind, 1 + dice.roll(3) as u32)
@@ -158,7 +161,10 @@ async fn run(mode: Mode, seed: u64, exchanges: usize) {
     ];
     let mut plan = options.into_iter().fold(Plan::new(mode).engines(3, 3), |plan, (key, value)| plan.with(key, value));
     // What no message may free (a decode engine that never answered) is freed by prefill's own timer.
-    plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(5);
+    plan.adjust = |settings| {
+        settings.defer_timeout = Duration::from_secs(5);
+        settings.keep_alive = Duration::from_millis(20);
+    };
     plan.apart = true;
     let world = Arc::new(plan.start().await);
     generate(&world.proxy, "warm", 2, true).await;
