@@ -118,7 +118,7 @@ pub struct Metrics {
     pub relayed_bytes: Counter,
     /// Prefix tokens that prefill engines reported as cached.
     pub cached_tokens: Counter,
-    /// Requests for output of the prompt's side that prefill answered alone.
+    /// Requests that prefill answered alone: for output of the prompt's side, or ended by their first token.
     pub prefill_alone: Counter,
     /// Exchanges cut at the end of the drain.
     pub drain_cut: Counter,
@@ -228,7 +228,7 @@ impl Metrics {
         r.register("prefill_cached_tokens", "Tokens that prefill reported as cached", self.cached_tokens.clone());
         r.register(
             "prefill_alone",
-            "Requests for the prompt's side that prefill answered alone",
+            "Requests that prefill answered alone, without a transfer",
             self.prefill_alone.clone(),
         );
         r.register("drain_cut", "Exchanges cut at the end of the drain", self.drain_cut.clone());
