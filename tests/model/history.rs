@@ -137,10 +137,14 @@ impl History {
 
     fn probe(&mut self) {
         for order in self.registry.due(self.now) {
-            let probe = match self.random.below(10) {
+            let probe = match self.random.below(16) {
                 0 => Probe::Failed(Failure::Refused),
                 1 => Probe::Failed(Failure::NoAnswer),
                 2 => Probe::Failed(Failure::Status(503)),
+                3 => Probe::Failed(Failure::Unresolved),
+                4 => Probe::Failed(Failure::NoRoute),
+                5 => Probe::Failed(Failure::KvRefused(6301)),
+                6 => Probe::Failed(Failure::KvUnresolved),
                 _ => Probe::Alive(None),
             };
             self.registry.probed(&order.registration.http, order.incarnation, probe, self.now);
