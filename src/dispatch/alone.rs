@@ -21,11 +21,12 @@ impl Attempt<'_> {
         exchange: &mut Option<Exchange>,
     ) -> Result<Response<Relay>, Failure> {
         let dispatcher = self.dispatcher;
-        dispatcher.keeper.metrics.prefill_alone.inc();
         if let Some(exchange) = exchange {
             exchange.alone();
         }
-        let Picked { prefill: seat, rank, .. } = picked;
+        let Picked { prefill: seat, decode, rank, contact, .. } = picked;
+        // At once and not at the end: a decode on trial or a pair's first contact must not wait for this answer.
+        drop((decode, contact));
         let leg = self.leg(seat, rank, enrich::alone_leg(self.request, &self.ids));
         let (limits, end) = (self.relay_limits(), leg.seat.leg_end());
         let (limit, what, option) = limits.first_byte;
@@ -35,6 +36,7 @@ impl Attempt<'_> {
             end.set(failure.status, failure.verdict);
             Err(failure)
         })?;
+        dispatcher.keeper.metrics.prefill_alone.inc();
         let open = Open { opening, contact: None, unread: None };
         dispatcher.answer(open, self.request.api, exchange, limits)
     }

@@ -238,6 +238,21 @@ async fn prefill_alone_answers_for_the_prompts_side() {
             assert_eq!(answer.record.get("decode"), None);
             assert_eq!((world.prefill[0].counters().plain, world.decode[0].counters().legs), (number as u64 + 1, 0));
         }
+        // While prefill answers, nothing is taken of decode.
+        strike(&world.prefill[0], Fault::times(FaultKind::Delay { milliseconds: 1500 }, 1)).await;
+        let mut slow = completion("words", 1, false);
+        slow["prompt_logprobs"] = json!(0);
+        let free = async {
+            let legs = |role: &str| format!("moriio_legs_in_flight{{role=\"{role}\"");
+            until("prefill at work alone", || async {
+                let [prefill, decode] = [legs("prefill"), legs("decode")];
+                let seen = (world.proxy.metric(&prefill).await, world.proxy.metric(&decode).await);
+                (seen == (1.0, 0.0)).then_some(()).ok_or(format!("{seen:?}"))
+            })
+            .await;
+        };
+        let (answer, ()) = tokio::join!(post(&world.proxy, "/v1/completions", &slow), free);
+        answer.is_complete();
         // What fails there is prefill's, and is counted so.
         strike(&world.prefill[0], Fault::times(refuse(500), 1)).await;
         let mut body = completion("words", 1, false);
@@ -245,6 +260,7 @@ async fn prefill_alone_answers_for_the_prompts_side() {
         let answer = post(&world.proxy, "/v1/completions", &body).await;
         assert_eq!((answer.status, answer.source()), (500, "prefill"), "{}", answer.body);
         assert_eq!(answer.record["prefill_leg"], "5xx");
+        assert_eq!(world.proxy.metric("moriio_prefill_alone_total").await, 4.0, "answered, not tried");
         generate(&world.proxy, "words after that", 3, false).await;
         world.settle().await;
     }
