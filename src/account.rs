@@ -108,8 +108,11 @@ impl Exchange {
     pub fn alone(&mut self) {
         if let Some(pair) = &mut self.pair {
             pair.mode = "prefill alone";
-            pair.decode.clear();
-            pair.transfer_id.clear();
+            // A decode leg that was sent before that was known stays in the line.
+            if pair.legs[1].word().is_none() {
+                pair.decode.clear();
+                pair.transfer_id.clear();
+            }
         }
     }
 

@@ -205,6 +205,8 @@ async fn a_message_that_ends_at_once_is_prefills_own() {
             let answer = post(&world.proxy, "/v1/messages", &ask.body).await;
             answer.is_complete();
             assert_eq!((answer.status, answer.record["mode"].as_str()), (200, Some("prefill alone")));
+            let named = |key: &str| answer.record.contains_key(key);
+            assert_eq!(named("decode"), named("decode_leg"), "{:?}", answer.record);
             if stream {
                 let names: Vec<&str> = answer.body.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
                 assert_eq!(names, ["message_start", "message_delta", "message_stop"]);
