@@ -127,6 +127,10 @@ async fn outcome(mode: Mode, role: Role, fault: FaultKind, stream: bool) -> Outc
         // The failure comes late enough for decode to be parked by then.
         engine.set_fault(Fault::always(FaultKind::Delay { milliseconds: 1000 }));
     }
+    if (mode, &fault) == (Mode::Write, &FaultKind::LoadFails) {
+        // Prefill has answered by then: otherwise the two race.
+        engine.set_fault(Fault::always(FaultKind::Delay { milliseconds: 1600 }));
+    }
     strike(engine, Fault::always(fault)).await;
     let answer = post(&world.proxy, "/v1/completions", &completion(PROMPT, 6, stream)).await;
     let client = seen(&answer);
