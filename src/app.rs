@@ -10,29 +10,23 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, DecodeTokenBudget, Endpoint, WriteDispatch};
-use crate::descriptors::{fit, raise_descriptors};
-use crate::discovery::Discovery;
-use crate::dispatch::{AttemptLimits, Dispatcher};
-use crate::health::BreakerLimits;
-use crate::listener::{self, Incident, Listener, ListenerSettings};
+use crate::api::request::TokenBudget;
+use crate::exchange::dispatch::{AttemptLimits, Dispatcher};
+use crate::exchange::parked::Keeper;
+use crate::http::accept::{Routers, accept, drain};
+use crate::http::browsers;
+use crate::http::descriptors::{fit, raise_descriptors};
+use crate::http::port::bind;
+use crate::http::server::{Server, ServerSettings};
 use crate::metrics::Metrics;
-use crate::parked::Keeper;
-use crate::policy::{PickRules, Selector};
-use crate::registry::{Registry, RegistryLimits};
-use crate::release::Notifier;
-use crate::request::TokenBudget;
-use crate::server::{Server, ServerSettings};
+use crate::notify::Notifier;
+use crate::pool::breaker::BreakerLimits;
+use crate::pool::registry::{Registry, RegistryLimits};
+use crate::registration::membership::Discovery;
+use crate::registration::socket::listener::{self, Incident, Listener, ListenerSettings};
+use crate::routing::{PickRules, Selector};
+use crate::settings::{Config, DecodeTokenBudget, Endpoint, WriteDispatch};
 use crate::upstream::Upstream;
-
-mod accept;
-mod browsers;
-mod places;
-mod port;
-mod stream;
-
-use accept::{Routers, accept, drain};
-use port::bind;
 
 /// Registration messages between the listener's thread and the membership task.
 const HEARD: usize = 4096;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode};
 
-use crate::compat::Release;
 use crate::engine::Role;
+use crate::engine::versions::Release;
 
 /// Names whose fault an answer is; present on every answer that is not a success.
 pub const ERROR_SOURCE: HeaderName = HeaderName::from_static("x-moriio-error-source");

@@ -1,46 +1,26 @@
 //! A proxy in front of vLLM engines that run prefill and decode on different machines with AMD's MoRI-IO connector.
 //!
-//! Modules stand in reading order; each imports only from those above it (a test holds them to it).
+//! The folders stand in reading order, and each imports only from those below it (a test holds them to it).
 //!
-//! A request: [`server`] accepts and reads it, [`request`] parses it by the table of [`fields`], [`policy`] picks a pair from the [`pool`], [`enrich`]
-//! writes the legs, [`dispatch`] sends them by [`upstream`], [`relay`] passes decode's bytes on, [`account`] closes the exchange.
+//! A request: [`http`] accepts it and loops over attempts, [`routing`] picks a pair from the [`pool`], [`exchange`] sends its
+//! legs, which [`api`] writes, by [`upstream`], passes decode's bytes on, and closes the record.
 //!
-//! A registration: [`listener`] hears it behind [`guard`], [`discovery`] has it decoded by [`dialect`], [`registry`] keeps the
-//! engine and publishes the [`pool`].
+//! A registration: [`registration`] hears it behind its guard, decodes it, and has the registry of the [`pool`] keep the engine
+//! and publish a new snapshot.
 
-pub mod sim;
-pub mod engine;
-pub mod api;
-pub mod output;
-pub mod compat;
-pub mod error;
-pub mod dialect;
-pub mod body;
-pub mod fields;
-pub mod request;
-pub mod enrich;
-pub mod health;
-pub mod metrics;
-pub mod reason;
-pub mod pool;
-pub mod registry;
-pub mod contacts;
-pub mod bonds;
-pub mod policy;
-pub mod upstream;
-pub mod opening;
-pub mod gauges;
-pub mod release;
-pub mod parked;
-pub mod account;
-pub mod relay;
-pub mod dispatch;
-pub mod descriptors;
-pub mod guard;
-pub mod listener;
-pub mod discovery;
-pub mod options;
-pub mod config;
-pub mod server;
-pub mod app;
 pub mod demo;
+pub mod app;
+pub mod http;
+pub mod exchange;
+pub mod routing;
+pub mod registration;
+pub mod pool;
+pub mod upstream;
+pub mod notify;
+pub mod api;
+pub mod json;
+pub mod settings;
+pub mod error;
+pub mod metrics;
+pub mod engine;
+pub mod sim;

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use moriio_proxy::app::{App, Finish};
-use moriio_proxy::config::{Config, LogFormat};
-use moriio_proxy::options::ServeOptions;
+use moriio_proxy::settings::options::ServeOptions;
+use moriio_proxy::settings::{Config, LogFormat};
 use moriio_proxy::{demo, sim};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::Level;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Engine, Fault, FaultKind, Mode, expected_text};
 use serde_json::json;
 

@@ -82,7 +82,7 @@ fn settings<'a>(http: &'a str, ping: &'a str) -> Vec<(&'static str, &'a str)> {
 
 #[test]
 fn what_stops_the_proxy_gives_it_time_to_drain() {
-    let drain = moriio_proxy::options::Key::DrainTimeout.row().default.replace('s', " s");
+    let drain = moriio_proxy::settings::options::Key::DrainTimeout.row().default.replace('s', " s");
     for file in ["Dockerfile", "moriio-proxy.service", "slurm-rank0.sh"] {
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)).unwrap();
         let line = text.lines().find(|line| line.contains("drain") && line.contains(" s")).unwrap_or_default();

@@ -5,8 +5,8 @@ mod descriptors;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use moriio_proxy::guard::gate::GREETING;
-use moriio_proxy::options::Key;
+use moriio_proxy::registration::socket::guard::gate::GREETING;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Engine, Mode, Role, expected_text};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

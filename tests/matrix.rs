@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, Role};
 use serde_json::json;
 

@@ -26,7 +26,7 @@
 mod ids;
 mod turns;
 
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 use serde_json::{Value, json};
 

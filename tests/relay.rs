@@ -12,7 +12,7 @@ use crate::support::{Plan, World};
 
 /// A READ world with a simulated prefill and a made-up decode that answers `reply`.
 async fn with_fake_decode(
-    options: &[(moriio_proxy::options::Key, &'static str)],
+    options: &[(moriio_proxy::settings::options::Key, &'static str)],
     reply: impl Fn(&FakeLeg) -> axum::response::Response + Send + Sync + 'static,
 ) -> (World, Fake) {
     let mut plan = Plan::new(Mode::Read).engines(1, 0);

@@ -11,8 +11,8 @@ use tokio::task::JoinHandle;
 use super::paper::Paper;
 use super::{DemoError, PATIENCE};
 use crate::app::{App, Finish};
-use crate::config::Config;
-use crate::options::{Key, ServeOptions};
+use crate::settings::Config;
+use crate::settings::options::{Key, ServeOptions};
 use crate::sim::{Engine, Mode, Role, Settings};
 
 /// The release that the engines behave like.

@@ -1,7 +1,7 @@
 //! Bodies that strain: large, deep, spelled in unusual ways.
 
 use futures::future::join_all;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Mode, expected_text};
 use serde_json::json;
 

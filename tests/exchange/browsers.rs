@@ -1,7 +1,7 @@
 //! What browsers are told, and by whom.
 
 use http::{HeaderMap, HeaderValue, Method};
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Mode, Role};
 use serde_json::json;
 

@@ -1,6 +1,6 @@
 //! Whose credential reaches whom.
 
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::Mode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use axum::body::Body;
 use axum::response::Response;
 use moriio_proxy::api::Api;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, Role};
 use serde_json::json;
 

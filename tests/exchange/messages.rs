@@ -1,6 +1,6 @@
 //! Requests as Claude Code sends them, byte for byte: what both legs get of them, and the answer.
 
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Mode, ReceivedLeg, rendered_text};
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! Requests that never reach an engine's scheduler: the proxy's own errors, its own routes, and those it merely passes on.
 
 use futures::future::join_all;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 use serde_json::json;
 

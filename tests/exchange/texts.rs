@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 use moriio_proxy::api::Api;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Mode, Role};
 
 use crate::support::client::Ask;

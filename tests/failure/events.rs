@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use moriio_proxy::api::Api;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, Settings};
 use serde_json::json;
 

@@ -1,7 +1,7 @@
 //! Prefill fails.
 
 use futures::future::join_all;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 
 use super::{expected, message, told};

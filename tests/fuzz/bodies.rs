@@ -1,7 +1,7 @@
 //! Splicing a body against editing its parsed form.
 
 use bytes::Bytes;
-use moriio_proxy::body::{Body, BodyError, Edit, Json};
+use moriio_proxy::json::{Body, BodyError, Edit, Json};
 use serde_json::{Map, Value};
 
 use super::fuzz;

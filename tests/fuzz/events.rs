@@ -1,7 +1,7 @@
 //! What a stream proves does not depend on where the network cuts it, and nothing in it can make the scanner fall over.
 
 use moriio_proxy::api::Api;
-use moriio_proxy::output::{Scanner, Stage, without_comments};
+use moriio_proxy::api::output::{Scanner, Stage, without_comments};
 
 use super::fuzz;
 use super::mutate::Random;
@@ -38,7 +38,7 @@ fn stream(random: &mut Random) -> Vec<u8> {
 }
 
 /// All that is known after some parts.
-fn known(scanner: &mut Scanner) -> (Stage, u32, bool, Option<moriio_proxy::output::EventError>) {
+fn known(scanner: &mut Scanner) -> (Stage, u32, bool, Option<moriio_proxy::api::output::EventError>) {
     (scanner.stage(), scanner.comments(), scanner.is_between_events(), scanner.take_error())
 }
 

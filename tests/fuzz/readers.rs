@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use moriio_proxy::api::Api;
-use moriio_proxy::dialect::{self, Message};
+use moriio_proxy::api::legs::{Ids, Pair, PrefillParams, decode_leg_read, decode_leg_write, prefill_leg};
+use moriio_proxy::api::request::{Request, TokenBudget};
 use moriio_proxy::engine::Registration;
-use moriio_proxy::enrich::{Ids, Pair, PrefillParams, decode_leg_read, decode_leg_write, prefill_leg};
-use moriio_proxy::request::{Request, TokenBudget};
+use moriio_proxy::registration::decode::{self, Message};
 use serde_json::{Value, json};
 
 use super::fuzz;
@@ -21,7 +21,7 @@ pub fn registrations() -> Vec<Vec<u8>> {
 }
 
 pub fn registration() -> Registration {
-    match dialect::decode(&registrations()[0]) {
+    match decode::decode(&registrations()[0]) {
         Ok(Message::Register(registration, _)) => registration,
         other => panic!("{other:?}"),
     }
@@ -46,10 +46,10 @@ fn registrations_are_decoded_or_refused() {
         b"\xce\0\0\x04\0",
     ];
     let corpus = registrations();
-    fuzz("dialect::decode", |random| {
+    fuzz("decode::decode", |random| {
         let mut bytes = corpus[random.below(corpus.len())].clone();
         random.mutate(&mut bytes, &words);
-        match dialect::decode(&bytes) {
+        match decode::decode(&bytes) {
             Ok(Message::Register(says, unknown)) => {
                 assert!((1..=1024).contains(&says.dp_size) && (1..=1024).contains(&says.tp_size));
                 assert!(says.http.port != 0 && says.kv.handshake != 0 && says.kv.notify != 0);
@@ -201,7 +201,7 @@ fn prefills_answer_gives_params_with_blocks_or_an_error() {
         let mut text = answer.to_string().into_bytes();
         random.mutate(&mut text, &words);
         let text = Bytes::from(text);
-        let _ = moriio_proxy::enrich::cached_tokens(&text);
+        let _ = moriio_proxy::api::legs::cached_tokens(&text);
         let Ok(params) = PrefillParams::from_answer(&text) else {
             return;
         };

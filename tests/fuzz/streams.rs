@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::StreamExt;
 use http_body_util::BodyExt;
-use moriio_proxy::account::Exchange;
 use moriio_proxy::api::Api;
-use moriio_proxy::dialect::{self, Message};
 use moriio_proxy::engine::Mode;
-use moriio_proxy::guard::gate::{GREETING, Gate, Output};
-use moriio_proxy::guard::identity::Identity;
-use moriio_proxy::health::BreakerLimits;
+use moriio_proxy::exchange::opening::Opening;
+use moriio_proxy::exchange::record::Exchange;
+use moriio_proxy::exchange::relay::{Open, Relay, RelayLimits};
 use moriio_proxy::metrics::Metrics;
-use moriio_proxy::opening::Opening;
-use moriio_proxy::policy::{PickRules, Selector};
+use moriio_proxy::pool::breaker::BreakerLimits;
 use moriio_proxy::pool::{Engine, Pool, State, Vitals};
-use moriio_proxy::relay::{Open, Relay, RelayLimits};
+use moriio_proxy::registration::decode::{self, Message};
+use moriio_proxy::registration::socket::guard::gate::{GREETING, Gate, Output};
+use moriio_proxy::registration::socket::guard::identity::Identity;
+use moriio_proxy::routing::{PickRules, Selector};
 use tokio_util::sync::CancellationToken;
 
 use super::mutate::Random;
@@ -101,7 +101,7 @@ fn relay(selector: &Arc<Selector>, pool: &Pool, metrics: &Arc<Metrics>, pieces: 
 
 fn pool(metrics: &Metrics) -> Pool {
     let engines = registrations().into_iter().zip(1..).map(|(bytes, incarnation)| {
-        let Ok(Message::Register(registration, _)) = dialect::decode(&bytes) else {
+        let Ok(Message::Register(registration, _)) = decode::decode(&bytes) else {
             panic!("an engine's own message");
         };
         let limits = BreakerLimits { failures: 0, open: Duration::ZERO, open_max: Duration::ZERO };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 
 use super::wire::{Reply, Wire};
 use super::{body, chunked, completions, framed, legs, plan, still_good, world};

@@ -1,6 +1,6 @@
 //! The official Anthropic SDK as the client.
 
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, rendered_text};
 use serde_json::{Value, json};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Engine, Fault, FaultKind, Mode, Role, Settings, expected_text};
 use serde_json::json;
 

@@ -1,7 +1,7 @@
 //! The registration cases of the protocol's conformance list, sent by libzmq in both wordings. What became of each is read off
 //! the proxy's counters and its list of engines.
 
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use serde_json::{Value, json};
 
 use super::agent::Sockets;

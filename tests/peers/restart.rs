@@ -2,7 +2,7 @@
 //!
 //! These proxies have a loopback address of their own, so that no other test can take the port in between, nor be spoken to.
 
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use serde_json::json;
 
 use super::agent::Sockets;

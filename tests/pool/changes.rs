@@ -1,7 +1,7 @@
 //! Engines that are restarted, move, change their ports, their role or their mode.
 
 use futures::future::join_all;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Mode, Role};
 use serde_json::json;
 

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use futures::future::join_all;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, Role};
 use serde_json::{Value, json};
 

@@ -5,10 +5,10 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use moriio_proxy::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration, Role};
-use moriio_proxy::health::BreakerLimits;
 use moriio_proxy::metrics::Metrics;
-use moriio_proxy::policy::{PickRules, Selector};
+use moriio_proxy::pool::breaker::BreakerLimits;
 use moriio_proxy::pool::{Engine, Pool, State, Vitals};
+use moriio_proxy::routing::{PickRules, Selector};
 use moriio_proxy::sim::{self, Settings};
 
 use crate::support::{Plan, generate, until};

@@ -71,7 +71,7 @@ fn closed_output_harms_no_command() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sim_prints_where_its_engines_are() {
-    let proxy = Proxy::start(&[(moriio_proxy::options::Key::DecodeTokenBudget, "exact")]);
+    let proxy = Proxy::start(&[(moriio_proxy::settings::options::Key::DecodeTokenBudget, "exact")]);
     let registration = proxy.registration.to_string();
     let arguments = ["sim", "--prefill", "1", "--decode", "1", "--mode", "read", "--ping-interval", "1s"];
     let mut command = command(&arguments);

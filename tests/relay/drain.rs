@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use moriio_proxy::app::Finish;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, expected_text};
 use serde_json::json;
 

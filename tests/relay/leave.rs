@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 
 use crate::support::fake::Fake;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use futures::future::join_all;
-use moriio_proxy::options::Key;
+use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, expected_text};
 use serde_json::json;
 

@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use moriio_proxy::app::{App, Finish};
-use moriio_proxy::config::Config;
-use moriio_proxy::options::{Key, ServeOptions};
+use moriio_proxy::settings::Config;
+use moriio_proxy::settings::options::{Key, ServeOptions};
 use moriio_proxy::sim::{Counters, Engine, Fault, FaultKind, Mode, Role, Settings};
 use serde_json::Value;
 use tokio::sync::oneshot;

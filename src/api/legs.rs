@@ -1,0 +1,282 @@
+//! What is written into the two legs of an exchange, as the table of [`crate::api::fields`] says. Every other byte of the client's
+//! body passes as it came.
+//!
+//! `min_tokens: 1` keeps the first token from being a stop token. Prefill hands its blocks over only if it ended at the
+//! length limit; a stop token would free them at once. Where an API has no such field, the table has what does the same.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::api::Api;
+use crate::api::fields::hidden::PARAMS;
+use crate::api::fields::values::forces_one_tool;
+use crate::api::fields::{self, Field, Gets, Place, SAMPLING};
+use crate::api::request::{Limits, Request};
+use crate::engine::{Registration, Role};
+use crate::json::{Body, Edit, Json, Segments, quote};
+
+/// The engines of one attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair<'a> {
+    /// Computes the prompt.
+    pub prefill: &'a Registration,
+    /// Generates.
+    pub decode: &'a Registration,
+    /// The data-parallel rank that prefill is asked for; only where it has more than one.
+    pub rank: Option<u32>,
+}
+
+/// The names of one attempt; never used again, not even for a retry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ids {
+    /// Joins the two legs inside the engines.
+    pub transfer_id: String,
+    /// For header and body of both legs.
+    pub request_id: String,
+}
+
+impl Ids {
+    /// New ids. Unless `plain`, the request id embeds both addresses for engines that read them there (protocol 4.4).
+    pub fn fresh(pair: &Pair<'_>, plain: bool) -> Ids {
+        let id = Uuid::new_v4().simple();
+        Ids {
+            transfer_id: format!("tx-{}", Uuid::new_v4().simple()),
+            request_id: match plain {
+                true => id.to_string(),
+                false => format!("___prefill_addr_{}___decode_addr_{}_{id}", pair.prefill.kv.text, pair.decode.kv.text),
+            },
+        }
+    }
+}
+
+impl Ids {
+    /// The request id as the body says it. Responses take it from there only, and show it to the client (protocol-2 section 3).
+    fn for_body(&self, api: Api) -> String {
+        match api {
+            Api::Responses => format!("resp_{}", self.request_id.rsplit('_').next().unwrap_or_default()),
+            _ => self.request_id.clone(),
+        }
+    }
+}
+
+/// The value of the prefill leg's rank header. Decode's leg carries none: its engine balances its own ranks.
+pub fn leg_rank_header(pair: &Pair<'_>) -> Option<u32> {
+    // A rank header is a range error on an engine with one rank.
+    pair.rank.filter(|_| pair.prefill.dp_size > 1)
+}
+
+/// The body of the prefill leg, the same in both modes.
+pub fn prefill_leg(request: &Request, pair: &Pair<'_>, ids: &Ids) -> Segments {
+    leg(request, Role::Prefill, ids, Json::Text(built_params(Role::Prefill, pair, ids)))
+}
+
+/// The body of the decode leg in WRITE, where nothing of prefill's answer is needed.
+pub fn decode_leg_write(request: &Request, pair: &Pair<'_>, ids: &Ids) -> Segments {
+    leg(request, Role::Decode, ids, Json::Text(built_params(Role::Decode, pair, ids)))
+}
+
+/// The body of the decode leg in READ, made from prefill's answer.
+pub fn decode_leg_read(request: &Request, pair: &Pair<'_>, ids: &Ids, params: &PrefillParams) -> Segments {
+    leg(request, Role::Decode, ids, Json::Parts(params.completed(pair, ids)))
+}
+
+/// The body of a request that prefill answers alone: the client's, limits and stream included, under our id. It has no transfer
+/// params, so prefill keeps nothing.
+pub fn alone_leg(request: &Request, ids: &Ids) -> Segments {
+    let id = Edit::Set("request_id", Json::Text(quoted(&ids.for_body(request.api))));
+    request.body.edit(&[id, Edit::Remove(PARAMS)])
+}
+
+/// A leg by the table.
+fn leg(request: &Request, role: Role, ids: &Ids, params: Json) -> Segments {
+    let mut top = Vec::with_capacity(16);
+    let mut inner = Vec::new();
+    let mut params = Some(params);
+    let limits = request.decode_limits();
+    for field in fields::of(request.api) {
+        let edit = match field.gets(role) {
+            Gets::Id => Some(Edit::Set(field.name, Json::Text(quoted(&ids.for_body(request.api))))),
+            Gets::Params => params.take().map(|params| Edit::Set(field.name, params)),
+            Gets::Less => less(field, &request.limits, &limits),
+            gets => replaced(field, gets, field.home(&request.body, request.sampling.as_ref())),
+        };
+        match field.place {
+            Place::Top => top.extend(edit),
+            Place::Sampling => inner.extend(edit),
+        }
+    }
+    if !inner.is_empty() {
+        let sampling = request.sampling.as_ref().map_or_else(|| Body::empty().edit(&inner), |s| s.edit(&inner));
+        top.push(Edit::Set(SAMPLING, Json::Parts(sampling)));
+    }
+    request.body.edit(&top)
+}
+
+/// What a leg gets that does not depend on the attempt. `home` is the client's object, where there is one.
+fn replaced(field: &Field, gets: Gets, home: Option<&Body>) -> Option<Edit> {
+    let name = field.name;
+    let sent = home.and_then(|home| home.get(name));
+    match gets {
+        Gets::Always(text) => Some(Edit::Set(name, Json::Fixed(text))),
+        Gets::Instead(text) => sent.filter(|text| *text != b"null").map(|_| Edit::Set(name, Json::Fixed(text))),
+        Gets::Nothing => sent.map(|_| Edit::Remove(name)),
+        Gets::AnyTool => {
+            sent.filter(|text| forces_one_tool(text)).map(|_| Edit::Set(name, Json::Fixed(r#"{"type":"any"}"#)))
+        }
+        Gets::Sent | Gets::Never | Gets::Id | Gets::Params | Gets::Less => None,
+    }
+}
+
+/// Only what changed is written, so that a limit which stays keeps the client's own text.
+fn less(field: &Field, from: &Limits, to: &Limits) -> Option<Edit> {
+    let to = to.get(field.name)?;
+    (from.get(field.name) != Some(to)).then(|| Edit::Set(field.name, Json::Text(to.to_string())))
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    quote(&mut out, text);
+    out
+}
+
+/// Every key that any release indexes, with the type that it expects: a missing one ends the engine's process.
+fn built_params(leg: Role, pair: &Pair<'_>, ids: &Ids) -> String {
+    let peer = match leg {
+        Role::Prefill => pair.decode,
+        Role::Decode => pair.prefill,
+    };
+    let (host, port) = (&peer.kv.host, peer.kv.handshake);
+    let mut out = String::with_capacity(384);
+    let (save, load) = (leg == Role::Prefill, leg == Role::Decode);
+    // Writing to a String cannot fail.
+    let _ = write!(out, r#"{{"do_remote_decode":{save},"do_remote_prefill":{load},"transfer_id":"#);
+    quote(&mut out, &ids.transfer_id);
+    match leg {
+        Role::Prefill => out.push_str(r#","remote_engine_id":null,"remote_block_ids":null"#),
+        Role::Decode => {
+            out.push_str(r#","remote_engine_id":"#);
+            quote(&mut out, &format!("{host}:{port}"));
+            out.push_str(r#","remote_block_ids":[]"#);
+        }
+    }
+    out.push_str(r#","remote_host":"#);
+    quote(&mut out, host);
+    let (notify, dp_size, tp_size) = (peer.kv.notify, peer.dp_size, peer.tp_size);
+    let _ = write!(
+        out,
+        r#","remote_port":{port},"remote_handshake_port":{port},"remote_notify_port":{notify},"remote_dp_size":{dp_size},"remote_tp_size":{tp_size},"tp_size":{tp_size}"#
+    );
+    if let (Role::Decode, Some(rank)) = (leg, leg_rank_header(pair)) {
+        let _ = write!(out, r#","remote_dp_rank":{rank}"#);
+    }
+    out.push('}');
+    out
+}
+
+/// Why prefill's answer gives decode nothing to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParamsError {
+    /// The answer is no JSON object.
+    #[error("prefill's answer is not a JSON object")]
+    Unreadable,
+    /// No transfer params, or none with block ids.
+    #[error("prefill's answer has no transfer params with block ids")]
+    Missing,
+}
+
+/// The `kv_transfer_params` of prefill's answer, kept as they came.
+#[derive(Clone, Debug)]
+pub struct PrefillParams {
+    object: Body,
+}
+
+impl PrefillParams {
+    /// Finds them in the body of prefill's answer. Without block ids decode would take garbage for the prompt's cache,
+    /// and no release says so: such an answer is an error here.
+    pub fn from_answer(answer: &Bytes) -> Result<PrefillParams, ParamsError> {
+        let answer = Body::parse(answer.clone()).map_err(|_| ParamsError::Unreadable)?;
+        let object = match answer.nested(PARAMS) {
+            Some(Ok(object)) => object,
+            _ => return Err(ParamsError::Missing),
+        };
+        // Flat or nested lists of numbers; a digit tells that one is there.
+        let has_blocks = |ids: &[u8]| ids.starts_with(b"[") && ids.iter().any(u8::is_ascii_digit);
+        if object.get("remote_block_ids").is_some_and(has_blocks) {
+            Ok(PrefillParams { object })
+        } else {
+            Err(ParamsError::Missing)
+        }
+    }
+
+    /// Their text, as prefill wrote it.
+    pub fn text(&self) -> &Bytes {
+        self.object.text()
+    }
+
+    /// The rank that prefill says it ran on, if it is one of its ranks.
+    pub fn named_rank(&self, dp_size: u32) -> Option<u32> {
+        let rank = self.object.get("remote_dp_rank")?;
+        serde_json::from_slice::<u32>(rank).ok().filter(|rank| *rank < dp_size)
+    }
+
+    /// Prefill's object with what it left out. A `null` counts as left out: engines index these keys without a check,
+    /// and a null host, port or size ends their process just as an absent one.
+    fn completed(&self, pair: &Pair<'_>, ids: &Ids) -> Segments {
+        let prefill = pair.prefill;
+        let mut edits = Vec::with_capacity(8);
+        let mut fill = |key: &'static str, value: &dyn Fn() -> String| {
+            if self.object.get_some(key).is_none() {
+                edits.push(Edit::Set(key, Json::Text(value())));
+            }
+        };
+        let port = prefill.kv.handshake;
+        fill("transfer_id", &|| quoted(&ids.transfer_id));
+        fill("remote_engine_id", &|| quoted(&format!("{}:{port}", prefill.kv.host)));
+        fill("remote_host", &|| quoted(&prefill.kv.host));
+        fill("remote_port", &|| port.to_string());
+        fill("remote_handshake_port", &|| port.to_string());
+        fill("remote_notify_port", &|| prefill.kv.notify.to_string());
+        fill("remote_dp_size", &|| prefill.dp_size.to_string());
+        fill("remote_tp_size", &|| prefill.tp_size.to_string());
+        fill("tp_size", &|| prefill.tp_size.to_string());
+        // Whatever prefill says, decode must load and must not save.
+        for (key, value) in [("do_remote_prefill", "true"), ("do_remote_decode", "false")] {
+            if self.object.get(key) != Some(value.as_bytes()) {
+                edits.push(Edit::Set(key, Json::Fixed(value)));
+            }
+        }
+        let pinned = leg_rank_header(pair);
+        match (self.object.get("remote_dp_rank"), self.named_rank(prefill.dp_size)) {
+            (Some(_), Some(_)) => {}
+            (Some(_), None) => edits.push(Edit::Set("remote_dp_rank", Json::Text(pinned.unwrap_or(0).to_string()))),
+            (None, _) => edits.extend(pinned.map(|rank| Edit::Set("remote_dp_rank", Json::Text(rank.to_string())))),
+        }
+        if self.object.get("remote_dp_size_local") == Some(b"null") {
+            // Engines take an absent one for "all ranks on one host" and die of a null (protocol 4.5).
+            edits.push(Edit::Remove("remote_dp_size_local"));
+        }
+        self.object.edit(&edits)
+    }
+}
+
+#[cfg(test)]
+mod tests;
+
+/// The prefix tokens that prefill says it had cached, from its answer's usage; nothing where it says none.
+pub fn cached_tokens(answer: &[u8]) -> Option<u64> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        usage: Option<Usage>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Usage {
+        prompt_tokens_details: Option<Details>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Details {
+        cached_tokens: Option<u64>,
+    }
+    serde_json::from_slice::<Answer>(answer).ok()?.usage?.prompt_tokens_details?.cached_tokens
+}

@@ -1,0 +1,206 @@
+//! Values that describe an engine: its role and mode, where it is reached, and what it said of itself.
+//!
+//! Nothing here holds state, reads a clock or opens a socket.
+
+pub mod versions;
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What an engine does with a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// Computes the prompt's KV cache (`kv_producer`, registered as `P`).
+    Prefill,
+    /// Generates from a KV cache that it received (`kv_consumer`, registered as `D`).
+    Decode,
+}
+
+impl Role {
+    /// The word for logs, metrics and error headers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Prefill => "prefill",
+            Role::Decode => "decode",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Who moves the KV cache; an engine setting that it registers as `transfer_mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Decode pulls from prefill's blocks, so decode's leg follows prefill's answer.
+    Read,
+    /// Prefill pushes into decode's blocks, so both legs run at once.
+    Write,
+}
+
+impl Mode {
+    /// The word as engines register it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Read => "READ",
+            Mode::Write => "WRITE",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The wording of a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// vLLM 0.14.0 to 0.19.1: `type` is `register`, the address is a URL, ports are separate keys.
+    A,
+    /// vLLM 0.20.0 and later: `type` is the role, the KV address is one text.
+    B,
+}
+
+/// Where an engine serves HTTP.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HttpAddress {
+    /// Name or address, IPv6 without brackets.
+    pub host: String,
+    /// 1 to 65535.
+    pub port: u16,
+}
+
+impl HttpAddress {
+    /// The URL of `path` (which begins with a slash) on this engine.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{self}{path}")
+    }
+}
+
+impl fmt::Display for HttpAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Why a text is no `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a host and a port between 1 and 65535")]
+pub struct BadAddress;
+
+impl FromStr for HttpAddress {
+    type Err = BadAddress;
+
+    /// Splits at the last colon, since dialect B does not bracket IPv6 (protocol 3.3); brackets are accepted as well.
+    fn from_str(text: &str) -> Result<Self, BadAddress> {
+        let (host, port) = text.trim().rsplit_once(':').ok_or(BadAddress)?;
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        Ok(HttpAddress {
+            host: plausible_host(host).ok_or(BadAddress)?.to_owned(),
+            port: port_number(port).ok_or(BadAddress)?,
+        })
+    }
+}
+
+/// A port as decimal digits, 1 to 65535; no sign and no white space inside.
+pub fn port_number(text: &str) -> Option<u16> {
+    let digits = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit());
+    digits.then(|| text.parse().ok()).flatten().filter(|port| *port != 0)
+}
+
+/// A host name, IPv4 or bare IPv6 address. Whatever could change a URL's meaning is refused: `user@`, slashes, spaces.
+pub fn plausible_host(text: &str) -> Option<&str> {
+    if text.contains(':') {
+        return text.parse::<std::net::Ipv6Addr>().is_ok().then_some(text);
+    }
+    let name = !text.is_empty()
+        && text.len() <= 253
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+    name.then_some(text)
+}
+
+/// Where an engine's connector listens for its peers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KvEndpoint {
+    /// Name or address that peers dial; IPv6 without brackets.
+    pub host: String,
+    /// Base port of the handshake listeners, without any rank's offset.
+    pub handshake: u16,
+    /// Base port of the notify listeners, without any rank's offset.
+    pub notify: u16,
+    /// The text that goes into request ids: what dialect B sent, verbatim, or the same form made from dialect A.
+    pub text: String,
+}
+
+/// One engine's account of itself, decoded from either dialect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Prefill or decode.
+    pub role: Role,
+    /// Its HTTP address: the key under which the registry knows it.
+    pub http: HttpAddress,
+    /// Its connector's address.
+    pub kv: KvEndpoint,
+    /// Data-parallel ranks of the instance, 1 to 1024.
+    pub dp_size: u32,
+    /// Tensor-parallel size, 1 to 1024.
+    pub tp_size: u32,
+    /// Who moves the KV cache.
+    pub mode: Mode,
+    /// The wording that was used.
+    pub dialect: Dialect,
+    /// Dialect A's ping counter. It falls back to 1 when the engine restarts.
+    pub index: Option<u64>,
+}
+
+impl Registration {
+    /// Whether `other` says the same of the engine, its ping counter apart.
+    pub fn same_engine(&self, other: &Registration) -> bool {
+        let mut other = other.clone();
+        other.index = self.index;
+        *self == other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_split_at_the_last_colon() {
+        let check = |text: &str, want: Option<(&str, u16, &str)>| {
+            let got = text.parse::<HttpAddress>().ok();
+            let got = got.as_ref().map(|a| (a.host.as_str(), a.port, a.to_string()));
+            assert_eq!(got, want.map(|(host, port, shown)| (host, port, shown.to_owned())), "{text}");
+        };
+        check("10.0.0.1:20005", Some(("10.0.0.1", 20005, "10.0.0.1:20005")));
+        check("fd00::1:8000", Some(("fd00::1", 8000, "[fd00::1]:8000")));
+        check("[fd00::1]:8000", Some(("fd00::1", 8000, "[fd00::1]:8000")));
+        check("node-3:2584", Some(("node-3", 2584, "node-3:2584")));
+        for bad in [
+            "",
+            "node",
+            "node:",
+            ":80",
+            "node:0",
+            "node:70000",
+            "node:+80",
+            "a@b:80",
+            "a/b:80",
+            "a b:80",
+            "x:1:80",
+            "node:8 0",
+        ] {
+            check(bad, None);
+        }
+    }
+}

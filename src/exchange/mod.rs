@@ -1,0 +1,7 @@
+//! One client request: its attempts with their legs, decode's bytes on their way to the client, and the record of it all.
+
+pub mod dispatch;
+pub mod opening;
+pub mod parked;
+pub mod record;
+pub mod relay;

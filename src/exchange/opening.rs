@@ -1,0 +1,171 @@
+//! Decode's answer from its head to the commit: read part by part, and kept, until something in it proves that it may go to
+//! the client (design C8, C9). Comments are dropped until then.
+
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+
+use crate::api::Api;
+use crate::api::output::{EventError, Scanner, Stage, without_comments};
+use crate::error::EngineAnswer;
+use crate::pool::Seat;
+use crate::upstream::LegFailure;
+
+/// How long an engine that has reported may take to show whether it computed: a token, or the error of a failed load, follows
+/// within the same step, unless a parser holds tokens back.
+const GRACE: Duration = Duration::from_millis(100);
+/// The most that is kept before the commit: a preamble repeats the client's instructions.
+const KEPT: usize = 1024 * 1024;
+
+/// What one more part of an answer comes to.
+#[derive(Debug)]
+pub enum Step {
+    /// It may go to the client: first output, or the whole of an empty answer.
+    Ready,
+    /// A comment: the server lives, and says so.
+    Comment,
+    /// Nothing yet.
+    Waiting,
+    /// The connection broke, the stream ended without an end, or the engine told an error before any output.
+    Failed(LegFailure),
+}
+
+/// An answer that is not yet relayed.
+#[derive(Debug)]
+pub struct Opening {
+    /// The engine's place.
+    pub seat: Seat,
+    /// What has been read of it.
+    pub scanner: Scanner,
+    head: http::response::Parts,
+    body: reqwest::Body,
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    begun: Option<Instant>,
+}
+
+impl Opening {
+    /// An answer whose head has come.
+    pub fn new(response: Response<reqwest::Body>, seat: Seat, api: Api) -> Self {
+        let (head, body) = response.into_parts();
+        let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let events = content_type.is_some_and(|value| value.starts_with("text/event-stream"));
+        let scanner = Scanner::new(api, events);
+        Opening { seat, scanner, head, body, kept: Vec::new(), kept_bytes: 0, begun: None }
+    }
+
+    /// Reads one more part. Safe to drop and ask again.
+    pub async fn step(&mut self) -> Step {
+        let frame = match self.begun {
+            Some(begun) => match tokio::time::timeout_at((begun + GRACE).into(), self.body.frame()).await {
+                Ok(frame) => frame,
+                Err(_) => return Step::Ready,
+            },
+            None => self.body.frame().await,
+        };
+        match frame {
+            Some(Ok(frame)) => frame.into_data().map_or(Step::Waiting, |data| self.take(data)),
+            Some(Err(_)) => Step::Failed(LegFailure::broken(self.seat.engine.role())),
+            None => {
+                self.scanner.finish();
+                self.judge(self.scanner.comments()).unwrap_or_else(|| match self.scanner.is_events() {
+                    true => Step::Failed(LegFailure::broken(self.seat.engine.role())),
+                    false => Step::Ready,
+                })
+            }
+        }
+    }
+
+    fn take(&mut self, data: Bytes) -> Step {
+        let comments = self.scanner.comments();
+        self.scanner.feed(&data);
+        self.kept_bytes += data.len();
+        self.kept.push(data);
+        self.judge(comments).unwrap_or(Step::Waiting)
+    }
+
+    /// What is known now; nothing if nothing is new.
+    fn judge(&mut self, comments: u32) -> Option<Step> {
+        if let Some(error) = self.scanner.take_early_error() {
+            return Some(Step::Failed(self.told(error)));
+        }
+        match self.scanner.stage() {
+            Stage::Output | Stage::Ended => return Some(Step::Ready),
+            Stage::Begun => self.begun = self.begun.or_else(|| Some(Instant::now())),
+            Stage::Waiting => {}
+        }
+        (self.scanner.comments() > comments).then_some(Step::Comment)
+    }
+
+    /// What an error event says of the leg.
+    pub fn told(&self, error: EventError) -> LegFailure {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let answer = EngineAnswer { status: error.status, headers, body: error.body };
+        LegFailure::refused(self.seat.engine.role(), answer)
+    }
+
+    /// Whether the leg no longer waits for KV.
+    pub fn is_begun(&self) -> bool {
+        self.scanner.stage() >= Stage::Begun
+    }
+
+    /// Whether so much is kept that no more is read before the commit.
+    pub fn is_full(&self) -> bool {
+        self.kept_bytes > KEPT
+    }
+
+    /// Forgets what is kept: nobody will read it.
+    pub fn forget(&mut self) {
+        self.kept.clear();
+        self.kept_bytes = 0;
+    }
+
+    /// The answer's status and headers, to be asked for once.
+    pub fn take_head(&mut self) -> (StatusCode, HeaderMap) {
+        (self.head.status, std::mem::take(&mut self.head.headers))
+    }
+
+    /// Drops the comments that are kept.
+    pub fn drop_comments(&mut self) {
+        if self.scanner.comments() > 0 {
+            self.kept = vec![without_comments(&self.kept.concat()).into()];
+        }
+    }
+
+    /// What was kept.
+    pub fn take_kept(&mut self) -> Option<Bytes> {
+        if self.kept.is_empty() {
+            return None;
+        }
+        let mut kept = std::mem::take(&mut self.kept);
+        match kept.len() {
+            1 => kept.pop().filter(|kept| !kept.is_empty()),
+            _ => Some(kept.concat().into()),
+        }
+    }
+
+    /// The next part of the body, once what was kept is taken.
+    pub fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ()>>> {
+        let body = std::pin::Pin::new(&mut self.body);
+        match std::task::ready!(body.poll_frame(cx)) {
+            Some(Ok(frame)) => Poll::Ready(frame.into_data().ok().map(Ok)),
+            Some(Err(_)) => Poll::Ready(Some(Err(()))),
+            None => Poll::Ready(None),
+        }
+    }
+
+    /// Whether no byte is left, kept or to come: a body of known length is not asked for more than that.
+    pub fn is_over(&self) -> bool {
+        self.kept.is_empty() && self.body.is_end_stream()
+    }
+
+    /// The bytes that are left, if that is known.
+    pub fn size_hint(&self) -> http_body::SizeHint {
+        if self.kept.is_empty() { self.body.size_hint() } else { http_body::SizeHint::default() }
+    }
+}

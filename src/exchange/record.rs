@@ -1,0 +1,200 @@
+//! An exchange's account: opened when the request is accepted, closed exactly once, on every path, by being dropped. It counts
+//! the request and writes its one log line; the legs' seats count themselves.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::error::ProxyError;
+use crate::metrics::Metrics;
+use crate::pool::{LegEnd, Seat};
+use crate::routing::Picked;
+
+/// How an exchange ended for its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The answer was passed to its end.
+    Complete,
+    /// The client was told an error instead of decode's answer.
+    Error,
+    /// Decode's answer broke off after its head had been passed on.
+    Cut,
+    /// The client left first.
+    ClientGone,
+}
+
+impl Ended {
+    /// The word in the log line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Ended::Complete => "complete",
+            Ended::Error => "error",
+            Ended::Cut => "cut",
+            Ended::ClientGone => "client_gone",
+        }
+    }
+}
+
+/// The status that stands in the counter when the client left before there was one.
+const CLIENT_GONE: u16 = 499;
+
+/// One client request from accept to account.
+#[derive(Debug)]
+pub struct Exchange {
+    metrics: Arc<Metrics>,
+    started: Instant,
+    route: &'static str,
+    client_id: Option<String>,
+    status: u16,
+    ended: Ended,
+    error: Option<(&'static str, &'static str)>,
+    first_byte: Option<Duration>,
+    prefill_time: Option<Duration>,
+    bytes: u64,
+    pair: Option<PairLine>,
+    place: Option<OwnedSemaphorePermit>,
+    /// Attempts that were made.
+    pub attempts: u32,
+}
+
+/// What the log line says of the last pair.
+#[derive(Debug)]
+struct PairLine {
+    prefill: String,
+    decode: String,
+    rank: Option<u32>,
+    mode: &'static str,
+    transfer_id: String,
+    legs: [LegEnd; 2],
+}
+
+impl Exchange {
+    /// Opens the account of a request on `route`. `client_id` is the client's own request id, already checked.
+    pub fn open(metrics: Arc<Metrics>, route: &'static str, client_id: Option<String>) -> Self {
+        metrics.open_exchange();
+        Exchange {
+            metrics,
+            started: Instant::now(),
+            route,
+            client_id,
+            status: CLIENT_GONE,
+            ended: Ended::ClientGone,
+            error: None,
+            first_byte: None,
+            prefill_time: None,
+            bytes: 0,
+            pair: None,
+            place: None,
+            attempts: 0,
+        }
+    }
+
+    /// Keeps the exchange's place among those that may be in flight until its end, that of its stream included.
+    pub fn occupy(&mut self, place: OwnedSemaphorePermit) {
+        self.place = Some(place);
+    }
+
+    /// An attempt with this pair begins.
+    pub fn attempt(&mut self, picked: &Picked, transfer_id: &str) {
+        self.attempts += 1;
+        let legs = [picked.prefill.leg_end(), picked.decode.leg_end()];
+        let (prefill, decode) = (picked.prefill.engine.name.clone(), picked.decode.engine.name.clone());
+        let (rank, mode, transfer_id) = (picked.rank, picked.mode.as_str(), transfer_id.to_owned());
+        self.pair = Some(PairLine { prefill, decode, rank, mode, transfer_id, legs });
+    }
+
+    /// Prefill serves the attempt alone: there is no transfer.
+    pub fn alone(&mut self) {
+        if let Some(pair) = &mut self.pair {
+            pair.mode = "prefill alone";
+            // A decode leg that was sent before that was known stays in the line.
+            if pair.legs[1].word().is_none() {
+                pair.decode.clear();
+                pair.transfer_id.clear();
+            }
+        }
+    }
+
+    /// READ: another decode engine took the hand-over.
+    pub fn another_decode(&mut self, decode: &Seat) {
+        if let Some(pair) = &mut self.pair {
+            decode.engine.name.clone_into(&mut pair.decode);
+            pair.legs[1] = decode.leg_end();
+        }
+    }
+
+    /// Prefill has answered.
+    pub fn prefill_done(&mut self) {
+        self.prefill_time = Some(self.started.elapsed());
+    }
+
+    /// Decode's head goes to the client.
+    pub fn committed(&mut self, status: u16) {
+        self.status = status;
+    }
+
+    /// A part of the answer goes to the client.
+    pub fn relayed(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    /// The answer has shown that its engine is at work.
+    pub fn first_output(&mut self) {
+        if self.first_byte.is_none() {
+            let after = self.started.elapsed();
+            self.first_byte = Some(after);
+            self.metrics.first_byte.observe(after.as_secs_f64());
+        }
+    }
+
+    /// The answer is complete, unless something went wrong on the way.
+    pub fn complete(&mut self) {
+        if self.error.is_none() {
+            self.ended = Ended::Complete;
+        }
+    }
+
+    /// The client is told `error`, in place of an answer or at the end of a broken one.
+    pub fn failed(&mut self, error: &ProxyError) {
+        let committed = self.status != CLIENT_GONE;
+        self.ended = if committed { Ended::Cut } else { Ended::Error };
+        if !committed {
+            self.status = error.status().as_u16();
+        }
+        self.error = Some((error.code(), error.source().as_str()));
+        self.metrics.error(error.code(), error.source().as_str());
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.metrics.request(self.route, self.status);
+        self.metrics.ended(self.ended.as_str());
+        self.metrics.relayed_bytes.inc_by(self.bytes);
+        self.metrics.close_exchange();
+        let milliseconds = |time: Option<Duration>| time.map(|t| (t.as_secs_f64() * 1e4).round() / 10.0);
+        let pair = self.pair.as_ref();
+        tracing::info!(
+            target: "exchange",
+            route = self.route,
+            status = self.status,
+            ended = self.ended.as_str(),
+            error = self.error.map(|(code, _)| code),
+            source = self.error.map(|(_, source)| source),
+            prefill = pair.map(|p| p.prefill.as_str()),
+            decode = pair.map(|p| p.decode.as_str()).filter(|name| !name.is_empty()),
+            rank = pair.and_then(|p| p.rank),
+            prefill_leg = pair.and_then(|p| p.legs[0].word()),
+            decode_leg = pair.and_then(|p| p.legs[1].word()),
+            mode = pair.map(|p| p.mode),
+            transfer_id = pair.map(|p| p.transfer_id.as_str()).filter(|id| !id.is_empty()),
+            client_id = self.client_id.as_deref(),
+            attempts = self.attempts,
+            prefill_ms = milliseconds(self.prefill_time),
+            first_byte_ms = milliseconds(self.first_byte),
+            total_ms = milliseconds(Some(self.started.elapsed())),
+            bytes = self.bytes,
+        );
+    }
+}

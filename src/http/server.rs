@@ -1,0 +1,360 @@
+//! The data port: routes, limits, and the attempt loop of an exchange.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use http_body_util::BodyExt;
+use tokio::sync::{Semaphore, watch};
+
+use super::{access, pass_through, status};
+use crate::api::Api;
+use crate::api::request::{self, TokenBudget};
+use crate::error::ProxyError;
+use crate::exchange::dispatch::{Dispatcher, Failure};
+use crate::exchange::record::Exchange;
+use crate::metrics::Metrics;
+use crate::pool::{FIRST_PROBE_WAIT, Pool};
+use crate::routing::{NoPick, Picked, Selector};
+use crate::settings::Secret;
+use crate::upstream::{REQUEST_ID, Retry};
+
+/// Bodies above this are parsed off the threads that serve connections.
+const PARSE_APART: usize = 1024 * 1024;
+/// How long a request waits for a place on a busy pool, or for a pair's first contact to end.
+const BUSY_WAIT: Duration = Duration::from_secs(30);
+/// How often a waiting request looks again, since a freed place has no signal of its own.
+const BUSY_LOOK: Duration = Duration::from_millis(50);
+/// Retries that are allowed whatever the traffic.
+const RETRY_RESERVE: i64 = 10;
+/// One retry, in the budget's unit: requests times percent.
+const RETRY_COST: i64 = 100;
+
+/// What is asked by probes: answered even when there is no place for anything else.
+pub const PROBES: [&str; 4] = ["/health", "/liveness", "/ready", "/metrics"];
+
+/// Settings of the data port.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    /// Decode's token limit (`--decode-token-budget`).
+    pub budget: TokenBudget,
+    /// The largest request body, inclusive (`--max-body-bytes`).
+    pub max_body: u64,
+    /// Time for the whole request body (`--body-timeout`).
+    pub body_time: Duration,
+    /// Requests served at once (`--max-in-flight`).
+    pub max_in_flight: usize,
+    /// Attempts beyond the first (`--retries`).
+    pub retries: u32,
+    /// Retries as a share of requests, in percent (`--retry-budget`).
+    pub retry_percent: u32,
+    /// What clients must send (`--api-key`).
+    pub api_key: Option<Secret>,
+    /// Sent to engines when the client's credential is for the proxy, or there is none (`OPENAI_API_KEY`).
+    pub engine_key: Option<HeaderValue>,
+    /// `/health` is 503 until the first pair (`--health-waits-for-pair`).
+    pub health_waits: bool,
+}
+
+/// What every request handler shares.
+pub struct Server {
+    pub(super) settings: ServerSettings,
+    pub(super) dispatcher: Dispatcher,
+    pub(super) selector: Arc<Selector>,
+    pool: watch::Receiver<Arc<Pool>>,
+    pub(super) metrics: Arc<Metrics>,
+    room: Arc<Semaphore>,
+    retry_budget: AtomicI64,
+    /// Whose turn it is on routes that any engine answers alike.
+    pub(super) neutral_turn: AtomicUsize,
+    pub(super) health: status::Health,
+}
+
+impl Server {
+    /// A server over a pool.
+    pub fn new(settings: ServerSettings, dispatcher: Dispatcher, metrics: Arc<Metrics>) -> Arc<Self> {
+        let (selector, pool) = (dispatcher.selector.clone(), dispatcher.pool.clone());
+        let room = Arc::new(Semaphore::new(settings.max_in_flight));
+        let health = status::Health::new(settings.health_waits);
+        let retry_budget = AtomicI64::new(RETRY_RESERVE * RETRY_COST);
+        Arc::new(Server {
+            settings,
+            dispatcher,
+            selector,
+            pool,
+            metrics,
+            room,
+            retry_budget,
+            neutral_turn: AtomicUsize::new(0),
+            health,
+        })
+    }
+
+    /// Every route; anything else is a 404 in OpenAI's shape.
+    pub fn router(self: Arc<Self>) -> Router {
+        Router::new()
+            .route(Api::Completions.path(), post(completions))
+            .route(Api::Chat.path(), post(chat))
+            .route(Api::Responses.path(), post(responses))
+            .route(Api::Messages.path(), post(messages))
+            .route(Api::Generate.path(), post(generate))
+            .route("/v1/models", get(pass_through::pass))
+            .route("/v1/models/{*id}", get(pass_through::model))
+            .route("/tokenize", post(pass_through::pass))
+            .route("/detokenize", post(pass_through::pass))
+            .route("/v1/messages/count_tokens", post(pass_through::pass))
+            .route("/health", get(status::health))
+            .route("/liveness", get(status::liveness))
+            .route("/ready", get(status::ready))
+            .route("/version", get(status::version))
+            .route("/metrics", get(status::metrics))
+            .fallback(not_found)
+            .method_not_allowed_fallback(method_not_allowed)
+            .with_state(self)
+    }
+
+    /// For requests that there is no place for: each is refused, whatever it asks.
+    pub fn refusing(self: Arc<Self>) -> Router {
+        let refuse = async |State(server): State<Arc<Server>>| refuse(&server, "other", None, ProxyError::NoPlace);
+        Router::new().fallback(refuse).with_state(self)
+    }
+
+    pub(super) fn pool(&self) -> Arc<Pool> {
+        self.pool.borrow().clone()
+    }
+
+    /// One exchange: accept, parse, then attempts until one succeeds or none may follow.
+    async fn exchange(&self, api: Api, request: Request) -> Response {
+        let (head, body) = request.into_parts();
+        let client_id = client_id(&head.headers);
+        let mut exchange = Some(Exchange::open(self.metrics.clone(), api.as_str(), client_id.clone()));
+        // What is cut at the end of the drain has not left by itself.
+        let cut = self.dispatcher.cut.clone();
+        let result = tokio::select! {
+            biased;
+            () = cut.cancelled() => Err(ProxyError::Stopping),
+            result = self.serve(api, &head, body, &mut exchange) => result,
+        };
+        let mut response = result.unwrap_or_else(|error| {
+            if let Some(exchange) = &mut exchange {
+                exchange.failed(&error);
+            }
+            tracing::debug!(code = error.code(), source = error.source().as_str(), %error, "exchange failed");
+            error.into_response_for(Some(api)).map(Body::from)
+        });
+        if let Some(id) = client_id.and_then(|id| HeaderValue::from_str(&id).ok()) {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        response
+    }
+
+    async fn serve(
+        &self,
+        api: Api,
+        head: &http::request::Parts,
+        body: Body,
+        exchange: &mut Option<Exchange>,
+    ) -> Result<Response, ProxyError> {
+        self.admit(head)?;
+        let place = self.room.clone().try_acquire_owned();
+        let place = place.map_err(|_| ProxyError::Overloaded)?;
+        if let Some(exchange) = exchange {
+            exchange.occupy(place);
+        }
+        let body = self.read(&head.headers, body).await?;
+        let request = self.parse(api, body).await?;
+        let headers = access::forwarded(&self.settings, &head.headers);
+        self.retry_budget.fetch_min(RETRY_RESERVE * RETRY_COST, Ordering::Relaxed);
+        self.retry_budget.fetch_add(i64::from(self.settings.retry_percent), Ordering::Relaxed);
+        let mut last: Option<ProxyError> = None;
+        let mut attempts = 0;
+        loop {
+            let picked = match self.pick().await {
+                Ok(picked) => picked,
+                Err(error) => return Err(self.exhausted(attempts, last.unwrap_or(error))),
+            };
+            let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
+            request.fits(prefill.traits, decode.traits, picked.mode, prefill.registration.dp_size)?;
+            self.metrics.decision("round_robin");
+            attempts += 1;
+            match self.dispatcher.attempt(&request, &headers, picked, exchange).await {
+                Ok(response) => return Ok(response.map(Body::new)),
+                Err(Failure { error, retry }) if retry == Retry::Safe || (retry == Retry::Once && attempts == 1) => {
+                    if attempts > self.settings.retries || !self.may_retry() {
+                        return Err(self.exhausted(attempts, error));
+                    }
+                    self.metrics.attempt("retry");
+                    last = Some(error);
+                }
+                Err(Failure { error, .. }) => return Err(error),
+            }
+        }
+    }
+
+    /// An error that several attempts led to says so; a single attempt's error speaks for itself.
+    fn exhausted(&self, attempts: u32, last: ProxyError) -> ProxyError {
+        if attempts < 2 || last.is_refusal() {
+            return last;
+        }
+        let pool = self.pool();
+        let open_circuits = pool.open_circuits(Instant::now());
+        ProxyError::Exhausted { attempts, pool: pool.engines().count(), open_circuits, last: Box::new(last) }
+    }
+
+    fn may_retry(&self) -> bool {
+        let take = |budget: i64| (budget >= RETRY_COST).then_some(budget - RETRY_COST);
+        self.retry_budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
+    /// The checks that need no body.
+    pub(super) fn admit(&self, head: &http::request::Parts) -> Result<(), ProxyError> {
+        if head.version == Version::HTTP_11 && head.headers.get_all(header::HOST).iter().count() != 1 {
+            return Err(ProxyError::field("host", "exactly one Host header is required"));
+        }
+        access::check(&self.settings, &head.headers)?;
+        let encoding = head.headers.get(header::CONTENT_ENCODING);
+        if encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return Err(ProxyError::field("content-encoding", "compressed request bodies are not supported"));
+        }
+        Ok(())
+    }
+
+    /// The body, within its limits on size and time.
+    pub(super) async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, ProxyError> {
+        let limit = self.settings.max_body;
+        let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|length| length > limit) {
+            return Err(ProxyError::BodyTooLarge { limit });
+        }
+        let time = self.settings.body_time;
+        match tokio::time::timeout(time, collect(body, announced, limit)).await {
+            Ok(body) => body,
+            Err(_) => Err(ProxyError::BodyTimeout { limit: time }),
+        }
+    }
+
+    async fn parse(&self, api: Api, body: Bytes) -> Result<request::Request, ProxyError> {
+        let budget = self.settings.budget;
+        if body.len() < PARSE_APART {
+            return request::Request::parse(api, body, budget);
+        }
+        let parsing = tokio::task::spawn_blocking(move || request::Request::parse(api, body, budget));
+        parsing.await.unwrap_or(Err(ProxyError::Internal))
+    }
+
+    /// A pair, waiting a little where waiting can help: for first probes in flight, for room, for a first contact to end.
+    async fn pick(&self) -> Result<Picked, ProxyError> {
+        let began = Instant::now();
+        let mut changes = self.pool.clone();
+        loop {
+            // Watched from before the look, so that nothing that happens in between is missed.
+            let freed = self.selector.freed.notified();
+            let pool = changes.borrow_and_update().clone();
+            let now = Instant::now();
+            match self.selector.pick(&pool, now) {
+                Ok(picked) => return Ok(picked),
+                Err(NoPick::Busy) if began.elapsed() < BUSY_WAIT => {
+                    tokio::select! {
+                        () = freed => {}
+                        _ = tokio::time::timeout(BUSY_LOOK, changes.changed()) => {}
+                    }
+                }
+                Err(NoPick::Busy) => return Err(ProxyError::PoolBusy),
+                Err(NoPick::Nobody) if pool.probing > 0 && began.elapsed() < FIRST_PROBE_WAIT => {
+                    let left = FIRST_PROBE_WAIT.saturating_sub(began.elapsed());
+                    let _ = tokio::time::timeout(left, changes.changed()).await;
+                }
+                Err(NoPick::Nobody) => return Err(no_pair(&pool, now)),
+            }
+        }
+    }
+}
+
+pub(super) fn no_pair(pool: &Pool, now: Instant) -> ProxyError {
+    ProxyError::NoPair {
+        prefill: pool.prefill.len(),
+        usable_prefill: pool.prefill.iter().filter(|e| e.is_usable(now)).count(),
+        decode: pool.decode.len(),
+        usable_decode: pool.decode.iter().filter(|e| e.is_usable(now)).count(),
+        open_circuits: pool.open_circuits(now),
+    }
+}
+
+/// Reads a body part by part. A known length is reserved once, so that no part is copied twice.
+async fn collect(mut body: Body, announced: Option<u64>, limit: u64) -> Result<Bytes, ProxyError> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|_| ProxyError::BadRequest { message: "request body broke off".into(), param: None })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() as u64 + data.len() as u64 > limit {
+            return Err(ProxyError::BodyTooLarge { limit });
+        }
+        if whole.is_empty() {
+            if announced == Some(data.len() as u64) {
+                return Ok(data);
+            }
+            whole.reserve(announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(0));
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}
+
+/// The client's own request id, for the log and the echo: 1 to 128 letters, digits, dashes, dots or underscores.
+fn client_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(REQUEST_ID)?.to_str().ok()?;
+    let fits = (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    fits.then(|| id.to_owned())
+}
+
+async fn completions(State(server): State<Arc<Server>>, request: Request) -> Response {
+    server.exchange(Api::Completions, request).await
+}
+
+async fn chat(State(server): State<Arc<Server>>, request: Request) -> Response {
+    server.exchange(Api::Chat, request).await
+}
+
+async fn responses(State(server): State<Arc<Server>>, request: Request) -> Response {
+    server.exchange(Api::Responses, request).await
+}
+
+async fn messages(State(server): State<Arc<Server>>, request: Request) -> Response {
+    server.exchange(Api::Messages, request).await
+}
+
+async fn generate(State(server): State<Arc<Server>>, request: Request) -> Response {
+    server.exchange(Api::Generate, request).await
+}
+
+/// Answers a request that is no exchange with an error, counted, in the shape of `api`.
+pub(super) fn refuse(server: &Server, route: &'static str, api: Option<Api>, error: ProxyError) -> Response {
+    server.metrics.request(route, error.status().as_u16());
+    server.metrics.error(error.code(), error.source().as_str());
+    error.into_response_for(api).map(Body::from)
+}
+
+async fn not_found(State(server): State<Arc<Server>>) -> Response {
+    refuse(&server, "other", None, ProxyError::NotFound)
+}
+
+async fn method_not_allowed(State(server): State<Arc<Server>>) -> Response {
+    refuse(&server, "other", None, ProxyError::MethodNotAllowed)
+}
+
+/// A JSON answer of the proxy's own.
+pub(super) fn json(status: StatusCode, value: &serde_json::Value) -> Response {
+    let mut response = Response::new(Body::from(value.to_string()));
+    *response.status_mut() = status;
+    let kind: (HeaderName, HeaderValue) = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(kind.0, kind.1);
+    response
+}

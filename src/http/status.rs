@@ -1,0 +1,125 @@
+//! What barrier scripts, balancers and scrapers ask. No engine is asked for any of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::{HeaderValue, StatusCode, header};
+use serde_json::json;
+
+use super::server::{Server, json as answer};
+use crate::pool::history::Standing;
+use crate::pool::{Claim, Engine, Pool};
+
+/// `/health` never falls back once it was 200: callers take a step back for a dead server and end the job (design C17).
+pub(super) struct Health {
+    waits: bool,
+    reached: AtomicBool,
+}
+
+impl Health {
+    pub(super) fn new(waits: bool) -> Self {
+        Health { waits, reached: AtomicBool::new(false) }
+    }
+
+    fn is_up(&self, pool: &Pool) -> bool {
+        if !self.waits || self.reached.load(Ordering::Relaxed) {
+            return true;
+        }
+        let up = pool.has_pair();
+        self.reached.fetch_or(up, Ordering::Relaxed);
+        up
+    }
+}
+
+fn counts(pool: &Pool) -> (usize, usize) {
+    (pool.prefill.len(), pool.decode.len())
+}
+
+pub(super) async fn health(State(server): State<Arc<Server>>) -> Response {
+    let pool = server.pool();
+    let (prefill, decode) = counts(&pool);
+    let (status, word) = match server.health.is_up(&pool) {
+        true => (StatusCode::OK, "healthy"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "waiting for the first pair"),
+    };
+    answer(status, &json!({"status": word, "prefill_instances": prefill, "decode_instances": decode}))
+}
+
+pub(super) async fn liveness() -> Response {
+    answer(StatusCode::OK, &json!({"status": "alive"}))
+}
+
+pub(super) async fn version() -> Response {
+    answer(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// 200 while a usable pair exists; the body names every engine and every pair that is barred.
+pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
+    let (pool, now) = (server.pool(), Instant::now());
+    let (prefill, decode) = counts(&pool);
+    let mut usable = false;
+    let mut stale = Vec::new();
+    // Looked at once each: a crowd of engines that cannot be used must not cost its square.
+    let at_work = |engines: &[Arc<Engine>]| -> Vec<Arc<Engine>> {
+        let usable = engines.iter().filter(|engine| engine.is_usable(now));
+        usable.cloned().collect()
+    };
+    let (prefills, decodes) = (at_work(&pool.prefill), at_work(&pool.decode));
+    for (p, d) in prefills.iter().flat_map(|p| decodes.iter().map(move |d| (p, d))) {
+        let Some(mode) = pool.mode else { break };
+        let barred = server.selector.standing(p, d, mode) == Standing::Stale;
+        usable |= !barred;
+        // With hundreds of engines the list could be long; the operator needs the first few.
+        if barred && stale.len() < 64 {
+            let restart = if mode == crate::engine::Mode::Write { &p.name } else { &d.name };
+            stale.push(json!({"prefill": p.name, "decode": d.name, "restart": restart}));
+        }
+    }
+    let engines: Vec<_> = pool.engines().map(|engine| describe(&server, &pool, engine, now)).collect();
+    let bound = server.selector.bound(&pool);
+    let bound: Vec<_> = bound.iter().map(|(p, d)| json!({"prefill": p.name, "decode": d.name})).collect();
+    let status = if usable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({
+        "status": if usable { "ready" } else { "no usable pair" },
+        "prefill_instances": prefill,
+        "decode_instances": decode,
+        "mode": pool.mode.map(|mode| mode.as_str()),
+        "policy": "round_robin",
+        "engines": engines,
+        "stale_pairs": stale,
+        "bound_pairs": bound,
+    });
+    answer(status, &body)
+}
+
+fn describe(server: &Server, pool: &Pool, engine: &Engine, now: Instant) -> serde_json::Value {
+    let says = &engine.registration;
+    let claim = |claim: &Claim| json!({"peer": claim.peer.to_string(), "kv": claim.kv.text});
+    json!({
+        "role": says.role.as_str(),
+        "address": engine.name,
+        "state": engine.state.as_str(),
+        "reason": server.selector.reason(pool, engine, now).map(|reason| reason.to_string()),
+        "mode": says.mode.as_str(),
+        "release": engine.release.map(|release| release.to_string()),
+        "dp_size": says.dp_size,
+        "tp_size": says.tp_size,
+        "circuit": engine.vitals.circuit(now).as_str(),
+        "in_flight": engine.vitals.in_flight(),
+        "incarnation": engine.incarnation,
+        "claimed_by": engine.claimed_by.iter().map(claim).collect::<Vec<_>>(),
+    })
+}
+
+pub(super) async fn metrics(State(server): State<Arc<Server>>) -> Response {
+    // The gauges of circuits follow time; a scrape brings them up to date.
+    server.pool().open_circuits(Instant::now());
+    let mut response = Response::new(Body::from(server.metrics.render()));
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}

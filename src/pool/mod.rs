@@ -1,0 +1,389 @@
+//! The pool as a request sees it: engines with their load and breaker, and one immutable snapshot of all of them.
+
+pub mod bonds;
+pub mod breaker;
+pub mod history;
+pub mod reason;
+pub mod registry;
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::engine::versions::{self, Release, Traits};
+use crate::engine::{KvEndpoint, Mode, Registration, Role};
+use crate::metrics::{EngineMetrics, LegStatus, Metrics};
+use crate::pool::breaker::{Admission, Breaker, BreakerLimits, Circuit};
+use crate::pool::reason::{Failure, Reason};
+
+/// Where an engine stands between its first ping and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Registered; its first probe has not answered yet.
+    Probing,
+    /// Alive and usable.
+    Ready,
+    /// Registered, but its HTTP server or a KV port does not answer as it should.
+    Unhealthy(Failure),
+    /// Registered with another mode than the pool's: kept, unused.
+    OtherMode,
+}
+
+impl State {
+    /// The words of all states, for gauges that must fall back to zero.
+    pub const WORDS: [&str; 4] = ["probing", "ready", "unhealthy", "other_mode"];
+
+    /// The word for metrics and status pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Probing => "probing",
+            State::Ready => "ready",
+            State::Unhealthy(_) => "unhealthy",
+            State::OtherMode => "other_mode",
+        }
+    }
+}
+
+/// An engine's requests by its own word.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Queue {
+    /// Being computed.
+    pub running: f64,
+    /// Waiting for their turn.
+    pub waiting: f64,
+    /// Waiting for something else, such as their KV: every parked leg is among them.
+    pub parked: f64,
+    /// Of those, the ones whose KV has arrived; told by 0.32.0 and newer.
+    pub arrived: Option<f64>,
+    /// Tokens made since the engine began.
+    pub tokens: f64,
+}
+
+impl Queue {
+    /// Whether no leg can be parked, now or by the next step.
+    pub fn none_parked(&self) -> bool {
+        self.parked == 0.0 && self.waiting == 0.0
+    }
+}
+
+/// What lives as long as the engine is registered, however often its record is replaced: its load and its breaker.
+#[derive(Debug)]
+pub struct Vitals {
+    in_flight: AtomicUsize,
+    breaker: Mutex<Breaker>,
+    refused: AtomicBool,
+    /// What the engine last said of its queue, and when it was asked ([`crate::upstream::gauges`]).
+    pub queue: tokio::sync::Mutex<Option<(Instant, Option<Queue>)>>,
+    /// Counters of the engine.
+    pub metrics: EngineMetrics,
+}
+
+impl Vitals {
+    /// An idle engine with a closed breaker.
+    pub fn new(limits: BreakerLimits, metrics: EngineMetrics) -> Arc<Self> {
+        Arc::new(Vitals {
+            in_flight: AtomicUsize::new(0),
+            breaker: Mutex::new(Breaker::new(limits)),
+            refused: AtomicBool::new(false),
+            queue: tokio::sync::Mutex::default(),
+            metrics,
+        })
+    }
+
+    /// Runs a few statements on the breaker and shows its state in the gauge. The lock is never held across an await.
+    fn breaker<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
+        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        act(&mut breaker)
+    }
+
+    /// Legs in flight.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The breaker's state.
+    pub fn circuit(&self, now: Instant) -> Circuit {
+        let circuit = self.breaker(|b| b.circuit(now));
+        self.metrics.circuit.set(match circuit {
+            Circuit::Closed => 0,
+            Circuit::Probation => 1,
+            Circuit::Open => 2,
+        });
+        circuit
+    }
+
+    /// Whether a leg's connection was refused since the last call: reason to probe the engine now.
+    pub fn take_refused(&self) -> bool {
+        self.refused.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether the breaker would let a leg through.
+    pub fn usable(&self, now: Instant) -> bool {
+        self.breaker(|b| b.usable(now))
+    }
+}
+
+/// Another process that announces an engine's HTTP address, and is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Where its pings come from.
+    pub peer: SocketAddr,
+    /// Where it says that its connector listens.
+    pub kv: KvEndpoint,
+}
+
+/// One engine at one moment. A change of what it says or of its state makes a new record with the same [`Vitals`].
+#[derive(Debug)]
+pub struct Engine {
+    /// What it said of itself.
+    pub registration: Registration,
+    /// Its address as text, made once.
+    pub name: String,
+    /// Its address as a URL, parsed once.
+    pub base: reqwest::Url,
+    /// Its release, once its `/version` answered.
+    pub release: Option<Release>,
+    /// What that release needs and understands.
+    pub traits: &'static Traits,
+    /// Where it stands.
+    pub state: State,
+    /// Names one life of one engine, unique in the process: a restart makes a new one (design C24).
+    pub incarnation: u64,
+    /// A hash of its handshake address, under which peers remember it.
+    pub endpoint: u64,
+    /// Who else announces its HTTP address.
+    pub claimed_by: Vec<Claim>,
+    /// Load and breaker.
+    pub vitals: Arc<Vitals>,
+}
+
+impl Engine {
+    /// A record of an engine. `None` when its address makes no URL, which decoding has ruled out.
+    pub fn new(
+        registration: Registration,
+        release: Option<Release>,
+        state: State,
+        incarnation: u64,
+        vitals: Arc<Vitals>,
+    ) -> Option<Self> {
+        let mut hasher = DefaultHasher::new();
+        (&registration.kv.host, registration.kv.handshake).hash(&mut hasher);
+        Some(Engine {
+            name: registration.http.to_string(),
+            base: registration.http.url("/").parse().ok()?,
+            release,
+            traits: versions::traits(release, registration.dialect),
+            state,
+            incarnation,
+            endpoint: hasher.finish(),
+            claimed_by: Vec::new(),
+            vitals,
+            registration,
+        })
+    }
+
+    /// Prefill or decode.
+    pub fn role(&self) -> Role {
+        self.registration.role
+    }
+
+    /// Whether work may be sent to it now.
+    pub fn is_usable(&self, now: Instant) -> bool {
+        self.state == State::Ready && self.vitals.usable(now)
+    }
+
+    /// Why no work may be sent to it; none while its breaker lets a trial through. What hangs on other engines as well is
+    /// the policy's to say.
+    pub fn reason(&self, now: Instant) -> Option<Reason> {
+        match self.state {
+            State::Probing => Some(Reason::FirstProbe),
+            State::Unhealthy(failure) => Some(Reason::Failed(failure)),
+            State::OtherMode => Some(Reason::OtherMode),
+            State::Ready => (self.vitals.circuit(now) == Circuit::Open).then_some(Reason::CircuitOpen),
+        }
+    }
+
+    /// Takes a place on the engine, or not: its breaker may be open or its trial taken. The place is given back by
+    /// [`Seat::end`], once, or by dropping the seat, which counts as cancelled.
+    pub fn take_seat(self: &Arc<Self>, now: Instant) -> Option<Seat> {
+        let admission = self.vitals.breaker(|b| b.admit(now))?;
+        self.vitals.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.vitals.metrics.in_flight.inc();
+        Some(Seat { engine: self.clone(), admission, end: LegEnd::default() })
+    }
+}
+
+/// What a leg's end says about its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It works.
+    Healthy,
+    /// Transport error, time limit, or a 5xx other than 503.
+    Ailing,
+    /// Nobody listens at its address.
+    Refusing,
+    /// Nothing can be concluded.
+    None,
+}
+
+/// What becomes of a leg. Others than the seat's holder may have it to say, when a limit passes; the first word counts.
+#[derive(Debug, Default)]
+pub struct Fate {
+    dispatched: AtomicBool,
+    end: OnceLock<(LegStatus, Verdict)>,
+}
+
+/// A leg's fate, shared by all who may have a word or want to know.
+pub type LegEnd = Arc<Fate>;
+
+impl Fate {
+    /// Says how the leg ended.
+    pub fn set(&self, status: LegStatus, verdict: Verdict) {
+        let _ = self.end.set((status, verdict));
+    }
+
+    /// The word for the log: its status, `running`, or nothing for a leg that was never sent.
+    pub fn word(&self) -> Option<&'static str> {
+        let sent = self.dispatched.load(Ordering::Relaxed);
+        sent.then(|| self.end.get().map_or("running", |(status, _)| status.as_str()))
+    }
+}
+
+/// One leg's place on an engine: the engine's load goes up with it and down when it is dropped, whatever happens.
+#[derive(Debug)]
+pub struct Seat {
+    /// The engine.
+    pub engine: Arc<Engine>,
+    admission: Admission,
+    end: LegEnd,
+}
+
+impl Seat {
+    /// The leg is about to be sent: from now on it counts as one.
+    pub fn dispatch(&mut self) {
+        self.end.dispatched.store(true, Ordering::Relaxed);
+    }
+
+    /// Says how the leg ended.
+    pub fn end(&self, status: LegStatus, verdict: Verdict) {
+        self.end.set(status, verdict);
+    }
+
+    /// For saying it from elsewhere.
+    pub fn leg_end(&self) -> LegEnd {
+        self.end.clone()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        // Whoever reads a leg to its end has said so; what is dropped before was given up.
+        let (status, verdict) = *self.end.end.get_or_init(|| (LegStatus::Cancelled, Verdict::None));
+        let vitals = &self.engine.vitals;
+        if self.end.dispatched.load(Ordering::Relaxed) {
+            vitals.metrics.leg(status);
+        }
+        vitals.in_flight.fetch_sub(1, Ordering::Relaxed);
+        vitals.metrics.in_flight.dec();
+        let now = Instant::now();
+        let opened = vitals.breaker(|breaker| match verdict {
+            Verdict::Healthy => {
+                breaker.succeed(self.admission);
+                false
+            }
+            Verdict::Ailing => breaker.fail(self.admission, now),
+            Verdict::Refusing => {
+                vitals.refused.store(true, Ordering::Relaxed);
+                breaker.refuse(self.admission, now)
+            }
+            Verdict::None => {
+                breaker.abstain(self.admission);
+                false
+            }
+        });
+        if opened {
+            tracing::info!(role = %self.engine.role(), engine = %self.engine.name, last = status.as_str(), "circuit opened");
+        }
+    }
+}
+
+/// A prefill engine and one of its ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Index in [`Pool::prefill`].
+    pub engine: usize,
+    /// Rank inside the engine, 0 to `dp_size` - 1.
+    pub rank: u32,
+}
+
+/// All engines at one moment, in the order in which they registered.
+#[derive(Debug, Default)]
+pub struct Pool {
+    /// Prefill engines in any state.
+    pub prefill: Vec<Arc<Engine>>,
+    /// Decode engines in any state.
+    pub decode: Vec<Arc<Engine>>,
+    /// The mode that pairs are made in: that of the engines that came first.
+    pub mode: Option<Mode>,
+    /// Ready prefill engines' ranks, every engine's first rank before anyone's second.
+    pub prefill_slots: Vec<Slot>,
+    /// Ready decode engines, as indexes in [`Pool::decode`].
+    pub decode_slots: Vec<usize>,
+    /// Engines whose first probe is in flight.
+    pub probing: usize,
+}
+
+impl Pool {
+    /// Arranges engines (in order of registration) into a snapshot.
+    pub fn new(engines: impl IntoIterator<Item = Arc<Engine>>, mode: Option<Mode>) -> Self {
+        let mut pool = Pool { mode, ..Pool::default() };
+        for engine in engines {
+            pool.probing += usize::from(engine.state == State::Probing);
+            match engine.role() {
+                Role::Prefill => pool.prefill.push(engine),
+                Role::Decode => pool.decode.push(engine),
+            }
+        }
+        let ready = |engine: &Arc<Engine>| engine.state == State::Ready;
+        let ranks = pool.prefill.iter().filter(|e| ready(e)).map(|e| e.registration.dp_size).max().unwrap_or(0);
+        for rank in 0..ranks {
+            let has = |e: &Arc<Engine>| ready(e) && rank < e.registration.dp_size;
+            let slots = pool.prefill.iter().enumerate().filter(|(_, e)| has(e));
+            pool.prefill_slots.extend(slots.map(|(engine, _)| Slot { engine, rank }));
+        }
+        pool.decode_slots = (0..pool.decode.len()).filter(|i| ready(&pool.decode[*i])).collect();
+        pool
+    }
+
+    /// Every engine.
+    pub fn engines(&self) -> impl Iterator<Item = &Arc<Engine>> {
+        self.prefill.iter().chain(&self.decode)
+    }
+
+    /// Whether at least one engine of each role is ready.
+    pub fn has_pair(&self) -> bool {
+        !self.prefill_slots.is_empty() && !self.decode_slots.is_empty()
+    }
+
+    /// Engines whose breaker lets nothing through.
+    pub fn open_circuits(&self, now: Instant) -> usize {
+        self.engines().filter(|e| e.vitals.circuit(now) == Circuit::Open).count()
+    }
+
+    /// Sets the gauges of engines by role and state.
+    pub fn count(&self, metrics: &Metrics) {
+        for (role, engines) in [(Role::Prefill, &self.prefill), (Role::Decode, &self.decode)] {
+            for word in State::WORDS {
+                metrics.engines(role, word, engines.iter().filter(|e| e.state.as_str() == word).count());
+            }
+        }
+    }
+}
+
+/// How long a request waits for first probes that are in flight before it is told that there is no pair (design C15).
+pub const FIRST_PROBE_WAIT: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,92 @@
+//! What the registry keeps of one engine.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::claims::Rival;
+use super::peers::Peers;
+use super::{OLD_PINGS, PROBE_AGAIN};
+use crate::engine::Registration;
+use crate::engine::versions::Release;
+use crate::pool::{State, Vitals};
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) registration: Registration,
+    pub(super) order: u64,
+    pub(super) incarnation: u64,
+    pub(super) vitals: Arc<Vitals>,
+    pub(super) state: State,
+    pub(super) release: Option<Release>,
+    pub(super) last_ping: Instant,
+    pub(super) probing: bool,
+    pub(super) next_probe: Instant,
+    pub(super) probe_wait: Duration,
+    /// Where its pings come from.
+    pub(super) peers: Peers,
+    /// It was ready and then refused a connection, then, and pings came from there: when it answers again and none of those
+    /// speaks, it is another process.
+    pub(super) refused: Option<(Instant, Vec<SocketAddr>)>,
+    pub(super) was_ready: bool,
+    pub(super) silent: bool,
+    /// Others that announce its address.
+    pub(super) rivals: Vec<Rival>,
+    /// Where the pings of the process came from that had the address before and lost it to this one.
+    pub(super) ousted: Vec<SocketAddr>,
+}
+
+impl Entry {
+    pub(super) fn new(
+        registration: Registration,
+        (order, incarnation): (u64, u64),
+        vitals: Arc<Vitals>,
+        peers: Peers,
+        now: Instant,
+    ) -> Entry {
+        Entry {
+            registration,
+            order,
+            incarnation,
+            vitals,
+            state: State::Probing,
+            release: None,
+            last_ping: now,
+            probing: false,
+            next_probe: now,
+            probe_wait: PROBE_AGAIN,
+            peers,
+            refused: None,
+            was_ready: false,
+            silent: false,
+            rivals: Vec::new(),
+            ousted: Vec::new(),
+        }
+    }
+
+    /// It spoke. Says whether its ping counter fell back, which it does when it is restarted. Sockets count for themselves.
+    pub(super) fn hear(&mut self, index: Option<u64>, peer: Option<SocketAddr>, now: Instant, ttl: Duration) -> bool {
+        self.last_ping = now;
+        let before = self.peers.hear(peer, index, now, ttl).or(self.registration.index);
+        if self.silent {
+            self.silent = false;
+            tracing::info!(role = %self.registration.role, engine = %self.registration.http, "engine pings again");
+        }
+        matches!((before, index), (Some(before), Some(now)) if now < before)
+    }
+
+    /// Whether what it says is from its present life. A ping of its former one may still be on its way when it is missed, so
+    /// one counts that comes from nowhere known, alone, or clearly later.
+    pub(super) fn has_spoken_since_refusal(&self) -> bool {
+        self.refused.as_ref().is_none_or(|(at, then)| {
+            let stranger_alone = self.peers.stranger_spoke(then, *at) && !self.peers.spoke(then, *at);
+            stranger_alone || self.last_ping > *at + OLD_PINGS
+        })
+    }
+
+    /// Whether another process answers for it now. Pings over a connection of before are the same process's, whatever its
+    /// HTTP server went through, and its KV sessions with its peers hold.
+    pub(super) fn was_replaced(&self) -> bool {
+        self.refused.as_ref().is_some_and(|(at, then)| !self.peers.spoke(then, *at + OLD_PINGS))
+    }
+}

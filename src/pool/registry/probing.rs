@@ -1,0 +1,116 @@
+//! Which engines are asked when, and what their answers mean.
+
+use std::time::Instant;
+
+use super::{PROBE_AGAIN, PROBE_AGAIN_MAX, PROBE_READY, Probe, ProbeOrder, Registry};
+use crate::engine::versions::{self, Release};
+use crate::engine::{HttpAddress, Registration};
+use crate::pool::State;
+use crate::pool::reason::Failure;
+
+impl Registry {
+    /// A probe came back.
+    pub fn probed(&mut self, address: &HttpAddress, incarnation: u64, probe: Probe, now: Instant) {
+        let Some(entry) = self.entries.get_mut(address).filter(|e| e.incarnation == incarnation) else {
+            return;
+        };
+        entry.probing = false;
+        match probe {
+            Probe::Alive(release) => self.alive(address, release, now),
+            Probe::Failed(failure) => self.failed(address, failure, now),
+        }
+    }
+
+    fn alive(&mut self, address: &HttpAddress, release: Option<Release>, now: Instant) {
+        let ttl = self.limits.ttl;
+        let number = self.number();
+        let Some(entry) = self.entries.get_mut(address) else { return };
+        if !entry.has_spoken_since_refusal() {
+            // It serves again, but what it said of its ports is from before: its first ping is waited for.
+            entry.next_probe = now + entry.probe_wait;
+            entry.probe_wait = (entry.probe_wait * 2).min(PROBE_AGAIN_MAX);
+            return;
+        }
+        if entry.was_replaced() {
+            let (registration, order, peers) = (entry.registration.clone(), entry.order, entry.peers.clone());
+            tracing::warn!(role = %registration.role, engine = %address, "engine is back after it refused connections: a new incarnation");
+            self.remove(address);
+            self.add(registration, peers, (order, number), now);
+            return self.alive(address, release, now);
+        }
+        entry.refused = None;
+        if now.duration_since(entry.last_ping) > ttl && !entry.silent {
+            entry.silent = true;
+            tracing::warn!(role = %entry.registration.role, engine = %address, "engine has stopped pinging but answers: it stays");
+        }
+        // While another claims its address, its end would have to be noticed soon.
+        let again = if entry.rivals.is_empty() { PROBE_READY } else { PROBE_AGAIN_MAX };
+        entry.next_probe = now + again.min(ttl);
+        entry.probe_wait = PROBE_AGAIN;
+        entry.was_ready = true;
+        if entry.state != State::Ready || (release.is_some() && entry.release != release) {
+            entry.state = State::Ready;
+            entry.release = release.or(entry.release);
+            let traits = versions::traits(entry.release, entry.registration.dialect);
+            log_ready(&entry.registration, entry.release, traits);
+            self.dirty = true;
+        }
+    }
+
+    fn failed(&mut self, address: &HttpAddress, failure: Failure, now: Instant) {
+        let Some(entry) = self.entries.get_mut(address) else { return };
+        if let (Failure::KvRefused(_), Some((successor, peer))) = (failure, entry.successor()) {
+            return self.replace(successor, Some(peer), now);
+        }
+        if failure.is_absence() && now.duration_since(entry.last_ping) > self.limits.ttl {
+            tracing::warn!(role = %entry.registration.role, engine = %address, reason = %failure, "engine left: no ping and no answer");
+            return self.depart(address);
+        }
+        if !(failure.is_doubtful() && entry.state == State::Ready) {
+            if failure == Failure::Refused && entry.was_ready {
+                entry.refused = Some((now, entry.peers.addresses()));
+            }
+            if entry.state != State::Unhealthy(failure) {
+                entry.state = State::Unhealthy(failure);
+                self.dirty = true;
+            }
+        }
+        entry.next_probe = now + entry.probe_wait;
+        entry.probe_wait = (entry.probe_wait * 2).min(PROBE_AGAIN_MAX);
+    }
+
+    /// Engines whose probe is due; each is given out once until its result is in.
+    pub fn due(&mut self, now: Instant) -> Vec<ProbeOrder> {
+        let ttl = self.limits.ttl;
+        let mut dirty = false;
+        let due = self.entries.values_mut().filter_map(|entry| {
+            dirty |= !entry.rivals.is_empty() && entry.forget_rivals(ttl, now);
+            let suspect = now.duration_since(entry.last_ping) > ttl && !entry.silent;
+            let refusing = entry.vitals.take_refused();
+            if entry.probing || !(now >= entry.next_probe || suspect || refusing) {
+                return None;
+            }
+            entry.probing = true;
+            Some(ProbeOrder {
+                incarnation: entry.incarnation,
+                registration: entry.registration.clone(),
+                first: !entry.was_ready && entry.state == State::Probing,
+                contested: !entry.rivals.is_empty(),
+            })
+        });
+        let due = due.collect();
+        self.dirty |= dirty;
+        due
+    }
+}
+
+fn log_ready(registration: &Registration, release: Option<Release>, traits: &versions::Traits) {
+    let release = release.map_or_else(|| "unknown".to_owned(), |r| r.to_string());
+    tracing::info!(
+        role = %registration.role, engine = %registration.http, kv = %registration.kv.text, mode = %registration.mode,
+        dp_size = registration.dp_size, tp_size = registration.tp_size, %release, "engine ready"
+    );
+    if let Some(warning) = traits.warning(registration.mode) {
+        tracing::warn!(engine = %registration.http, "{warning}");
+    }
+}

@@ -1,0 +1,218 @@
+//! Membership and liveness: takes what the listener hears, decodes it, lets the registry decide, and probes engines over HTTP.
+//! One task owns the registry, so nothing here needs a lock.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{HttpAddress, Registration};
+use crate::metrics::Metrics;
+use crate::pool::Pool;
+use crate::pool::registry::{Outcome, Probe, ProbeOrder, Registry};
+use crate::registration::decode::{self, Message};
+use crate::registration::socket::listener::Heard;
+use crate::routing::Selector;
+
+use super::probe;
+use super::tell::Teller;
+
+/// How often due probes are looked for.
+const TICK: Duration = Duration::from_millis(200);
+/// Messages that are dealt with before a snapshot is published, so that a burst costs one.
+const BATCH: usize = 256;
+/// First probes at once; a crowd of engines that never answer delays a real one by its share only.
+const FIRST_PROBES: usize = 256;
+/// Later probes at once.
+const LATER_PROBES: usize = 64;
+/// Complaints about a peer or a field are logged once each, up to so many; then only counted.
+const COMPLAINTS: usize = 1024;
+
+/// The membership task.
+pub struct Discovery {
+    registry: Registry,
+    pool: watch::Receiver<Arc<Pool>>,
+    teller: Teller,
+    selector: Arc<Selector>,
+    metrics: Arc<Metrics>,
+    client: reqwest::Client,
+    allowed: Vec<IpNet>,
+    complained: HashSet<String>,
+    first_probes: Arc<Semaphore>,
+    later_probes: Arc<Semaphore>,
+}
+
+/// A probe's result on its way back.
+type Probed = (HttpAddress, u64, Probe);
+
+impl Discovery {
+    /// A task over an empty registry. `allowed` empty means that every host may register (`--engine-allow`).
+    pub fn new(
+        registry: Registry,
+        selector: Arc<Selector>,
+        metrics: Arc<Metrics>,
+        client: reqwest::Client,
+        allowed: Vec<IpNet>,
+    ) -> Self {
+        Discovery {
+            pool: registry.subscribe(),
+            teller: Teller::new(Instant::now()),
+            registry,
+            selector,
+            metrics,
+            client,
+            allowed,
+            complained: HashSet::new(),
+            first_probes: Arc::new(Semaphore::new(FIRST_PROBES)),
+            later_probes: Arc::new(Semaphore::new(LATER_PROBES)),
+        }
+    }
+
+    /// Runs until `stop`, or until the listener is gone.
+    pub async fn run(mut self, mut heard: mpsc::Receiver<Heard>, stop: CancellationToken) {
+        // A result is awaited before its engine is probed again, so that this cannot hold more than one for each engine.
+        let (results_in, mut results) = mpsc::unbounded_channel::<Probed>();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let look = tokio::select! {
+                () = stop.cancelled() => return,
+                count = heard.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                    // A new engine is probed at once, and so is one whose address another claims.
+                    let mut added = false;
+                    for message in batch.drain(..) {
+                        added |= self.hear(&message);
+                    }
+                    added
+                }
+                Some((address, incarnation, probe)) = results.recv() => {
+                    self.registry.probed(&address, incarnation, probe, Instant::now());
+                    false
+                }
+                _ = tick.tick() => true,
+            };
+            if look {
+                for order in self.registry.due(Instant::now()) {
+                    self.probe(order, results_in.clone());
+                }
+            }
+            for incarnation in self.registry.publish() {
+                self.selector.forget(incarnation);
+            }
+            let pool = self.pool.borrow_and_update().clone();
+            self.teller.look(&pool, &self.selector, &self.metrics, Instant::now());
+        }
+    }
+
+    /// Deals with one message; says whether an engine wants to be probed now.
+    fn hear(&mut self, message: &Heard) -> bool {
+        let (registration, unknown) = match decode::decode(&message.payload) {
+            Ok(Message::Register(registration, unknown)) => (registration, unknown),
+            Ok(Message::Hello) => {
+                self.metrics.registration("hello");
+                return false;
+            }
+            Err(rejection) => {
+                self.metrics.registration(rejection.as_str());
+                self.complain(message.peer, &rejection.to_string());
+                return false;
+            }
+        };
+        if let Some(reason) = distrust(&registration, message.peer, &self.allowed) {
+            self.metrics.registration("not_allowed");
+            self.complain(message.peer, &format!("engine {}: {reason}", registration.http));
+            return false;
+        }
+        for key in unknown {
+            self.complain(None, &format!("engine {}: unknown registration key {key:?}", registration.http));
+        }
+        let address = registration.http.clone();
+        let (role, mode) = (registration.role, registration.mode);
+        let outcome = self.registry.hear(registration, message.peer, Instant::now());
+        self.metrics.registration(outcome.as_str());
+        match outcome {
+            Outcome::Added => tracing::info!(%role, engine = %address, %mode, "engine registered"),
+            Outcome::Full => self.complain(message.peer, "no room for another engine (--max-engines)"),
+            Outcome::Refreshed | Outcome::Restarted | Outcome::Claimed => {}
+        }
+        matches!(outcome, Outcome::Added | Outcome::Restarted | Outcome::Claimed)
+    }
+
+    /// Logs each complaint once: engines repeat themselves every few seconds.
+    fn complain(&mut self, peer: Option<SocketAddr>, text: &str) {
+        let peer = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.ip().to_string());
+        let complaint = format!("{peer} {text}");
+        if self.complained.len() < COMPLAINTS && self.complained.insert(complaint) {
+            tracing::warn!(peer, "registration: {text}");
+        }
+    }
+
+    fn probe(&self, order: ProbeOrder, results: mpsc::UnboundedSender<Probed>) {
+        let room = if order.first { &self.first_probes } else { &self.later_probes };
+        let (room, client) = (room.clone(), self.client.clone());
+        tokio::spawn(async move {
+            let Ok(_permit) = room.acquire().await else { return };
+            let probe = probe::probe(&client, &order).await;
+            // The task has ended when nobody listens any more.
+            let _ = results.send((order.registration.http, order.incarnation, probe));
+        });
+    }
+}
+
+/// Why an engine's hosts are not to be dialled.
+fn distrust(registration: &Registration, peer: Option<SocketAddr>, nets: &[IpNet]) -> Option<String> {
+    let remote = peer.is_some_and(|peer| !peer.ip().to_canonical().is_loopback());
+    for host in [&registration.http.host, &registration.kv.host] {
+        let address = host.parse::<IpAddr>().ok();
+        let here = address.is_some_and(|a| a.is_loopback()) || host.eq_ignore_ascii_case("localhost");
+        if here && remote {
+            return Some(format!(
+                "host {host} is this machine's own, but the engine is elsewhere; set VLLM_HOST_IP there"
+            ));
+        }
+        let allowed = |address: IpAddr| nets.iter().any(|net| net.contains(&address));
+        if !nets.is_empty() && !address.is_some_and(allowed) {
+            return Some(format!("host {host} is not in --engine-allow"));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_trusted_by_where_they_come_from() {
+        let check = |host: &str, peer: &str, nets: &[&str], trusted: bool| {
+            let wire = serde_json::json!({
+                "type": "P", "http_address": format!("{host}:8000"),
+                "zmq_address": format!("host:{host},handshake:6301,notify:61005"),
+                "dp_size": 1, "tp_size": 1, "transfer_mode": "READ",
+            });
+            let Ok(Message::Register(registration, _)) = decode::decode(&rmp_serde::to_vec(&wire).unwrap()) else {
+                panic!("{host} makes a registration");
+            };
+            let nets: Vec<IpNet> = nets.iter().map(|net| net.parse().unwrap()).collect();
+            let peer = peer.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 4000));
+            assert_eq!(distrust(&registration, peer, &nets).is_none(), trusted, "{host} from {peer:?} with {nets:?}");
+        };
+        check("127.0.0.1", "127.0.0.1", &[], true);
+        check("127.0.0.1", "10.0.0.5", &[], false);
+        check("localhost", "10.0.0.5", &[], false);
+        check("::1", "10.0.0.5", &[], false);
+        check("10.0.0.5", "10.0.0.5", &[], true);
+        check("node-3", "10.0.0.5", &[], true);
+        check("10.0.0.5", "10.0.0.5", &["10.0.0.0/24"], true);
+        check("10.0.1.5", "10.0.0.5", &["10.0.0.0/24"], false);
+        check("node-3", "10.0.0.5", &["10.0.0.0/24"], false);
+    }
+}

@@ -1,0 +1,126 @@
+//! Tells why engines cannot be used (design C28): a warning when the reason changes and again each minute while it lasts, and
+//! a gauge. `/ready` says the same by [`Selector::reason`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::engine::Role;
+use crate::metrics::Metrics;
+use crate::pool::breaker::Circuit;
+use crate::pool::reason::{Failure, Reason};
+use crate::pool::{Engine, Pool, State};
+use crate::routing::Selector;
+
+/// How often an unchanged pool is looked at: breakers change with time alone.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often a lasting reason is told again.
+const AGAIN: Duration = Duration::from_secs(60);
+/// The shortest time between two lines about one engine, whatever it goes through.
+const PACE: Duration = Duration::from_secs(5);
+
+/// What was told of one engine.
+#[derive(Debug)]
+struct Told {
+    role: Role,
+    name: String,
+    was_ready: bool,
+    /// What the gauge shows.
+    shown: Option<Reason>,
+    /// What the last line said, and when.
+    said: Option<(Reason, Instant)>,
+}
+
+/// Remembers what was told, by incarnation.
+#[derive(Debug)]
+pub(super) struct Teller {
+    told: HashMap<u64, Told>,
+    last: Arc<Pool>,
+    next: Instant,
+}
+
+impl Teller {
+    /// One that has told nothing.
+    pub(super) fn new(now: Instant) -> Teller {
+        Teller { told: HashMap::new(), last: Arc::default(), next: now }
+    }
+
+    /// Looks at the pool if it is another than last time or some time has passed.
+    pub(super) fn look(&mut self, pool: &Arc<Pool>, selector: &Selector, metrics: &Metrics, now: Instant) {
+        if Arc::ptr_eq(pool, &self.last) && now < self.next {
+            return;
+        }
+        (self.last, self.next) = (pool.clone(), now + LOOK);
+        // A pool that has just changed is arranged first, so that nobody is told to be without a partner for a moment.
+        selector.arrange(pool, now);
+        let mut before = std::mem::take(&mut self.told);
+        let mut news = Vec::new();
+        for engine in pool.engines() {
+            let told = before.remove(&engine.incarnation).unwrap_or_else(|| Told::new(engine, now));
+            news.push((engine, told));
+        }
+        // Those that left first: the next life of an engine has the same labels.
+        for gone in before.into_values() {
+            gone.show(None, metrics);
+        }
+        for (engine, mut told) in news {
+            let reason = selector.reason(pool, engine, now);
+            told.show(reason, metrics);
+            told.shown = reason;
+            told.say(engine, reason, now);
+            self.told.insert(engine.incarnation, told);
+        }
+    }
+}
+
+impl Told {
+    /// A first probe takes a moment, which is worth no line.
+    fn new(engine: &Engine, now: Instant) -> Told {
+        let said = Some((Reason::FirstProbe, now));
+        Told { role: engine.role(), name: engine.name.clone(), was_ready: false, shown: None, said }
+    }
+
+    fn show(&self, reason: Option<Reason>, metrics: &Metrics) {
+        let (before, after) = (self.shown.map(Reason::as_str), reason.map(Reason::as_str));
+        if before == after {
+            return;
+        }
+        if let Some(word) = before {
+            metrics.unusable(self.role, &self.name, word, false);
+        }
+        if let Some(word) = after {
+            metrics.unusable(self.role, &self.name, word, true);
+        }
+    }
+
+    fn say(&mut self, engine: &Engine, reason: Option<Reason>, now: Instant) {
+        self.was_ready |= engine.state == State::Ready;
+        let Some(reason) = reason else {
+            // While a trial is awaited the circuit may open again, which is the same story.
+            if engine.vitals.circuit(now) == Circuit::Closed && self.said.take().is_some_and(|(said, _)| hides(said)) {
+                tracing::info!(role = %self.role, engine = %self.name, mode = %engine.registration.mode, "engine can be used again");
+            }
+            return;
+        };
+        let worth_a_line = self.said.is_none_or(|(said, at)| {
+            let first = said == Reason::FirstProbe && said != reason;
+            first || now >= at + if said == reason { AGAIN } else { PACE }
+        });
+        if !worth_a_line {
+            return;
+        }
+        self.said = Some((reason, now));
+        let mode = engine.registration.mode;
+        // Engines ping long before they serve, so that this is every start's beginning.
+        if reason == Reason::Failed(Failure::Refused) && !self.was_ready {
+            tracing::warn!(role = %self.role, engine = %self.name, %mode, %reason, "engine is not up yet");
+        } else {
+            tracing::warn!(role = %self.role, engine = %self.name, %mode, %reason, "engine cannot be used");
+        }
+    }
+}
+
+/// Whether an engine stays ready under this reason, so that its end has no line of its own.
+fn hides(reason: Reason) -> bool {
+    matches!(reason, Reason::CircuitOpen | Reason::StalePairs | Reason::Unbound)
+}
