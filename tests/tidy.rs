@@ -2,6 +2,7 @@
 //! what the code says.
 
 mod imports;
+mod protocol;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
