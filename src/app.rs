@@ -185,7 +185,7 @@ impl App {
                 return Finish::Failed;
             }
         };
-        // The ports are closed from here on: other nodes take that for the end of the job (design C21).
+        // The ports are closed from here on: other nodes take that for the end of the job (protocol E3).
         listener.stop().await;
         let cut = drain(&config, connections, &metrics, &tasks, &cut).await;
         ended.cancel();

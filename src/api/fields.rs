@@ -1,7 +1,7 @@
 //! What becomes of each field of a request, in one table by API: what prefill's leg gets, what decode's leg gets, and what is
 //! refused, by the engines' releases where that matters. Parsing and the legs follow the table; README prints it.
 //!
-//! Both legs must render the same prompt, and decode must never get what ends an engine (design C25). A field without a row
+//! Both legs must render the same prompt, and decode must never get what ends an engine (protocol F1, F5). A field without a row
 //! passes to both legs as it came.
 
 pub mod hidden;
@@ -101,7 +101,7 @@ pub struct Field {
     pub decode: Gets,
     /// What is refused before any engine is asked.
     pub refuse: Refuse,
-    /// Why, with the section of `protocol-2.md` that says so.
+    /// Why, with the rule of `docs/protocol.md` that says so.
     pub why: &'static str,
 }
 
@@ -263,7 +263,7 @@ pub fn readme_table() -> String {
     for need in table::API_NEEDS {
         let (api, what, since) = (need.api.as_str(), need.what, need.since);
         // Writing to a String cannot fail.
-        let _ = writeln!(table, "| {api} | | | | {what} before {since}: 501 | protocol-2 sections 2, 3 |");
+        let _ = writeln!(table, "| {api} | | | | {what} before {since}: 501 | protocol F11 |");
     }
     for field in table::ROWS {
         let (apis, param, why) = (names(field.apis), field.param(), field.why);

@@ -38,7 +38,7 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// New ids. Unless `plain`, the request id embeds both addresses for engines that read them there (protocol 4.4).
+    /// New ids. Unless `plain`, the request id embeds both addresses for engines that read them there (protocol I3).
     pub fn fresh(pair: &Pair<'_>, plain: bool) -> Ids {
         let id = Uuid::new_v4().simple();
         Ids {
@@ -52,7 +52,7 @@ impl Ids {
 }
 
 impl Ids {
-    /// The request id as the body says it. Responses take it from there only, and show it to the client (protocol-2 section 3).
+    /// The request id as the body says it. Responses take it from there only, and show it to the client (protocol I5).
     fn for_body(&self, api: Api) -> String {
         match api {
             Api::Responses => format!("resp_{}", self.request_id.rsplit('_').next().unwrap_or_default()),
@@ -254,7 +254,7 @@ impl PrefillParams {
             (None, _) => edits.extend(pinned.map(|rank| Edit::Set("remote_dp_rank", Json::Text(rank.to_string())))),
         }
         if self.object.get("remote_dp_size_local") == Some(b"null") {
-            // Engines take an absent one for "all ranks on one host" and die of a null (protocol 4.5).
+            // Engines take an absent one for "all ranks on one host" and die of a null (protocol T5).
             edits.push(Edit::Remove("remote_dp_size_local"));
         }
         self.object.edit(&edits)

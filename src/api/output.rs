@@ -1,5 +1,5 @@
 //! What the parts of an engine's answer prove: whether its leg still waits for KV, whether a token was computed, whether the
-//! answer is over. A status line, an SSE comment and the preamble of Responses prove nothing (protocol-2, 1). Pure: bytes in,
+//! answer is over. A status line, an SSE comment and the preamble of Responses prove nothing (protocol O1 to O3). Pure: bytes in,
 //! facts out, wherever the bytes are cut.
 
 use std::fmt::Write as _;
@@ -45,7 +45,7 @@ struct Rules {
     error: &'static str,
 }
 
-/// Protocol-2, section 1, row by row.
+/// By API, protocol O3 to O8.
 static RULES: [Rules; 5] = [
     Rules {
         api: Api::Completions,
@@ -316,7 +316,7 @@ fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     line.strip_prefix(name).map(<[u8]>::trim_ascii)
 }
 
-/// Anthropic's types as statuses (protocol-2, 1); up to 0.32.0 every one is `internal_error`.
+/// Anthropic's types as statuses (protocol O8); up to 0.32.0 every one is `internal_error`.
 fn named_status(data: &[u8]) -> Option<StatusCode> {
     let value = serde_json::from_slice::<Value>(data).unwrap_or_default();
     let error = if value["error"].is_object() { &value["error"] } else { &value };

@@ -100,7 +100,7 @@ pub struct BadAddress;
 impl FromStr for HttpAddress {
     type Err = BadAddress;
 
-    /// Splits at the last colon, since dialect B does not bracket IPv6 (protocol 3.3); brackets are accepted as well.
+    /// Splits at the last colon, since dialect B does not bracket IPv6 (protocol R3); brackets are accepted as well.
     fn from_str(text: &str) -> Result<Self, BadAddress> {
         let (host, port) = text.trim().rsplit_once(':').ok_or(BadAddress)?;
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);

@@ -1,4 +1,4 @@
-//! What an engine's release needs and understands, in one table cited to `protocol.md`.
+//! What an engine's release needs and understands, in one table cited to `docs/protocol.md`.
 //!
 //! An unknown release gets the most careful row: ids that embed both addresses, one exchange at first contact, no message
 //! to its listeners. A row is exact for final releases; a pre-release counts as the release before it.
@@ -62,7 +62,7 @@ impl std::fmt::Display for Release {
     }
 }
 
-/// The wording in which a prefill engine's notify listener understands a release (protocol 6.2, 8.3).
+/// The wording in which a prefill engine's notify listener understands a release (protocol K3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseForm {
     /// Never send one: an unknown id trips an assertion or ends the listener.
@@ -73,7 +73,7 @@ pub enum ReleaseForm {
     Map,
 }
 
-/// How far a mode can be relied on (protocol 2).
+/// How far a mode can be relied on (protocol V2, V3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Support {
     /// Works as released.
@@ -105,40 +105,40 @@ pub struct Traits {
     pub name: &'static str,
     /// First release of the row; none in the row for unknown releases.
     pub since: Option<Release>,
-    /// The registration wording of these releases (protocol 2).
+    /// The registration wording of these releases (protocol R2, R3).
     pub dialect: Option<Dialect>,
-    /// READ as released (protocol 2 with its notes).
+    /// READ as released (protocol V2, V3).
     pub read: Support,
-    /// WRITE as released (protocol 2 with its notes).
+    /// WRITE as released (protocol V2, V3).
     pub write: Support,
     /// What an operator should know, for one line of warning; empty if nothing.
     pub advice: &'static str,
     /// Whether the peer's address may come from the transfer params alone, so that the request id can be plain
-    /// (protocol 2, 4.4). Both engines of a pair must allow it.
+    /// (protocol I3, I4). Both engines of a pair must allow it.
     pub plain_id: bool,
-    /// Whether several requests that meet an unknown peer at once are mishandled (protocol 8.6).
+    /// Whether several requests that meet an unknown peer at once are mishandled (protocol P4).
     pub first_contact_gate: bool,
     /// Whether a prefill engine in WRITE must work with one decode engine only: it keeps the hosts that a completion goes to
-    /// in one place per worker, and requests to two decode engines at a time overwrite it (protocol-2 section 5).
+    /// in one place per worker, and requests to two decode engines at a time overwrite it (protocol P5).
     /// [`bound_pairs`] asks.
     pub bound_pairs: bool,
-    /// How prefill is told that nobody will fetch a transfer (protocol 6.2, 8.3, 13.1).
+    /// How prefill is told that nobody will fetch a transfer (protocol K3 to K7).
     pub release: ReleaseForm,
     /// Whether a release may come before prefill has finished: it is kept until then. Older engines end when they are told
     /// to free what still runs or was left (an assertion of their scheduler; source of 0.24.0 to 0.32.0).
     pub early_release: bool,
-    /// Whether a parked decode wakes at a `write_done` map (protocol 6.2, 13.1). It must go to every notify port of
+    /// Whether a parked decode wakes at a `write_done` map (protocol K10, K11). It must go to every notify port of
     /// decode's data-parallel rank, one for each tensor-parallel rank: [`notify_ports`]. It must come once: the engine ends
     /// at a second one for a request that is at work (seen on 0.32.0, the same assertion since 0.18.0).
     pub unpark: bool,
-    /// Whether decode understands `write_failed` (protocol 6.2, 8.3).
+    /// Whether decode understands `write_failed` (protocol K10).
     pub write_failed: bool,
-    /// Whether a request without transfer params is safe on either role (protocol 9, last row).
+    /// Whether a request without transfer params is safe on either role (protocol V4).
     pub plain_requests: bool,
     /// Whether prefill may get a request for one token without transfer params, and so answer for its prompt by itself
-    /// (protocol 9; protocol-2 section 4, run on 0.32.0).
+    /// (protocol V4, O14).
     pub alone: bool,
-    /// What was run on real engines (protocol 13); empty where the source was only read.
+    /// What was run on real engines (`docs/verification.md`); empty where the source was only read.
     pub proved: &'static str,
 }
 
@@ -307,12 +307,12 @@ pub fn traits(release: Option<Release>, dialect: Dialect) -> &'static Traits {
     row.filter(|row| row.dialect == Some(dialect)).unwrap_or(&UNKNOWN)
 }
 
-/// Whether a pair's request id may be plain and so keep both addresses to itself (protocol 4.4).
+/// Whether a pair's request id may be plain and so keep both addresses to itself (protocol I4).
 pub fn plain_id(prefill: &Traits, decode: &Traits) -> bool {
     prefill.plain_id && decode.plain_id
 }
 
-/// Whether a pair's first exchange must go alone until its first byte (protocol 8.6).
+/// Whether a pair's first exchange must go alone until its first byte (protocol P4).
 pub fn first_contact_gate(prefill: &Traits, decode: &Traits) -> bool {
     prefill.first_contact_gate || decode.first_contact_gate
 }
@@ -324,7 +324,7 @@ pub fn bound_pairs(prefill: &Traits, dialect: Dialect) -> bool {
     prefill.bound_pairs && dialect == Dialect::B
 }
 
-/// The notify ports of one data-parallel rank, one for each tensor-parallel rank: base + rank + tp (protocol 5).
+/// The notify ports of one data-parallel rank, one for each tensor-parallel rank: base + rank + tp (protocol A5).
 ///
 /// Release goes to all of those of prefill's rank, un-park and `write_failed` to all of those of decode's rank. Where
 /// decode's rank is not known, because its leg is not pinned, send to the ports of every rank.

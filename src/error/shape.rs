@@ -58,7 +58,7 @@ impl ProxyError {
     }
 
     /// The answer for the client of an API. An engine's own answer keeps its status, body and content type, but that Anthropic's
-    /// clients get their shape for what engines word in OpenAI's (protocol-2, 2).
+    /// clients get their shape for what engines word in OpenAI's (protocol E5).
     pub fn into_response_for(self, api: Option<Api>) -> Response<Bytes> {
         use ProxyError as E;
         let mut response = match self {

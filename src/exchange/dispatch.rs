@@ -273,7 +273,7 @@ impl Dispatcher {
         Ok(response)
     }
 
-    /// Counts what prefill says of its prefix cache: evidence that KV moves (requirement IX-52).
+    /// Counts what prefill says of its prefix cache: evidence that KV moves (protocol E6).
     fn note_cached(&self, answer: &Bytes) {
         if let Some(tokens) = crate::api::legs::cached_tokens(answer) {
             self.keeper.metrics.cached_tokens.inc_by(tokens);

@@ -1,5 +1,5 @@
 //! Decode's answer from its head to the commit: read part by part, and kept, until something in it proves that it may go to
-//! the client (design C8, C9). Comments are dropped until then.
+//! the client (protocol W7, D12). Comments are dropped until then.
 
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};

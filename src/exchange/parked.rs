@@ -1,5 +1,5 @@
 //! Decode legs that must not be closed yet, WRITE's above all. Until its engine reports, such a leg waits for KV that prefill
-//! pushes; an engine whose waiting leg is closed loses the leg's blocks for good (protocol 13.1). So when its client has left,
+//! pushes; an engine whose waiting leg is closed loses the leg's blocks for good (protocol K8). So when its client has left,
 //! or its prefill has failed, the leg is drained unseen: prefill's push wakes it, or, when none can come, a message of ours
 //! does. That is sent once and only to a leg that waits, since an engine that is told twice ends (seen on 0.32.0).
 
@@ -108,7 +108,7 @@ impl Unread {
         }
     }
 
-    /// Decode told an error before any output: it took nothing, and nobody but us tells prefill (protocol-2, 1).
+    /// Decode told an error before any output: it took nothing, and nobody but us tells prefill (protocol O10).
     pub fn refused(self) {
         match self {
             Unread::Parked(mut parked) => parked.held.release(),

@@ -1,4 +1,4 @@
-//! Who may call, and as whom engines are called: a credential has one audience (design C22).
+//! Who may call, and as whom engines are called: a credential has one audience (protocol E4).
 
 use http::{HeaderMap, HeaderValue, header};
 

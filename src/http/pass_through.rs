@@ -105,7 +105,7 @@ async fn forward(
     server.admit(head)?;
     let mut body = server.read(&head.headers, body).await?;
     if head.method == http::Method::POST {
-        // Engines read transfer params wherever a body has them, also where nothing is generated (design C18).
+        // Engines read transfer params wherever a body has them, also where nothing is generated (protocol T8).
         let parsed =
             Json::parse(body).map_err(|error| ProxyError::BadRequest { message: error.to_string(), param: None })?;
         body = fields::hidden::stripped(parsed)?.text().clone();

@@ -1,4 +1,4 @@
-//! Places of client connections: who holds one, who is idle and gives way, and the few that are kept for probes (design C27).
+//! Places of client connections: who holds one, who is idle and gives way, and the few that are kept for probes (protocol E2).
 //!
 //! Bookkeeping only: no socket, no clock. A connection that finds every place taken waits on a reserved one for its request. A
 //! probe is answered there; anything else takes the place of the connection that has been idle longest, or is refused.

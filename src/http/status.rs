@@ -14,7 +14,7 @@ use super::server::{Server, json as answer};
 use crate::pool::history::Standing;
 use crate::pool::{Claim, Engine, Pool};
 
-/// `/health` never falls back once it was 200: callers take a step back for a dead server and end the job (design C17).
+/// `/health` never falls back once it was 200: callers take a step back for a dead server and end the job (protocol E1).
 pub(super) struct Health {
     waits: bool,
     reached: AtomicBool,

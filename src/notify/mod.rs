@@ -85,7 +85,7 @@ impl Notifier {
         Ok(Notifier { queue: Some(queue), metrics })
     }
 
-    /// Tells every notify port of a prefill slot that nobody will fetch or receive the transfer (protocol 8.3, 13.1), once:
+    /// Tells every notify port of a prefill slot that nobody will fetch or receive the transfer (protocol K4, K7), once:
     /// an engine keeps each release that finds nothing to free. What comes back is empty for an engine that must not hear of
     /// what it has not `finished`: it is left to its own timer.
     fn release(&self, prefill: &Engine, rank: u32, transfer_id: &str, finished: bool) -> Vec<Hears> {

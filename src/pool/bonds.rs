@@ -1,6 +1,6 @@
-//! Which decode engine a prefill engine is bound to (design C26). In WRITE, engines of 0.28.0 to 0.30.0 keep the hosts that a
+//! Which decode engine a prefill engine is bound to (protocol P5). In WRITE, engines of 0.28.0 to 0.30.0 keep the hosts that a
 //! completion goes to in one place per worker: requests to two decode engines at a time overwrite it, and the right decode
-//! never hears that its KV has come (protocol-2 section 5). The state is prefill's, so its release decides. Pure; it is
+//! never hears that its KV has come (protocol P5). The state is prefill's, so its release decides. Pure; it is
 //! locked by its owner.
 
 use std::collections::HashMap;

@@ -1,5 +1,5 @@
-//! Who has met whom. Two rules of the engines hang on it: a pair's first exchange goes alone (design C13), and a pair is
-//! barred while its dialing side remembers an earlier life of the other (design C24). Pure; it is locked by its owner.
+//! Who has met whom. Two rules of the engines hang on it: a pair's first exchange goes alone (protocol P4), and a pair is
+//! barred while its dialing side remembers an earlier life of the other (protocol P3). Pure; it is locked by its owner.
 
 use std::collections::{HashMap, HashSet};
 
@@ -43,7 +43,7 @@ pub struct Contacts {
 }
 
 /// The key of a pair and the incarnation of its dialed side. WRITE: prefill dials decode; READ: decode dials prefill
-/// (protocol 13.1). New ports make a stranger of the dialed side, since sessions are kept by address.
+/// (protocol P1, P2). New ports make a stranger of the dialed side, since sessions are kept by address.
 fn key(prefill: &Engine, decode: &Engine, mode: Mode) -> (Key, u64) {
     let (dialer, peer) = match mode {
         Mode::Write => (prefill, decode),

@@ -149,7 +149,7 @@ pub struct Engine {
     pub traits: &'static Traits,
     /// Where it stands.
     pub state: State,
-    /// Names one life of one engine, unique in the process: a restart makes a new one (design C24).
+    /// Names one life of one engine, unique in the process: a restart makes a new one (protocol R9).
     pub incarnation: u64,
     /// A hash of its handshake address, under which peers remember it.
     pub endpoint: u64,
@@ -382,7 +382,7 @@ impl Pool {
     }
 }
 
-/// How long a request waits for first probes that are in flight before it is told that there is no pair (design C15).
+/// How long a request waits for first probes that are in flight before it is told that there is no pair (protocol R12).
 pub const FIRST_PROBE_WAIT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Why an engine cannot be used: a closed list, told alike by `/ready`, the log and a metric (design C28). A reason is made
+//! Why an engine cannot be used: a closed list, told alike by `/ready`, the log and a metric (protocol R11). A reason is made
 //! where it is learned and handed on as a value; nobody reads it back out of a text.
 
 use std::fmt;
@@ -85,9 +85,9 @@ pub enum Reason {
     OtherMode,
     /// Its breaker is open.
     CircuitOpen,
-    /// Every pair it could be part of is stale (design C24).
+    /// Every pair it could be part of is stale (protocol P3).
     StalePairs,
-    /// A decode engine that no prefill engine is bound to, though each has to be bound to one (design C26).
+    /// A decode engine that no prefill engine is bound to, though each has to be bound to one (protocol P5).
     Unbound,
 }
 

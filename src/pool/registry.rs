@@ -233,7 +233,7 @@ impl Registry {
         same.then_some(incarnation)
     }
 
-    /// Two engines on one host whose port ranges meet will serve each other's messages (requirement RS-18).
+    /// Two engines on one host whose port ranges meet will serve each other's messages (protocol A4).
     fn warn_of_overlaps(&self, new: &Registration) {
         let span = |base: u16, r: &Registration| (u32::from(base), u32::from(base) + r.dp_size * r.tp_size);
         let spans = |r: &Registration| [span(r.kv.handshake, r), span(r.kv.notify, r)];

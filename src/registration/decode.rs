@@ -25,7 +25,7 @@ const MAX_ECHO: usize = 64;
 pub enum Message {
     /// An engine's account of itself, and the keys in it that nobody knows.
     Register(Registration, Vec<String>),
-    /// A greeting without content, which proxies ignore (protocol 3.2).
+    /// A greeting without content, which proxies ignore (protocol R2).
     Hello,
 }
 
@@ -129,7 +129,7 @@ const KEYS_A: [&str; 9] = [
 ];
 const KEYS_B: [&str; 6] = ["type", "http_address", "zmq_address", "dp_size", "tp_size", "transfer_mode"];
 
-/// The wording of 0.14.0 to 0.19.1 (protocol 3.2).
+/// The wording of 0.14.0 to 0.19.1 (protocol R2).
 fn dialect_a(fields: &Fields) -> Result<Registration, Rejection> {
     let role = match fields.text("role")? {
         "P" => Role::Prefill,
@@ -155,7 +155,7 @@ fn dialect_a(fields: &Fields) -> Result<Registration, Rejection> {
     register(fields, role, http, kv, Dialect::A, index)
 }
 
-/// The wording since 0.20.0 (protocol 3.3).
+/// The wording since 0.20.0 (protocol R3).
 fn dialect_b(fields: &Fields, role: Role) -> Result<Registration, Rejection> {
     let field = "http_address";
     let text = fields.text(field)?;
@@ -275,7 +275,7 @@ fn host_named(field: &'static str, host: &str) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Engines listen and dial at base + dp·tp_size + tp (protocol 5), so the last of those must still be a port.
+/// Engines listen and dial at base + dp·tp_size + tp (protocol A3), so the last of those must still be a port.
 fn ranges_fit(registration: &Registration) -> Result<(), Rejection> {
     let last_offset = registration.dp_size * registration.tp_size - 1;
     let (handshake, notify) = match registration.dialect {

@@ -1,5 +1,5 @@
 //! One look at one engine: whether it is alive and which release it is, and whether its KV ports take connections. Nothing is
-//! ever sent to those: a message there can end the engine's listener (protocol 3.6).
+//! ever sent to those: a message there can end the engine's listener (protocol R7).
 
 use std::error::Error;
 use std::io;

@@ -1,4 +1,4 @@
-//! Tells why engines cannot be used (design C28): a warning when the reason changes and again each minute while it lasts, and
+//! Tells why engines cannot be used (protocol R11): a warning when the reason changes and again each minute while it lasts, and
 //! a gauge. `/ready` says the same by [`Selector::reason`].
 
 use std::collections::HashMap;

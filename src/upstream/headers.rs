@@ -8,7 +8,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const RANK: HeaderName = HeaderName::from_static("x-data-parallel-rank");
 
 /// Headers of a client that never reach an engine: they belong to one connection, describe a body that is rewritten, or would
-/// choose hosts, ranks or ids (design C5, C7, C22).
+/// choose hosts, ranks or ids (protocol I2, T4, E4).
 const STRIPPED: [&str; 22] = [
     "connection",
     "keep-alive",

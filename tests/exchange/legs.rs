@@ -1,4 +1,4 @@
-//! What the engines receive: headers and bodies of both legs, by the conformance cases.
+//! What the engines receive: headers and bodies of both legs, case by case.
 
 use futures::future::join_all;
 use moriio_proxy::api::Api;

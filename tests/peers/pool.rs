@@ -41,7 +41,7 @@ async fn generates(proxy: &Proxy, tokens: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn announced_pools_generate_what_one_engine_would() {
     let mut sockets = Sockets::start();
-    // Case 21 is the pool whose two sides speak different dialects.
+    // One is the pool whose two sides speak different dialects.
     let pools = [
         (Mode::Write, "0.19.1", Dialect::A, Dialect::A, 1, 1),
         (Mode::Read, "0.23.0", Dialect::B, Dialect::B, 1, 1),
@@ -76,7 +76,7 @@ async fn announced_pools_generate_what_one_engine_would() {
     }
 }
 
-/// Case 9: engines of another mode are kept aside; case 22: they have their turn when the others are gone.
+/// Engines of another mode are kept aside; they have their turn when the others are gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_mode_changes_when_its_last_engine_has_left() {
     let mut sockets = Sockets::start();
@@ -119,7 +119,7 @@ async fn the_mode_changes_when_its_last_engine_has_left() {
     }
 }
 
-/// Case 20: engines that neither ping nor answer leave, their streams go on, and one ping brings them back.
+/// Engines that neither ping nor answer leave, their streams go on, and one ping brings them back.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_engine_ends_its_streams_and_comes_back_with_a_ping() {
     let mut sockets = Sockets::start();

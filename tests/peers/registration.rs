@@ -1,4 +1,4 @@
-//! The registration cases of the protocol's conformance list, sent by libzmq in both wordings. What became of each is read off
+//! Registrations as engines and strangers send them, by libzmq, in both wordings. What became of each is read off
 //! the proxy's counters and its list of engines.
 
 use moriio_proxy::settings::options::Key;
@@ -58,7 +58,7 @@ async fn engines_register_refresh_change_and_move() {
         let mut bench = Bench::start(dialect).await;
         let prefill = Said::absent("P", "127.0.1.1", 20005);
         let decode = Said::absent("D", "127.0.1.2", 20006);
-        // Cases 1 to 4.
+        // Both are new; a second ping is no second engine.
         bench.says(&prefill.map(dialect), "added").await;
         bench.says(&decode.map(dialect), "added").await;
         let both = ["prefill 127.0.1.1:20005", "decode 127.0.1.2:20006"];
@@ -69,15 +69,15 @@ async fn engines_register_refresh_change_and_move() {
         assert_eq!(body["engines"][0]["tp_size"], 8);
         assert_eq!(body["engines"][0]["dp_size"], 1);
         bench.says(&prefill.map(dialect), "refreshed").await;
-        // Case 5: numbers as text.
+        // Numbers as text.
         let spelled = match dialect {
             Dialect::A => but(&prefill.map(dialect), "handshake_port", json!("6301")),
             Dialect::B => but(&prefill.map(dialect), "tp_size", json!("8")),
         };
         bench.says(&spelled, "refreshed").await;
-        // Case 6.
+        // A greeting says nothing (protocol R2).
         bench.in_vain(&json!({"type": "HELLO"}), "hello").await;
-        // Case 7: another port is another life of the same engine.
+        // Another port is another life of the same engine (protocol R9).
         let before = bench.incarnation("127.0.1.1:20005").await;
         let mut moved = prefill.clone();
         moved.handshake = 6401;
@@ -88,13 +88,13 @@ async fn engines_register_refresh_change_and_move() {
         })
         .await;
         until_engines(&bench.proxy, &both).await;
-        // Case 8: the other role takes the entry with it, and back.
+        // The other role takes the entry with it, and back.
         moved.role = "D";
         bench.says(&moved.map(dialect), "restarted").await;
         until_engines(&bench.proxy, &["decode 127.0.1.2:20006", "decode 127.0.1.1:20005"]).await;
         bench.says(&prefill.map(dialect), "restarted").await;
         until_engines(&bench.proxy, &both).await;
-        // Case 21: the other wording of the same engine is no other engine, but another release of it.
+        // The other wording of the same engine is no other engine, but another release of it.
         let other = if dialect == Dialect::A { Dialect::B } else { Dialect::A };
         bench.says(&decode.map(other), "restarted").await;
         bench.says(&Said::absent("D", "127.0.1.3", 20007).map(other), "added").await;
@@ -110,7 +110,7 @@ async fn what_is_wrong_is_dropped_by_name_and_harms_nobody() {
         let good = Said::absent("P", "127.0.1.1", 20005).map(dialect);
         bench.says(&good, "added").await;
         until_engines(&bench.proxy, &["prefill 127.0.1.1:20005"]).await;
-        // Cases 10 and 17, in what both wordings share.
+        // What both wordings share.
         let twisted = [
             ("transfer_mode", json!("PUSH"), "invalid_field"),
             ("transfer_mode", Value::Null, "missing_field"),
@@ -130,18 +130,18 @@ async fn what_is_wrong_is_dropped_by_name_and_harms_nobody() {
         for (key, value, result) in own_twists(dialect) {
             bench.in_vain(&but(&good, key, value), result).await;
         }
-        // Case 12.
+        // What is no whole map.
         for value in [json!([1, 2]), json!(7), json!("P"), Value::Null, json!([[[[[]]]]])] {
             bench.in_vain(&value, "malformed").await;
         }
         bench.frames(json!([{"pack": good, "short_by": 3}]), "malformed").await;
         bench.frames(json!([{"hex": "c1c1c1"}]), "malformed").await;
         bench.frames(json!([{"zeros": 0}]), "malformed").await;
-        // Case 13: one empty delimiter is usual elsewhere, other frames are not.
+        // One empty delimiter is usual elsewhere, other frames are not.
         bench.frames(json!([{"zeros": 0}, {"pack": good}]), "refreshed").await;
         bench.frames(json!([{"pack": good}, {"pack": good}]), "malformed").await;
         bench.frames(json!([{"zeros": 0}, {"zeros": 0}, {"pack": good}]), "malformed").await;
-        // Case 10 again, and 18; then all is as it was.
+        // Case does not matter, nor do unknown keys; then all is as it was.
         bench.says(&but(&good, "transfer_mode", json!("read")), "refreshed").await;
         bench.says(&but(&good, "colour", json!({"deep": [1, 2]})), "refreshed").await;
         bench.says(&good, "refreshed").await;
@@ -151,7 +151,7 @@ async fn what_is_wrong_is_dropped_by_name_and_harms_nobody() {
     }
 }
 
-/// Cases 14, 17 and 19, in each wording's own keys.
+/// What is wrong in each wording's own keys.
 fn own_twists(dialect: Dialect) -> Vec<(&'static str, Value, &'static str)> {
     let invalid = "invalid_field";
     match dialect {
@@ -186,7 +186,7 @@ async fn names_and_ipv6_addresses_are_understood() {
     for dialect in [Dialect::A, Dialect::B] {
         let mut bench = Bench::start(dialect).await;
         let dialect = bench.dialect;
-        // Cases 15, 16 and 19. A URL has brackets, the newer wording has none.
+        // Names and IPv6. A URL has brackets, the newer wording has none.
         let host = if dialect == Dialect::A { "[fd00::1]" } else { "fd00::1" };
         let mut map = Said::absent("P", host, 8000).map(dialect);
         if dialect == Dialect::B {

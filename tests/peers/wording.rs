@@ -27,7 +27,7 @@ pub struct Said {
 }
 
 impl Said {
-    /// An engine of the conformance cases. Nobody is at home there.
+    /// An engine that is only spoken of. Nobody is at home there.
     pub fn absent(role: &'static str, host: &str, port: u16) -> Said {
         Said { role, host: host.into(), port, handshake: 6301, notify: 7501, dp: 1, tp: 8, mode: "READ" }
     }

@@ -1,4 +1,4 @@
-//! WRITE on 0.28.0 to 0.30.0: each prefill engine works with one decode engine (design C26).
+//! WRITE on 0.28.0 to 0.30.0: each prefill engine works with one decode engine (protocol P5).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! Why an engine cannot be used, in `/ready`, in the log and in a metric (design C28).
+//! Why an engine cannot be used, in `/ready`, in the log and in a metric (protocol R11).
 
 use std::net::TcpListener;
 

@@ -1,5 +1,5 @@
 //! Transfer params where nobody looks for them. Engines take them from the free arguments of a request too, and they name
-//! hosts to dial: a client's never pass, wherever they stand (protocol-2 section 4).
+//! hosts to dial: a client's never pass, wherever they stand (protocol T8).
 
 use crate::error::ProxyError;
 use crate::json::{Body, BodyError, Edit, Json, Segments};

@@ -18,9 +18,9 @@ const BOTH: &[Api] = &[Api::Completions, Api::Chat];
 
 /// The reasons that several rows share.
 const LIMITED: &str = "prefill's token is thrown away, and none of it is a stop token";
-const GROWS: &str = "only prefill's answer would grow (section 4)";
-const SIDE: &str = "decode has no logits of what it loads; on 0.31 and 0.32 it ends prefill's listener (section 4)";
-const ONE_PROCESS: &str = "kept in one engine's process only (section 3)";
+const GROWS: &str = "only prefill's answer would grow (protocol F2)";
+const SIDE: &str = "decode has no logits of what it loads; on 0.31 and 0.32 it ends prefill's listener (protocol F5)";
+const ONE_PROCESS: &str = "kept in one engine's process only (protocol F10)";
 const SIBLINGS: &str = "siblings would share one transfer";
 const BEAMS: &str = "is not supported: beams are requests without transfer params";
 const TOO_FAR: &str = "is not supported: the two engines keep no answers in common";
@@ -67,17 +67,17 @@ pub(super) const ROWS: &[Field] = &[
     limit(BOTH, "min_tokens", ONE, Refuse::Below(0)),
     sampling(limit(GENERATE, "max_tokens", ONE, Refuse::Below(1))),
     sampling(limit(GENERATE, "min_tokens", ONE, Refuse::Below(0))),
-    row(RESPONSES, "ignore_eos", Gets::Always("true"), Gets::Sent, "it has no `min_tokens` (section 3)"),
+    row(RESPONSES, "ignore_eos", Gets::Always("true"), Gets::Sent, "it has no `min_tokens` (protocol F4)"),
     row(RESPONSES, "stop_token_ids", Gets::Always("[]"), Gets::Sent, "the same"),
-    row(RESPONSES, "store", Gets::Always("false"), Gets::Sent, "nobody asks for prefill's answer (section 3)"),
+    row(RESPONSES, "store", Gets::Always("false"), Gets::Sent, "nobody asks for prefill's answer (protocol F4)"),
     row(ALL, "request_id", Gets::Id, Gets::Id, "engines release a refused leg's blocks under it"),
     row(ALL, PARAMS, Gets::Params, Gets::Params, "a client's would name hosts to dial"),
     refused(ALL, "n", Refuse::NotOne, SIBLINGS),
     refused(ALL, "best_of", Refuse::NotOne, SIBLINGS),
-    refused(ALL, "use_beam_search", Refuse::True(BEAMS), "beams carry no transfer params (section 4)"),
+    refused(ALL, "use_beam_search", Refuse::True(BEAMS), "beams carry no transfer params (protocol F6)"),
     sampling(refused(GENERATE, "n", Refuse::NotOne, SIBLINGS)),
     sampling(refused(GENERATE, "best_of", Refuse::NotOne, SIBLINGS)),
-    sampling(refused(GENERATE, "use_beam_search", Refuse::True(BEAMS), "beams carry no transfer params (section 4)")),
+    sampling(refused(GENERATE, "use_beam_search", Refuse::True(BEAMS), "beams carry no transfer params (protocol F6)")),
     refused(COMPLETIONS, "prompt", Refuse::Several, SIBLINGS),
     refused(COMPLETIONS, "prompt_embeds", Refuse::BesidePrompt, SIBLINGS),
     side(BOTH, "prompt_logprobs", Refuse::PromptSide),
@@ -101,9 +101,15 @@ pub(super) const ROWS: &[Field] = &[
     row(BOTH, "return_tokens_as_token_ids", Gets::Nothing, Gets::Sent, GROWS),
     sampling(row(GENERATE, "logprobs", Gets::Nothing, Gets::Sent, GROWS)),
     sampling(row(GENERATE, "logprob_token_ids", Gets::Nothing, Gets::Sent, GROWS)),
-    row(BOTH, "structured_outputs", Gets::Nothing, Gets::Sent, "prefill would wait for a grammar in vain (section 4)"),
+    row(
+        BOTH,
+        "structured_outputs",
+        Gets::Nothing,
+        Gets::Sent,
+        "prefill would wait for a grammar in vain (protocol F8)",
+    ),
     sampling(row(GENERATE, "structured_outputs", Gets::Nothing, Gets::Sent, "the same")),
-    refused(BOTH, "truncate_prompt_tokens", Refuse::CutBelowZero, "each leg would cut by its own limit (section 4)"),
+    refused(BOTH, "truncate_prompt_tokens", Refuse::CutBelowZero, "each leg would cut by its own limit (protocol F7)"),
     refused(RESPONSES, "truncation", Refuse::CutUnless("disabled"), "the same"),
     refused(
         CHAT,
@@ -116,7 +122,7 @@ pub(super) const ROWS: &[Field] = &[
         "tool_choice",
         Gets::AnyTool,
         Gets::Sent,
-        "one token is no JSON: prefill would fail after its work (section 2)",
+        "one token is no JSON: prefill would fail after its work (protocol F9)",
     ),
     refused(
         RESPONSES,
@@ -129,9 +135,9 @@ pub(super) const ROWS: &[Field] = &[
         RESPONSES,
         "conversation",
         Refuse::Any(TOO_FAR),
-        "engines ignore it: context would be lost unseen (section 3)",
+        "engines ignore it: context would be lost unseen (protocol F10)",
     ),
-    refused(RESPONSES, "tools", Refuse::ServerTools, "several generations on one transfer (section 3)"),
+    refused(RESPONSES, "tools", Refuse::ServerTools, "several generations on one transfer (protocol F10)"),
 ];
 
 /// What whole APIs need: the peer's address in the transfer params alone, and a rank that can be asked for or is told.

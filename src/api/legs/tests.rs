@@ -1,4 +1,4 @@
-//! Numbers name the conformance cases of the protocol reference. Its decode limits are those of the exact budget.
+//! Cases have numbers, so that one that fails can be named. Its decode limits are those of the exact budget.
 
 use serde_json::{Value, json};
 

@@ -22,7 +22,7 @@ fn fields_at_fault_are_named() {
     check(Completions, "{}", "ok");
     check(Completions, "[]", "");
     check(Completions, "{", "");
-    // Case 40, and limits of every wrong kind.
+    // Limits of every wrong kind.
     for value in ["0", "-1", "1.5", "\"5\"", "true", "[1]", "{}", "1e400", "99999999999999999999999", "0.0"] {
         check(Completions, &format!(r#"{{"max_tokens":{value}}}"#), "max_tokens");
         check(Chat, &format!(r#"{{"max_completion_tokens":{value}}}"#), "max_completion_tokens");
@@ -39,7 +39,7 @@ fn fields_at_fault_are_named() {
     check(Responses, r#"{"max_tokens":0}"#, "ok");
     check(Completions, r#"{"stream":"yes"}"#, "stream");
     check(Completions, r#"{"stream":1}"#, "stream");
-    // Case 42.
+    // One prompt and one choice (protocol F6).
     check(Completions, r#"{"n":2}"#, "n");
     check(Completions, r#"{"n":1,"best_of":1}"#, "ok");
     check(Completions, r#"{"n":"1"}"#, "n");

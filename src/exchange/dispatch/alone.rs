@@ -1,5 +1,5 @@
 //! Prefill alone: a request for one token and output of the prompt's side. Decode must not compute that, and prefill's own
-//! answer is all of it (protocol-2, 4). It carries no transfer params, so prefill keeps nothing and nothing is owed.
+//! answer is all of it (protocol O14). It carries no transfer params, so prefill keeps nothing and nothing is owed.
 
 use http::Response;
 use tokio::time::timeout;

@@ -1,6 +1,6 @@
 //! Prefill's answer as the whole answer. Anthropic's API has no field that keeps the first token from ending the text. Where it
 //! does, prefill hands nothing over: its answer, sampled with the client's own parameters, is all that there is to say
-//! (protocol-2, 2). Decode would wait for KV in vain.
+//! (protocol O15). Decode would wait for KV in vain.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, header};

@@ -99,7 +99,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Prefill's transfer params, without which decode would take unwritten memory for the prompt (design C9).
+    /// Prefill's transfer params, without which decode would take unwritten memory for the prompt (protocol D3).
     fn params(&self, answer: &Bytes, engine: &str) -> Result<PrefillParams, Failure> {
         self.dispatcher.note_cached(answer);
         PrefillParams::from_answer(answer).map_err(|error| {

@@ -1,4 +1,4 @@
-//! Two processes that announce one HTTP address (design C28). The one that was there stays as long as it pings and its KV
+//! Two processes that announce one HTTP address (protocol R10). The one that was there stays as long as it pings and its KV
 //! ports answer; nothing is concluded from the other's pings. A restart looks the same at first, so the ports of the one
 //! that was there are asked at once: when they refuse, or when its pings stop, the other has taken its place.
 

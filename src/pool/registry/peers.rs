@@ -1,13 +1,13 @@
 //! The sockets from which an engine pings. One engine may have several: API servers that each say the same over a connection
-//! of their own (protocol-2 section 5).
+//! of their own (protocol R5).
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Sockets of one engine that are remembered; the one that was heard longest ago makes room.
 const REMEMBERED: usize = 16;
-/// The shortest and the longest time between two pings that is believed: releases ping every 3 or 5 seconds (protocol 3.5),
-/// queued pings come in bursts (protocol 3.1), and a starved heartbeat is late.
+/// The shortest and the longest time between two pings that is believed: releases ping every 3 or 5 seconds (protocol R1),
+/// queued pings come in bursts (protocol R1), and a starved heartbeat is late.
 const INTERVAL: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(5));
 
 /// One socket.

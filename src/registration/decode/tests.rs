@@ -1,4 +1,4 @@
-//! Numbers name the conformance cases of the protocol reference.
+//! Cases have numbers, so that one that fails can be named.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
