@@ -35,6 +35,15 @@ async fn first(proxy: &Proxy) -> (Fake, String, Value) {
     (fake, address, ready["incarnation"].clone())
 }
 
+/// The lines with a message once there are any: what a proxy does may be seen by HTTP before its log is read.
+async fn until_line(proxy: &Proxy, message: &str) -> Vec<Value> {
+    until(message, || async {
+        let lines = proxy.lines(message);
+        if lines.is_empty() { Err("no line".into()) } else { Ok(lines) }
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_processes_on_one_address_are_told_as_that() {
     let proxy = Proxy::apart(&[]);
@@ -51,7 +60,7 @@ async fn two_processes_on_one_address_are_told_as_that() {
     assert_eq!(proxy.metric(&format!("{RESULTS}\"restarted\"}}")).await, 0.0);
     assert_eq!(proxy.ready().await.1["stale_pairs"], json!([]));
 
-    let lines = proxy.lines("two engines claim this address");
+    let lines = until_line(&proxy, "two engines claim this address").await;
     assert_eq!(lines.len(), 1, "{lines:?}");
     let first_kv = format!("host:127.0.0.1,handshake:{},notify:{}", fake.handshake, fake.notify);
     assert_eq!((&lines[0]["level"], &lines[0]["engine"]), (&json!("WARN"), &json!(address)));
@@ -64,7 +73,7 @@ async fn two_processes_on_one_address_are_told_as_that() {
     drop(fake);
     let next = until_engine(&proxy, &address, "a new life", |engine| engine["incarnation"] != life).await;
     assert_eq!(next["claimed_by"], json!([]));
-    let lines = proxy.lines("engine restarted or changed its registration");
+    let lines = until_line(&proxy, "engine restarted or changed its registration").await;
     assert_eq!((lines.len(), &lines[0]["handshake"]), (1, &json!(ports[0])));
     drop(pinger);
 }
