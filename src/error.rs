@@ -61,7 +61,7 @@ pub struct EngineAnswer {
 
 /// Why an exchange could not be carried out.
 ///
-/// README's table of errors is made from [`ProxyError::catalogue`].
+/// The reference's table of errors is made from [`ProxyError::catalogue`].
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ProxyError {
     /// The request cannot be sent to any engine as it stands.
@@ -286,7 +286,7 @@ impl ProxyError {
         }
     }
 
-    /// One example of every error that the proxy words, for README's table and its test.
+    /// One example of every error that the proxy words, for the reference's table and its test.
     pub fn catalogue() -> Vec<ProxyError> {
         use ProxyError as E;
         let limit = Duration::from_secs(1);

@@ -1,7 +1,7 @@
 //! Every fault of an engine, on either leg, in either mode: what the client sees, how the two legs are counted, and what the
 //! breaker makes of it. After each, no block is held or lost and nothing is in flight.
 //!
-//! The table that this makes stands in README; `cargo test --test all matrix -- --nocapture` prints it.
+//! The table that this makes stands in docs/operations.md; `cargo test --test all matrix -- --nocapture` prints it.
 
 use std::time::Duration;
 
@@ -181,7 +181,7 @@ async fn every_fault_on_either_leg() {
     let head = "| Mode | Fault | Client sees, streamed | In one piece | Prefill leg | Decode leg | Circuit | Blocks freed by |\n|---|---|---|---|---|---|---|---|\n";
     let table = format!("{head}{}\n", rows.join("\n"));
     println!("{table}");
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap_or_default();
-    let stands = readme.split("<!-- faults -->\n").nth(1).and_then(|rest| rest.split("<!-- /faults -->").next());
-    assert_eq!(stands, Some(table.as_str()), "README's table of faults, between its markers, should read\n\n{table}");
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap_or_default();
+    let stands = page.split("<!-- faults -->\n").nth(1).and_then(|rest| rest.split("<!-- /faults -->").next());
+    assert_eq!(stands, Some(table.as_str()), "the table of faults, between its markers, should read\n\n{table}");
 }

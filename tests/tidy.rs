@@ -1,4 +1,4 @@
-//! What the house promises of itself: file lengths, the direction of imports, no panics in the code, and a README that says
+//! What the house promises of itself: file lengths, the direction of imports, no panics in the code, and documents that say
 //! what the code says.
 
 mod imports;
@@ -115,41 +115,41 @@ fn calls(line: &str, call: &str) -> bool {
     line.match_indices(call).any(|(at, _)| begins(at))
 }
 
-/// Compares what stands in README between two markers with what should stand there.
+/// Compares what stands in the reference between two markers with what should stand there.
 fn compare(marker: &str, wanted: &str) {
-    let readme = read("README.md");
+    let reference = read("docs/reference.md");
     let (begin, end) = (format!("<!-- {marker} -->"), format!("<!-- /{marker} -->"));
-    let section = readme.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end));
-    let found = section.unwrap_or_else(|| panic!("README.md has no {begin} ... {end}")).0.trim();
+    let section = reference.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end));
+    let found = section.unwrap_or_else(|| panic!("docs/reference.md has no {begin} ... {end}")).0.trim();
     assert!(wanted.lines().count() > 3, "the wanted table is empty: {wanted}");
     assert!(
         found == wanted.trim(),
-        "README.md differs from the code; between {begin} and {end} it should say:\n\n{wanted}"
+        "docs/reference.md differs from the code; between {begin} and {end} it should say:\n\n{wanted}"
     );
 }
 
 #[test]
-fn readme_has_the_options() {
-    compare("options", &options::readme_table());
+fn the_reference_has_the_options() {
+    compare("options", &options::reference_table());
 }
 
 #[test]
-fn readme_has_the_fields() {
-    compare("fields", &fields::readme_table());
+fn the_reference_has_the_fields() {
+    compare("fields", &fields::reference_table());
 }
 
 #[test]
-fn readme_has_what_proves_output() {
-    compare("output", &moriio_proxy::api::output::readme_table());
+fn the_reference_has_what_proves_output() {
+    compare("output", &moriio_proxy::api::output::reference_table());
 }
 
 #[test]
-fn readme_has_the_releases() {
-    compare("releases", &versions::readme_table());
+fn the_reference_has_the_releases() {
+    compare("releases", &versions::reference_table());
 }
 
 #[test]
-fn readme_has_the_errors() {
+fn the_reference_has_the_errors() {
     let mut table = String::from("| Status | `code` | Source | Message, as an example |\n|---|---|---|---|\n");
     for error in ProxyError::catalogue() {
         let (status, code, source) = (error.status().as_u16(), error.code(), error.source().as_str());
@@ -182,7 +182,7 @@ fn every_family() -> String {
 }
 
 #[test]
-fn readme_has_the_metrics() {
+fn the_reference_has_the_metrics() {
     let text = every_family();
     let mut types = BTreeMap::new();
     let mut table = String::from("| Metric | Type | Meaning |\n|---|---|---|\n");
@@ -200,17 +200,29 @@ fn readme_has_the_metrics() {
 }
 
 #[test]
-fn readme_maps_every_file() {
-    let readme = read("README.md");
-    let section = readme.split_once("<!-- files -->").and_then(|(_, rest)| rest.split_once("<!-- /files -->"));
-    let map = section.expect("README.md has no <!-- files --> ... <!-- /files -->").0;
+fn the_map_has_every_file() {
+    let page = read("docs/architecture.md");
+    let section = page.split_once("<!-- files -->").and_then(|(_, rest)| rest.split_once("<!-- /files -->"));
+    let map = section.expect("docs/architecture.md has no <!-- files --> ... <!-- /files -->").0;
     let named: Vec<&str> = map.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs")).collect();
     let files: Vec<String> = sources("src").into_iter().filter(|name| !is_test(name)).collect();
     let missing: Vec<&String> = files.iter().filter(|file| !named.contains(&file.trim_start_matches("src/"))).collect();
     let gone: Vec<&&str> = named.iter().filter(|name| !files.contains(&format!("src/{name}"))).collect();
-    assert!(missing.is_empty() && gone.is_empty(), "missing in README's map: {missing:#?}; gone: {gone:#?}");
+    assert!(missing.is_empty() && gone.is_empty(), "missing in the map: {missing:#?}; gone: {gone:#?}");
     let mut order: Vec<&str> = named.iter().filter_map(|name| name.trim_end_matches(".rs").split('/').next()).collect();
     order.dedup();
     let last = ["main", "lib"].map(String::from);
-    assert_eq!(order, [imports::folders().as_slice(), &last].concat(), "README's map follows the order of lib.rs");
+    assert_eq!(order, [imports::folders().as_slice(), &last].concat(), "the map follows the order of lib.rs");
+}
+
+#[test]
+fn readme_is_short_and_its_links_lead_somewhere() {
+    const LONGEST_README: usize = 200;
+    let readme = read("README.md");
+    assert!(readme.lines().count() <= LONGEST_README, "README.md has more than {LONGEST_README} lines");
+    let links: Vec<&str> =
+        readme.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(to, _)| to).collect();
+    assert!(links.len() > 5, "{links:?}");
+    let dead: Vec<&&str> = links.iter().filter(|to| !to.contains("://") && !root().join(to).exists()).collect();
+    assert!(dead.is_empty(), "{dead:?}");
 }

@@ -1,5 +1,5 @@
 //! What becomes of each field of a request, in one table by API: what prefill's leg gets, what decode's leg gets, and what is
-//! refused, by the engines' releases where that matters. Parsing and the legs follow the table; README prints it.
+//! refused, by the engines' releases where that matters. Parsing and the legs follow the table; the reference prints it.
 //!
 //! Both legs must render the same prompt, and decode must never get what ends an engine (protocol F1, F5). A field without a row
 //! passes to both legs as it came.
@@ -252,8 +252,8 @@ impl Refuse {
     }
 }
 
-/// The table as Markdown, for README; a test there compares.
-pub fn readme_table() -> String {
+/// The table as Markdown, for the reference; a test there compares.
+pub fn reference_table() -> String {
     let mut table =
         String::from("| API | Field | Prefill's leg | Decode's leg | Refused | Why |\n|---|---|---|---|---|---|\n");
     let names = |apis: &[Api]| match apis.len() == Api::ALL.len() {

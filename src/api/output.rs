@@ -40,7 +40,7 @@ enum Events {
 struct Rules {
     api: Api,
     events: Events,
-    /// For README.
+    /// For the reference.
     proof: &'static str,
     error: &'static str,
 }
@@ -350,8 +350,8 @@ pub fn without_comments(text: &[u8]) -> Vec<u8> {
     kept
 }
 
-/// The rules as Markdown, for README; a test there compares.
-pub fn readme_table() -> String {
+/// The rules as Markdown, for the reference; a test there compares.
+pub fn reference_table() -> String {
     let mut table = String::from(
         "| API | Proves nothing, beside comments | No longer waits for KV | First output | Last event | Error event |\n\
          |---|---|---|---|---|---|\n",

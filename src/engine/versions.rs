@@ -87,7 +87,7 @@ pub enum Support {
 }
 
 impl Support {
-    /// The word for README's table and the engine list.
+    /// The word for the reference's table and the engine list.
     pub fn as_str(self) -> &'static str {
         match self {
             Support::Works => "works",
@@ -101,7 +101,7 @@ impl Support {
 /// One row: what engines from `since` up to the next row need and understand.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Traits {
-    /// The releases of this row, for logs and README.
+    /// The releases of this row, for logs and the reference.
     pub name: &'static str,
     /// First release of the row; none in the row for unknown releases.
     pub since: Option<Release>,
@@ -335,8 +335,8 @@ pub fn notify_ports(engine: &Registration, rank: u32) -> RangeInclusive<u16> {
     port(first)..=port(last)
 }
 
-/// The table as Markdown, for README; a test there compares.
-pub fn readme_table() -> String {
+/// The table as Markdown, for the reference; a test there compares.
+pub fn reference_table() -> String {
     let mut table = String::from(
         "| vLLM | READ | WRITE | Request id | First contact | WRITE pairs | Release | Un-park | `write_failed` | Plain requests | Prefill alone | Run on real engines |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|\n",

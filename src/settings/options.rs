@@ -1,4 +1,4 @@
-//! What the user typed: one table of every option, from which the command line, `--help` and README's table are made.
+//! What the user typed: one table of every option, from which the command line, `--help` and the reference's table are made.
 //!
 //! Values stay text here; [`crate::settings`] gives them types, so that all mistakes are reported together.
 
@@ -38,7 +38,7 @@ pub struct Row {
     pub kind: Kind,
     /// Default as a user would type it; empty when the option is unset by default.
     pub default: &'static str,
-    /// What it means, for `--help` and README.
+    /// What it means, for `--help` and the reference.
     pub meaning: &'static str,
 }
 
@@ -273,9 +273,9 @@ impl FromArgMatches for ServeOptions {
     }
 }
 
-/// The table of options as README shows it, in Markdown.
+/// The table of options as the reference shows it, in Markdown.
 #[must_use]
-pub fn readme_table() -> String {
+pub fn reference_table() -> String {
     let mut text = String::from("| Flag | Variable | Default | Meaning |\n|---|---|---|---|\n");
     let code = |value: String| {
         if value.is_empty() { String::from("none") } else { format!("`{value}`") }

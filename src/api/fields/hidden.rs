@@ -12,7 +12,7 @@ pub const PARAMS: &str = "kv_transfer_params";
 /// Objects of free arguments, at the top level and inside [`SAMPLING`].
 const ARGUMENTS: [&str; 2] = ["vllm_xargs", "extra_args"];
 
-/// Every place that is looked at, for README.
+/// Every place that is looked at, for the reference.
 pub(super) fn places() -> Vec<String> {
     let mut places = vec![PARAMS.to_owned()];
     places.extend(ARGUMENTS.iter().map(|key| format!("{key}.{PARAMS}")));

@@ -78,5 +78,5 @@ fn facts_stand_as_the_protocol_says() {
     assert!(bound_pairs(&UNKNOWN, Dialect::B) && !bound_pairs(&UNKNOWN, Dialect::A));
     assert!(bound_pairs(row(29), Dialect::B) && !bound_pairs(row(31), Dialect::B));
     assert!(row(18).warning(Mode::Write).is_some_and(|line| line.contains("0.18.0 to 0.19.1: WRITE is legacy")));
-    assert_eq!(readme_table().lines().count(), ROWS.len() + 3);
+    assert_eq!(reference_table().lines().count(), ROWS.len() + 3);
 }

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-use super::{Key, Kind, ServeOptions, TABLE, readme_table};
+use super::{Key, Kind, ServeOptions, TABLE, reference_table};
 
 /// The command line as `main` uses the options: flattened beside subcommands that take them too.
 #[derive(Debug, Parser)]
@@ -101,7 +101,7 @@ fn help_names_every_flag_variable_and_default() {
 
 #[test]
 fn readme_has_a_line_for_every_option() {
-    let table = readme_table();
+    let table = reference_table();
     assert_eq!(table.lines().count(), TABLE.len() + 2);
     assert!(table.lines().all(|line| line.starts_with('|') && line.ends_with('|') && line.matches('|').count() == 5));
     assert!(table.contains("| `--port` | `PROXY_HTTP_PORT` | `30000` | Port on which"), "{table}");
