@@ -26,8 +26,9 @@ use crate::exchange::relay::{Open, Relay, RelayLimits};
 use crate::json::Segments;
 use crate::metrics::LegStatus;
 use crate::notify::Held;
-use crate::pool::{Pool, Seat, Verdict};
+use crate::pool::{Pool, Seat};
 use crate::routing::{Picked, Selector};
+use crate::upstream::Verdict;
 use crate::upstream::answer::whole;
 use crate::upstream::{LegFailure, RANK, REQUEST_ID, Retry, Sent, Upstream, relayed};
 
@@ -190,7 +191,10 @@ impl Leg {
             let began = Instant::now();
             let exchange = async {
                 let engine = self.seat.engine.clone();
-                let response = self.upstream.send(&engine, self.api.path(), self.headers, self.body, self.sent).await?;
+                let response = self
+                    .upstream
+                    .send(&engine.base, engine.role(), self.api.path(), self.headers, self.body, self.sent)
+                    .await?;
                 whole(response.into_body()).await.map_err(|why| LegFailure::unread(Role::Prefill, why))
             };
             let result = match tokio::time::timeout(limit, exchange).await {
@@ -211,7 +215,8 @@ impl Leg {
     /// A leg whose answer is relayed, to the head of that.
     async fn open(self) -> Result<Box<Opening>, LegFailure> {
         let engine = self.seat.engine.clone();
-        match self.upstream.send(&engine, self.api.path(), self.headers, self.body, self.sent).await {
+        match self.upstream.send(&engine.base, engine.role(), self.api.path(), self.headers, self.body, self.sent).await
+        {
             Ok(response) => Ok(Box::new(Opening::new(response, self.seat, self.api))),
             Err(failure) => {
                 self.seat.end(failure.status, failure.verdict);

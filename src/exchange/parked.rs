@@ -17,10 +17,12 @@ use crate::engine::Role;
 use crate::exchange::opening::{Opening, Step};
 use crate::metrics::{LegStatus, Metrics};
 use crate::notify::{Held, Notifier};
-use crate::pool::{Engine, Queue, Verdict};
+use crate::pool::Engine;
 use crate::routing::Contact;
 use crate::upstream::LegFailure;
+use crate::upstream::Verdict;
 use crate::upstream::gauges;
+use crate::upstream::gauges::Queue;
 
 pub use prefill::{PrefillFuture, PrefillLeg, abandon, judge};
 pub use reading::Reading;
@@ -348,7 +350,7 @@ impl Parked {
 }
 
 async fn queue(keeper: &Keeper, decode: &Engine) -> Option<Queue> {
-    gauges::queue(&keeper.client, decode, Instant::now()).await
+    gauges::queue(&keeper.client, &decode.base, &decode.vitals.queue, Instant::now()).await
 }
 
 fn prove(contact: &mut Option<Contact>) {

@@ -19,8 +19,8 @@ use crate::exchange::opening::Opening;
 use crate::exchange::parked::Unread;
 use crate::exchange::record::Exchange;
 use crate::metrics::LegStatus;
-use crate::pool::Verdict;
 use crate::routing::Contact;
+use crate::upstream::Verdict;
 use crate::upstream::{LegFailure, Retry};
 
 /// Parts that follow each other within this time are a burst, and are passed on together: each write costs a system call.

@@ -17,6 +17,8 @@ use crate::engine::{KvEndpoint, Mode, Registration, Role};
 use crate::metrics::{EngineMetrics, LegStatus, Metrics};
 use crate::pool::breaker::{Admission, Breaker, BreakerLimits, Circuit};
 use crate::pool::reason::{Failure, Reason};
+use crate::upstream::Verdict;
+use crate::upstream::gauges::LastLook;
 
 /// Where an engine stands between its first ping and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,36 +48,14 @@ impl State {
     }
 }
 
-/// An engine's requests by its own word.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Queue {
-    /// Being computed.
-    pub running: f64,
-    /// Waiting for their turn.
-    pub waiting: f64,
-    /// Waiting for something else, such as their KV: every parked leg is among them.
-    pub parked: f64,
-    /// Of those, the ones whose KV has arrived; told by 0.32.0 and newer.
-    pub arrived: Option<f64>,
-    /// Tokens made since the engine began.
-    pub tokens: f64,
-}
-
-impl Queue {
-    /// Whether no leg can be parked, now or by the next step.
-    pub fn none_parked(&self) -> bool {
-        self.parked == 0.0 && self.waiting == 0.0
-    }
-}
-
 /// What lives as long as the engine is registered, however often its record is replaced: its load and its breaker.
 #[derive(Debug)]
 pub struct Vitals {
     in_flight: AtomicUsize,
     breaker: Mutex<Breaker>,
     refused: AtomicBool,
-    /// What the engine last said of its queue, and when it was asked ([`crate::upstream::gauges`]).
-    pub queue: tokio::sync::Mutex<Option<(Instant, Option<Queue>)>>,
+    /// What the engine last said of its queue, and when it was asked.
+    pub queue: LastLook,
     /// Counters of the engine.
     pub metrics: EngineMetrics,
 }
@@ -87,7 +67,7 @@ impl Vitals {
             in_flight: AtomicUsize::new(0),
             breaker: Mutex::new(Breaker::new(limits)),
             refused: AtomicBool::new(false),
-            queue: tokio::sync::Mutex::default(),
+            queue: LastLook::default(),
             metrics,
         })
     }
@@ -213,19 +193,6 @@ impl Engine {
         self.vitals.metrics.in_flight.inc();
         Some(Seat { engine: self.clone(), admission, end: LegEnd::default() })
     }
-}
-
-/// What a leg's end says about its engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It works.
-    Healthy,
-    /// Transport error, time limit, or a 5xx other than 503.
-    Ailing,
-    /// Nobody listens at its address.
-    Refusing,
-    /// Nothing can be concluded.
-    None,
 }
 
 /// What becomes of a leg. Others than the seat's holder may have it to say, when a limit passes; the first word counts.

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Limited};
-
-use crate::pool::{Engine, Queue};
+use reqwest::Url;
+use tokio::sync::Mutex;
 
 /// The most that `/metrics` may say; a real engine says some 150 KB.
 const LONGEST: usize = 8 << 20;
@@ -14,10 +14,35 @@ const PACE: Duration = Duration::from_millis(200);
 /// Time for asking.
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// An engine's requests by its own word.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Queue {
+    /// Being computed.
+    pub running: f64,
+    /// Waiting for their turn.
+    pub waiting: f64,
+    /// Waiting for something else, such as their KV: every parked leg is among them.
+    pub parked: f64,
+    /// Of those, the ones whose KV has arrived; told by 0.32.0 and newer.
+    pub arrived: Option<f64>,
+    /// Tokens made since the engine began.
+    pub tokens: f64,
+}
+
+impl Queue {
+    /// Whether no leg can be parked, now or by the next step.
+    pub fn none_parked(&self) -> bool {
+        self.parked == 0.0 && self.waiting == 0.0
+    }
+}
+
+/// What an engine last said of its queue, and when it was asked.
+pub type LastLook = Mutex<Option<(Instant, Option<Queue>)>>;
+
 /// The engine's queue at a moment not before `since`; `None` when it does not say. However many legs ask at once, the
 /// engine is asked once.
-pub async fn queue(client: &reqwest::Client, engine: &Engine, since: Instant) -> Option<Queue> {
-    let mut last = engine.vitals.queue.lock().await;
+pub async fn queue(client: &reqwest::Client, base: &Url, last: &LastLook, since: Instant) -> Option<Queue> {
+    let mut last = last.lock().await;
     if let Some((asked, queue)) = *last
         && asked >= since
     {
@@ -28,13 +53,13 @@ pub async fn queue(client: &reqwest::Client, engine: &Engine, since: Instant) ->
         tokio::time::sleep_until((asked + PACE).into()).await;
     }
     let asked = Instant::now();
-    let queue = tokio::time::timeout(LIMIT, ask(client, engine)).await.ok().flatten();
+    let queue = tokio::time::timeout(LIMIT, ask(client, base)).await.ok().flatten();
     *last = Some((asked, queue));
     queue
 }
 
-async fn ask(client: &reqwest::Client, engine: &Engine) -> Option<Queue> {
-    let mut url = engine.base.clone();
+async fn ask(client: &reqwest::Client, base: &Url) -> Option<Queue> {
+    let mut url = base.clone();
     url.set_path("/metrics");
     let answer: http::Response<reqwest::Body> = client.get(url).send().await.ok()?.error_for_status().ok()?.into();
     let body = Limited::new(answer.into_body(), LONGEST).collect().await.ok()?.to_bytes();

@@ -21,7 +21,6 @@ use crate::engine::Role;
 use crate::error::{EngineAnswer, ProxyError};
 use crate::json::Segments;
 use crate::metrics::LegStatus;
-use crate::pool::{Engine, Verdict};
 
 mod headers;
 
@@ -40,6 +39,19 @@ pub enum Retry {
     Once,
     /// The engine certainly did not take the work.
     Safe,
+}
+
+/// What a leg's end says about its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It works.
+    Healthy,
+    /// Transport error, time limit, or a 5xx other than 503.
+    Ailing,
+    /// Nobody listens at its address.
+    Refusing,
+    /// Nothing can be concluded.
+    None,
 }
 
 tokio::task_local! {
@@ -242,20 +254,20 @@ impl Upstream {
         &self.client
     }
 
-    /// Sends one leg and waits for the head of a success.
+    /// Sends one leg to the engine at `base` and waits for the head of a success.
     ///
     /// # Errors
     /// No connection, a broken one, or any answer but a success.
     pub async fn send(
         &self,
-        engine: &Engine,
+        base: &reqwest::Url,
+        role: Role,
         path: &str,
         headers: HeaderMap,
         segments: Segments,
         sent: Arc<Sent>,
     ) -> Result<Response<reqwest::Body>, LegFailure> {
-        let role = engine.role();
-        let mut url = engine.base.clone();
+        let mut url = base.clone();
         url.set_path(path);
         let body = LegBody { left: segments.len(), parts: segments.into_iter(), sent: sent.clone() };
         let mut request = reqwest::Request::new(http::Method::POST, url);

@@ -8,8 +8,9 @@ use moriio_proxy::engine::{Mode, Role};
 use moriio_proxy::metrics::{LegStatus, Metrics};
 use moriio_proxy::pool::reason::Failure;
 use moriio_proxy::pool::registry::{Outcome, Probe, Registry, RegistryLimits};
-use moriio_proxy::pool::{Pool, Seat, State, Verdict};
+use moriio_proxy::pool::{Pool, Seat, State};
 use moriio_proxy::routing::{Contact, NoPick, PickRules, Selector};
+use moriio_proxy::upstream::Verdict;
 
 use super::world::{BREAKER, End, Life, Met, meeting, registration};
 use crate::fuzz::mutate::Random;

@@ -5,14 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::tidy::{code, is_test, read, sources};
 
 /// Imports against the order that stand until the code around them is written anew: file and folder.
-const KNOWN_UPWARD: [(&str, &str); 7] = [
+const KNOWN_UPWARD: [(&str, &str); 5] = [
     ("error::shape", "api"),
     ("notify", "pool"),
     ("notify", "upstream"),
     ("registration::membership", "routing"),
     ("registration::tell", "routing"),
-    ("upstream", "pool"),
-    ("upstream::gauges", "pool"),
 ];
 
 /// Imports that close a circle of files and stand until the code around them is written anew: from, to.

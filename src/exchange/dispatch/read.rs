@@ -17,8 +17,9 @@ use crate::exchange::relay::{Open, Relay, RelayLimits};
 use crate::json::Segments;
 use crate::metrics::LegStatus;
 use crate::notify::Held;
-use crate::pool::{Seat, Verdict};
+use crate::pool::Seat;
 use crate::routing::Picked;
+use crate::upstream::Verdict;
 use crate::upstream::{LegFailure, Retry, Sent};
 
 impl Attempt<'_> {

@@ -204,7 +204,7 @@ fn a_refused_leg_asks_for_a_probe() {
     probe(&mut registry, now, Probe::Alive(None));
     assert!(registry.due(now).is_empty());
     let seat = pool(&registry).prefill[0].take_seat(now).unwrap();
-    seat.end(crate::metrics::LegStatus::Connect, crate::pool::Verdict::Refusing);
+    seat.end(crate::metrics::LegStatus::Connect, crate::upstream::Verdict::Refusing);
     drop(seat);
     assert_eq!(registry.due(now).len(), 1);
 }
