@@ -1,7 +1,5 @@
-//! The one error type of an exchange: what happened, whose fault it is, whether a retry is safe, and the answer that the
-//! client gets. No other file chooses a status code.
-
-mod shape;
+//! The one error type of an exchange: what happened, whose fault it is, whether a retry is safe, and the status of the
+//! answer that the client gets. No other file chooses a status code.
 
 use std::time::Duration;
 
@@ -256,7 +254,8 @@ impl ProxyError {
         self.wording().2
     }
 
-    fn wording(&self) -> Wording {
+    /// Status, type and code.
+    pub(crate) fn wording(&self) -> Wording {
         use ProxyError as E;
         match self {
             E::BadRequest { .. } => (StatusCode::BAD_REQUEST, "invalid_request_error", "invalid_request"),
@@ -317,6 +316,3 @@ impl ProxyError {
         ]
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,5 +1,6 @@
 //! The APIs that take a pair of engines.
 
+mod error_form;
 pub mod fields;
 pub mod legs;
 pub mod output;

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::tidy::{code, is_test, read, sources};
 
 /// Imports against the order that stand until the code around them is written anew: file and folder.
-const KNOWN_UPWARD: [(&str, &str); 5] = [
-    ("error::shape", "api"),
+const KNOWN_UPWARD: [(&str, &str); 4] = [
     ("notify", "pool"),
     ("notify", "upstream"),
     ("registration::membership", "routing"),

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::{ERROR_SOURCE, EngineAnswer, ProxyError, Source};
 use crate::api::Api;
+use crate::error::{ERROR_SOURCE, EngineAnswer, ProxyError, Source};
 
 impl ProxyError {
     /// The error as JSON text, in the shape of the API that was asked; outside of them it is OpenAI's.
@@ -125,3 +125,6 @@ fn anthropic_type(status: StatusCode) -> &'static str {
         _ => "api_error",
     }
 }
+
+#[cfg(test)]
+mod tests;

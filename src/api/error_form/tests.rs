@@ -1,8 +1,8 @@
-use http::{HeaderValue, header};
+use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::Api;
+use crate::engine::Role;
 
 #[test]
 fn every_error_is_an_openai_object_with_a_source() {
