@@ -153,7 +153,8 @@ impl App {
             cut: cut.clone(),
         };
         let allowed = config.discovery.engine_allow.clone();
-        let discovery = Discovery::new(registry, selector, metrics.clone(), upstream.client().clone(), allowed);
+        let discovery =
+            Discovery::new(registry, selector.pairs.clone(), metrics.clone(), upstream.client().clone(), allowed);
         let server = Server::new(server_settings(&config), dispatcher, metrics.clone());
         let origins = &config.access.origins;
         let routers = Routers {

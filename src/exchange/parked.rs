@@ -18,7 +18,7 @@ use crate::exchange::opening::{Opening, Step};
 use crate::metrics::{LegStatus, Metrics};
 use crate::notify::{Held, Notifier};
 use crate::pool::Engine;
-use crate::routing::Contact;
+use crate::pool::pairs::Contact;
 use crate::upstream::LegFailure;
 use crate::upstream::Verdict;
 use crate::upstream::gauges;

@@ -19,7 +19,7 @@ use crate::exchange::opening::Opening;
 use crate::exchange::parked::Unread;
 use crate::exchange::record::Exchange;
 use crate::metrics::LegStatus;
-use crate::routing::Contact;
+use crate::pool::pairs::Contact;
 use crate::upstream::Verdict;
 use crate::upstream::{LegFailure, Retry};
 

@@ -255,7 +255,7 @@ impl Server {
         let mut changes = self.pool.clone();
         loop {
             // Watched from before the look, so that nothing that happens in between is missed.
-            let freed = self.selector.freed.notified();
+            let freed = self.selector.pairs.freed.notified();
             let pool = changes.borrow_and_update().clone();
             let now = Instant::now();
             match self.selector.pick(&pool, now) {

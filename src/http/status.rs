@@ -71,7 +71,7 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
     let (prefills, decodes) = (at_work(&pool.prefill), at_work(&pool.decode));
     for (p, d) in prefills.iter().flat_map(|p| decodes.iter().map(move |d| (p, d))) {
         let Some(mode) = pool.mode else { break };
-        let barred = server.selector.standing(p, d, mode) == Standing::Stale;
+        let barred = server.selector.pairs.standing(p, d, mode) == Standing::Stale;
         usable |= !barred;
         // With hundreds of engines the list could be long; the operator needs the first few.
         if barred && stale.len() < 64 {
@@ -80,7 +80,7 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
         }
     }
     let engines: Vec<_> = pool.engines().map(|engine| describe(&server, &pool, engine, now)).collect();
-    let bound = server.selector.bound(&pool);
+    let bound = server.selector.pairs.bound(&pool);
     let bound: Vec<_> = bound.iter().map(|(p, d)| json!({"prefill": p.name, "decode": d.name})).collect();
     let status = if usable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
@@ -103,7 +103,7 @@ fn describe(server: &Server, pool: &Pool, engine: &Engine, now: Instant) -> serd
         "role": says.role.as_str(),
         "address": engine.name,
         "state": engine.state.as_str(),
-        "reason": server.selector.reason(pool, engine, now).map(|reason| reason.to_string()),
+        "reason": server.selector.pairs.reason(pool, engine, now).map(|reason| reason.to_string()),
         "mode": says.mode.as_str(),
         "release": engine.release.map(|release| release.to_string()),
         "dp_size": says.dp_size,

@@ -146,6 +146,3 @@ impl Bonds {
         self.open.remove(&incarnation);
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -3,6 +3,7 @@
 pub mod bonds;
 pub mod breaker;
 pub mod history;
+pub mod pairs;
 pub mod reason;
 pub mod registry;
 

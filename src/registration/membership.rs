@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{HttpAddress, Registration};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
+use crate::pool::pairs::Pairs;
 use crate::pool::registry::{Outcome, Probe, ProbeOrder, Registry};
 use crate::registration::decode::{self, Message};
 use crate::registration::socket::listener::Heard;
-use crate::routing::Selector;
 
 use super::probe;
 use super::tell::Teller;
@@ -37,7 +37,7 @@ pub struct Discovery {
     registry: Registry,
     pool: watch::Receiver<Arc<Pool>>,
     teller: Teller,
-    selector: Arc<Selector>,
+    pairs: Arc<Pairs>,
     metrics: Arc<Metrics>,
     client: reqwest::Client,
     allowed: Vec<IpNet>,
@@ -53,7 +53,7 @@ impl Discovery {
     /// A task over an empty registry. `allowed` empty means that every host may register (`--engine-allow`).
     pub fn new(
         registry: Registry,
-        selector: Arc<Selector>,
+        pairs: Arc<Pairs>,
         metrics: Arc<Metrics>,
         client: reqwest::Client,
         allowed: Vec<IpNet>,
@@ -62,7 +62,7 @@ impl Discovery {
             pool: registry.subscribe(),
             teller: Teller::new(Instant::now()),
             registry,
-            selector,
+            pairs,
             metrics,
             client,
             allowed,
@@ -105,10 +105,10 @@ impl Discovery {
                 }
             }
             for incarnation in self.registry.publish() {
-                self.selector.forget(incarnation);
+                self.pairs.forget(incarnation);
             }
             let pool = self.pool.borrow_and_update().clone();
-            self.teller.look(&pool, &self.selector, &self.metrics, Instant::now());
+            self.teller.look(&pool, &self.pairs, &self.metrics, Instant::now());
         }
     }
 

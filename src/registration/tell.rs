@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crate::engine::Role;
 use crate::metrics::Metrics;
 use crate::pool::breaker::Circuit;
+use crate::pool::pairs::Pairs;
 use crate::pool::reason::{Failure, Reason};
 use crate::pool::{Engine, Pool, State};
-use crate::routing::Selector;
 
 /// How often an unchanged pool is looked at: breakers change with time alone.
 const LOOK: Duration = Duration::from_secs(1);
@@ -46,13 +46,13 @@ impl Teller {
     }
 
     /// Looks at the pool if it is another than last time or some time has passed.
-    pub(super) fn look(&mut self, pool: &Arc<Pool>, selector: &Selector, metrics: &Metrics, now: Instant) {
+    pub(super) fn look(&mut self, pool: &Arc<Pool>, pairs: &Pairs, metrics: &Metrics, now: Instant) {
         if Arc::ptr_eq(pool, &self.last) && now < self.next {
             return;
         }
         (self.last, self.next) = (pool.clone(), now + LOOK);
         // A pool that has just changed is arranged first, so that nobody is told to be without a partner for a moment.
-        selector.arrange(pool, now);
+        pairs.arrange(pool, now);
         let mut before = std::mem::take(&mut self.told);
         let mut news = Vec::new();
         for engine in pool.engines() {
@@ -64,7 +64,7 @@ impl Teller {
             gone.show(None, metrics);
         }
         for (engine, mut told) in news {
-            let reason = selector.reason(pool, engine, now);
+            let reason = pairs.reason(pool, engine, now);
             told.show(reason, metrics);
             told.shown = reason;
             told.say(engine, reason, now);

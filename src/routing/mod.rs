@@ -1,15 +1,15 @@
 //! Which pair serves an exchange: round robin over slots, one turn counter for both sides.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use crate::engine::Mode;
 use crate::engine::versions;
-use crate::engine::{Mode, Role};
-use crate::pool::bonds::{self, Bonds, Partner};
-use crate::pool::history::{Contacts, Standing};
-use crate::pool::reason::Reason;
-use crate::pool::{Engine, Pool, Seat, State};
+use crate::pool::bonds::{self, Partner};
+use crate::pool::history::Standing;
+use crate::pool::pairs::{Contact, Memory, Pairs};
+use crate::pool::{Engine, Pool, Seat};
 
 /// What a pick must respect beyond the state of the engines.
 #[derive(Clone, Copy, Debug)]
@@ -46,140 +46,19 @@ pub enum NoPick {
     Nobody,
 }
 
-/// A pair's exchange as far as [`Contacts`] is concerned.
-#[derive(Debug)]
-pub struct Contact {
-    selector: Arc<Selector>,
-    prefill: Arc<Engine>,
-    decode: Arc<Engine>,
-    mode: Mode,
-    /// Whether this exchange is the pair's first, which has to be told.
-    first: bool,
-    /// Whether the prefill engine is bound, so that its exchanges are counted until decode's first byte.
-    bound: bool,
-}
-
-impl Contact {
-    /// Decode's first byte came: the two engines know each other.
-    pub fn prove(&mut self) {
-        self.tell(true);
-    }
-
-    fn tell(&mut self, proved: bool) {
-        if !self.first && !self.bound {
-            return;
-        }
-        let mut memory = self.selector.memory();
-        if std::mem::take(&mut self.first) {
-            memory.contacts.end(&self.prefill, &self.decode, self.mode, proved);
-        }
-        if std::mem::take(&mut self.bound) {
-            memory.bonds.end(&self.prefill);
-        }
-        drop(memory);
-        self.selector.freed.notify_waiters();
-    }
-}
-
-impl Drop for Contact {
-    fn drop(&mut self) {
-        self.tell(false);
-    }
-}
-
-/// Who has met whom, and who is bound to whom.
-#[derive(Debug, Default)]
-struct Memory {
-    contacts: Contacts,
-    bonds: Bonds,
-}
-
-/// The picker and its memory: the turn counter and the past of pairs.
+/// The picker: its rules, its turn counter and what is known of pairs.
 #[derive(Debug)]
 pub struct Selector {
     rules: PickRules,
     turn: AtomicU64,
-    memory: Mutex<Memory>,
-    /// Wakes requests that wait for a first contact to end.
-    pub freed: tokio::sync::Notify,
+    /// What is known of pairs.
+    pub pairs: Arc<Pairs>,
 }
 
 impl Selector {
     /// A picker that begins with the first slot.
     pub fn new(rules: PickRules) -> Arc<Self> {
-        Arc::new(Selector {
-            rules,
-            turn: AtomicU64::new(0),
-            memory: Mutex::default(),
-            freed: tokio::sync::Notify::new(),
-        })
-    }
-
-    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// An engine's life has ended.
-    pub fn forget(&self, incarnation: u64) {
-        let mut memory = self.memory();
-        memory.contacts.forget_dialer(incarnation);
-        memory.bonds.forget(incarnation);
-    }
-
-    /// How a pair stands, for status pages.
-    pub fn standing(&self, prefill: &Engine, decode: &Engine, mode: Mode) -> Standing {
-        self.memory().contacts.standing(prefill, decode, mode)
-    }
-
-    /// Why no work is sent to an engine of the pool, if so; asked for status pages, the log and metrics.
-    pub fn reason(&self, pool: &Pool, engine: &Engine, now: Instant) -> Option<Reason> {
-        let (own, Some(mode)) = (engine.reason(now), pool.mode) else { return engine.reason(now) };
-        if own.is_some() {
-            return own;
-        }
-        let memory = self.memory();
-        // Each stale pair stands in a bounded memory, so that a long look here is rare however large the pool.
-        let is_stale = |prefill: &Engine, decode: &Engine| {
-            !self.rules.allow_stale && memory.contacts.standing(prefill, decode, mode) == Standing::Stale
-        };
-        let stranded = |peers: &[Arc<Engine>], stale: &dyn Fn(&Engine) -> bool| {
-            let mut ready = peers.iter().filter(|peer| peer.state == State::Ready).peekable();
-            ready.peek().is_some() && ready.all(|peer| stale(peer))
-        };
-        match engine.role() {
-            Role::Prefill => stranded(&pool.decode, &|decode| is_stale(engine, decode)).then_some(Reason::StalePairs),
-            Role::Decode if stranded(&pool.prefill, &|prefill| is_stale(prefill, engine)) => Some(Reason::StalePairs),
-            Role::Decode => memory.bonds.leaves_out(pool, engine).then_some(Reason::Unbound),
-        }
-    }
-
-    /// Prefill engines that are bound to a decode engine, each with that one.
-    pub fn bound<'a>(&self, pool: &'a Pool) -> Vec<(&'a Engine, &'a Engine)> {
-        let Some(mode) = pool.mode else { return Vec::new() };
-        let memory = self.memory();
-        let binding = pool.prefill.iter().filter(|prefill| bonds::binds(prefill, mode));
-        let pairs = binding.filter_map(|prefill| {
-            let life = memory.bonds.of(prefill)?;
-            Some((prefill.as_ref(), pool.decode.iter().find(|decode| decode.incarnation == life)?.as_ref()))
-        });
-        pairs.collect()
-    }
-
-    /// Binds the prefill engines that have to be bound, evenly, before requests come.
-    pub fn arrange(&self, pool: &Pool, now: Instant) {
-        let Some(mode) = pool.mode.filter(|mode| *mode == Mode::Write && pool.has_pair()) else { return };
-        let ready = pool.prefill.iter().filter(|prefill| prefill.state == State::Ready);
-        for prefill in ready.filter(|prefill| bonds::binds(prefill, mode)) {
-            let Memory { contacts, bonds } = &mut *self.memory();
-            bonds.partner(pool, prefill, |decode| self.is_fit(contacts, prefill, decode, mode, now));
-        }
-        let Memory { contacts, bonds } = &mut *self.memory();
-        bonds.spread(pool, mode, |prefill, decode| self.is_fit(contacts, prefill, decode, mode, now));
-    }
-
-    /// Whether a prefill engine may be bound to a decode engine.
-    fn is_fit(&self, contacts: &Contacts, prefill: &Engine, decode: &Engine, mode: Mode, now: Instant) -> bool {
-        decode.is_usable(now) && (self.rules.allow_stale || contacts.standing(prefill, decode, mode) != Standing::Stale)
+        Arc::new(Selector { rules, turn: AtomicU64::new(0), pairs: Pairs::new(rules.allow_stale) })
     }
 
     fn has_room(&self, engine: &Engine) -> bool {
@@ -193,7 +72,7 @@ impl Selector {
         };
         let turn = usize::try_from(self.turn.fetch_add(1, Ordering::Relaxed)).unwrap_or(0);
         let mut busy = false;
-        let mut memory = self.memory();
+        let mut memory = self.pairs.memory();
         for slot in cycle(&pool.prefill_slots, turn) {
             let prefill = &pool.prefill[slot.engine];
             if !prefill.vitals.usable(now) {
@@ -224,10 +103,9 @@ impl Selector {
         (mode, turn): (Mode, usize),
         now: Instant,
     ) -> Result<(Seat, Seat, Contact), NoPick> {
-        let Memory { contacts, bonds } = memory;
+        let fit = |decode: &Engine| self.pairs.is_fit(&memory.contacts, prefill, decode, mode, now);
         let bound = bonds::binds(prefill, mode);
-        let fit = |decode: &Engine| self.is_fit(contacts, prefill, decode, mode, now);
-        let only = match if bound { bonds.partner(pool, prefill, fit) } else { Partner::Any } {
+        let only = match if bound { memory.bonds.partner(pool, prefill, fit) } else { Partner::Any } {
             Partner::Any => None,
             Partner::One(life) => Some(life),
             Partner::Later => return Err(NoPick::Busy),
@@ -238,13 +116,13 @@ impl Selector {
             if only.is_some_and(|life| life != decode.incarnation) || !decode.vitals.usable(now) {
                 continue;
             }
-            let standing = contacts.standing(prefill, decode, mode);
+            let standing = memory.contacts.standing(prefill, decode, mode);
             if !self.has_room(decode) || (standing == Standing::Waiting && self.alone(prefill, decode)) {
                 busy = true;
                 continue;
             }
             if standing == Standing::Stale && !self.rules.allow_stale {
-                if contacts.complain(prefill, decode) {
+                if memory.contacts.complain(prefill, decode) {
                     let restart = if mode == Mode::Write { &prefill.name } else { &decode.name };
                     tracing::warn!(prefill = %prefill.name, decode = %decode.name, %restart, "pair is not used: one side remembers an earlier life of the other until it is restarted");
                 }
@@ -258,15 +136,7 @@ impl Selector {
                 busy = true;
                 continue;
             };
-            let first = matches!(standing, Standing::First | Standing::Waiting);
-            if first {
-                contacts.begin(prefill, decode, mode);
-            }
-            if bound {
-                bonds.begin(prefill, decode);
-            }
-            let (selector, prefill, decode) = (self.clone(), prefill.clone(), decode.clone());
-            let contact = Contact { selector, prefill, decode, mode, first, bound };
+            let contact = self.pairs.meet(memory, prefill, decode, mode);
             return Ok((prefill_seat, decode_seat, contact));
         }
         Err(if busy { NoPick::Busy } else { NoPick::Nobody })
@@ -281,10 +151,10 @@ impl Selector {
         now: Instant,
     ) -> Option<(Seat, Contact)> {
         let turn = usize::try_from(self.turn.load(Ordering::Relaxed)).unwrap_or(0);
-        let contacts = &mut self.memory().contacts;
+        let memory = &mut *self.pairs.memory();
         for decode in cycle(&pool.decode_slots, turn) {
             let decode = &pool.decode[*decode];
-            let standing = contacts.standing(prefill, decode, Mode::Read);
+            let standing = memory.contacts.standing(prefill, decode, Mode::Read);
             let barred = match standing {
                 Standing::Stale => !self.rules.allow_stale,
                 Standing::Waiting => self.alone(prefill, decode),
@@ -294,13 +164,7 @@ impl Selector {
                 continue;
             }
             let Some(seat) = decode.take_seat(now) else { continue };
-            let first = matches!(standing, Standing::First | Standing::Waiting);
-            if first {
-                contacts.begin(prefill, decode, Mode::Read);
-            }
-            let (prefill, decode) = (prefill.clone(), decode.clone());
-            let (selector, mode) = (self.clone(), Mode::Read);
-            return Some((seat, Contact { selector, prefill, decode, mode, first, bound: false }));
+            return Some((seat, self.pairs.meet(memory, prefill, decode, Mode::Read)));
         }
         None
     }
@@ -316,3 +180,6 @@ fn cycle<T>(items: &[T], turn: usize) -> impl Iterator<Item = &T> {
     let (before, from) = items.split_at(turn % items.len().max(1));
     from.iter().chain(before)
 }
+
+#[cfg(test)]
+mod tests;

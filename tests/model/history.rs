@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use moriio_proxy::engine::{Mode, Role};
 use moriio_proxy::metrics::{LegStatus, Metrics};
+use moriio_proxy::pool::pairs::Contact;
 use moriio_proxy::pool::reason::Failure;
 use moriio_proxy::pool::registry::{Outcome, Probe, Registry, RegistryLimits};
 use moriio_proxy::pool::{Pool, Seat, State};
-use moriio_proxy::routing::{Contact, NoPick, PickRules, Selector};
+use moriio_proxy::routing::{NoPick, PickRules, Selector};
 use moriio_proxy::upstream::Verdict;
 
 use super::world::{BREAKER, End, Life, Met, meeting, registration};
@@ -97,7 +98,7 @@ impl History {
 
     fn publish(&mut self) {
         for life in self.registry.publish() {
-            self.selector.forget(life);
+            self.selector.pairs.forget(life);
             self.met.first.retain(|key, _| key.0 != life);
             self.met.proved.retain(|key| key.0 != life);
             self.met.trying.retain(|key| key.0 != life);

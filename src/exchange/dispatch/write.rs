@@ -20,8 +20,9 @@ use crate::exchange::record::Exchange;
 use crate::exchange::relay::{Open, Relay, RelayLimits};
 use crate::metrics::LegStatus;
 use crate::notify::Held;
+use crate::pool::pairs::Contact;
 use crate::pool::{Engine, LegEnd};
-use crate::routing::{Contact, Picked};
+use crate::routing::Picked;
 use crate::upstream::{LegFailure, Retry, Sent};
 
 /// Both legs from the moment that decode's was sent. Dropping this, for whatever reason, lets a parked leg outlive it.

@@ -9,7 +9,6 @@ use crate::engine::versions::Release;
 use crate::pool::State;
 use crate::pool::reason::{Failure, Reason};
 use crate::pool::tests::{engine_of, with};
-use crate::routing::{NoPick, PickRules, Picked, Selector};
 
 const OLD: Release = Release::new(0, 29, 0);
 const NEW: Release = Release::new(0, 32, 0);
@@ -52,7 +51,7 @@ fn each_prefill_engine_has_one_decode_engine_and_each_decode_engine_has_work() {
     assert!(partners.len() == 3 && partners.values().all(|decodes| decodes.len() == 1), "{partners:?}");
     let used: BTreeSet<_> = partners.into_values().flatten().collect();
     assert_eq!(used.len(), 2);
-    assert_eq!(selector.bound(&pool).len(), 3);
+    assert_eq!(selector.pairs.bound(&pool).len(), 3);
 }
 
 #[test]
@@ -60,7 +59,7 @@ fn prefill_decides_and_only_in_write() {
     let (mixed, selector) = (engines(&[OLD, NEW], 3), selector());
     let partners_of = partners(&selector, &pool(&mixed), 60);
     assert_eq!((partners_of[&1].len(), partners_of[&2].len()), (1, 3));
-    assert_eq!(selector.bound(&pool(&mixed)).len(), 1);
+    assert_eq!(selector.pairs.bound(&pool(&mixed)).len(), 1);
     let reading = Pool::new(mixed, Some(Mode::Read));
     assert!(partners(&selector, &reading, 60).values().all(|decodes| decodes.len() == 3));
 }
@@ -103,18 +102,19 @@ fn a_bond_ends_with_its_decode_engine() {
 fn who_comes_later_gets_its_share_and_who_is_left_out_says_so() {
     let (all, selector, now) = (engines(&[OLD, OLD], 3), selector(), Instant::now());
     let early: Vec<_> = all.iter().filter(|engine| engine.incarnation <= 100).cloned().collect();
-    selector.arrange(&pool(&early), now);
-    let of = |pool: &Pool| selector.bound(pool).iter().map(|(_, decode)| decode.incarnation).collect::<BTreeSet<_>>();
+    selector.pairs.arrange(&pool(&early), now);
+    let of =
+        |pool: &Pool| selector.pairs.bound(pool).iter().map(|(_, decode)| decode.incarnation).collect::<BTreeSet<_>>();
     assert_eq!(of(&pool(&early)), BTreeSet::from([100]));
     let busy = [pick(&selector, &pool(&early)).unwrap(), pick(&selector, &pool(&early)).unwrap()];
     let whole = pool(&all);
-    selector.arrange(&whole, now);
+    selector.pairs.arrange(&whole, now);
     assert_eq!(of(&whole), BTreeSet::from([100]), "both are at work");
-    assert_eq!(selector.reason(&whole, &whole.decode[1], now), Some(Reason::Unbound));
+    assert_eq!(selector.pairs.reason(&whole, &whole.decode[1], now), Some(Reason::Unbound));
     drop(busy);
-    selector.arrange(&whole, now);
+    selector.pairs.arrange(&whole, now);
     assert_eq!(of(&whole), BTreeSet::from([100, 101]));
-    let reasons: Vec<_> = whole.decode.iter().map(|decode| selector.reason(&whole, decode, now)).collect();
+    let reasons: Vec<_> = whole.decode.iter().map(|decode| selector.pairs.reason(&whole, decode, now)).collect();
     assert_eq!(reasons, [None, None, Some(Reason::Unbound)]);
 }
 

@@ -1,0 +1,169 @@
+//! What is known of pairs beyond the state of their engines: who has met whom, and who is bound to whom. Exchanges tell it by
+//! their [`Contact`]; whoever picks asks it under one lock.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::engine::{Mode, Role};
+use crate::pool::bonds::{self, Bonds};
+use crate::pool::history::{Contacts, Standing};
+use crate::pool::reason::Reason;
+use crate::pool::{Engine, Pool, State};
+
+/// A pair's exchange as far as [`Contacts`] is concerned.
+#[derive(Debug)]
+pub struct Contact {
+    pairs: Arc<Pairs>,
+    prefill: Arc<Engine>,
+    decode: Arc<Engine>,
+    mode: Mode,
+    /// Whether this exchange is the pair's first, which has to be told.
+    first: bool,
+    /// Whether the prefill engine is bound, so that its exchanges are counted until decode's first byte.
+    bound: bool,
+}
+
+impl Contact {
+    /// Decode's first byte came: the two engines know each other.
+    pub fn prove(&mut self) {
+        self.tell(true);
+    }
+
+    fn tell(&mut self, proved: bool) {
+        if !self.first && !self.bound {
+            return;
+        }
+        let mut memory = self.pairs.memory();
+        if std::mem::take(&mut self.first) {
+            memory.contacts.end(&self.prefill, &self.decode, self.mode, proved);
+        }
+        if std::mem::take(&mut self.bound) {
+            memory.bonds.end(&self.prefill);
+        }
+        drop(memory);
+        self.pairs.freed.notify_waiters();
+    }
+}
+
+impl Drop for Contact {
+    fn drop(&mut self) {
+        self.tell(false);
+    }
+}
+
+/// Who has met whom, and who is bound to whom.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    pub(crate) contacts: Contacts,
+    pub(crate) bonds: Bonds,
+}
+
+/// The past of all pairs.
+#[derive(Debug)]
+pub struct Pairs {
+    allow_stale: bool,
+    memory: Mutex<Memory>,
+    /// Wakes requests that wait for a first contact to end.
+    pub freed: tokio::sync::Notify,
+}
+
+impl Pairs {
+    /// Nobody has met anybody. With `allow_stale` (`--allow-stale-pairs`) pairs that should fail for ever are used all the same.
+    pub fn new(allow_stale: bool) -> Arc<Self> {
+        Arc::new(Pairs { allow_stale, memory: Mutex::default(), freed: tokio::sync::Notify::new() })
+    }
+
+    /// All of it, locked for a few statements.
+    pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An exchange of a pair begins. The memory is this one's, locked since the pair was found fit.
+    pub(crate) fn meet(
+        self: &Arc<Self>,
+        memory: &mut Memory,
+        prefill: &Arc<Engine>,
+        decode: &Arc<Engine>,
+        mode: Mode,
+    ) -> Contact {
+        let first = matches!(memory.contacts.standing(prefill, decode, mode), Standing::First | Standing::Waiting);
+        if first {
+            memory.contacts.begin(prefill, decode, mode);
+        }
+        let bound = bonds::binds(prefill, mode);
+        if bound {
+            memory.bonds.begin(prefill, decode);
+        }
+        Contact { pairs: self.clone(), prefill: prefill.clone(), decode: decode.clone(), mode, first, bound }
+    }
+
+    /// An engine's life has ended.
+    pub fn forget(&self, incarnation: u64) {
+        let mut memory = self.memory();
+        memory.contacts.forget_dialer(incarnation);
+        memory.bonds.forget(incarnation);
+    }
+
+    /// How a pair stands, for status pages.
+    pub fn standing(&self, prefill: &Engine, decode: &Engine, mode: Mode) -> Standing {
+        self.memory().contacts.standing(prefill, decode, mode)
+    }
+
+    /// Why no work is sent to an engine of the pool, if so; asked for status pages, the log and metrics.
+    pub fn reason(&self, pool: &Pool, engine: &Engine, now: Instant) -> Option<Reason> {
+        let (own, Some(mode)) = (engine.reason(now), pool.mode) else { return engine.reason(now) };
+        if own.is_some() {
+            return own;
+        }
+        let memory = self.memory();
+        // Each stale pair stands in a bounded memory, so that a long look here is rare however large the pool.
+        let is_stale = |prefill: &Engine, decode: &Engine| {
+            !self.allow_stale && memory.contacts.standing(prefill, decode, mode) == Standing::Stale
+        };
+        let stranded = |peers: &[Arc<Engine>], stale: &dyn Fn(&Engine) -> bool| {
+            let mut ready = peers.iter().filter(|peer| peer.state == State::Ready).peekable();
+            ready.peek().is_some() && ready.all(|peer| stale(peer))
+        };
+        match engine.role() {
+            Role::Prefill => stranded(&pool.decode, &|decode| is_stale(engine, decode)).then_some(Reason::StalePairs),
+            Role::Decode if stranded(&pool.prefill, &|prefill| is_stale(prefill, engine)) => Some(Reason::StalePairs),
+            Role::Decode => memory.bonds.leaves_out(pool, engine).then_some(Reason::Unbound),
+        }
+    }
+
+    /// Prefill engines that are bound to a decode engine, each with that one.
+    pub fn bound<'a>(&self, pool: &'a Pool) -> Vec<(&'a Engine, &'a Engine)> {
+        let Some(mode) = pool.mode else { return Vec::new() };
+        let memory = self.memory();
+        let binding = pool.prefill.iter().filter(|prefill| bonds::binds(prefill, mode));
+        let pairs = binding.filter_map(|prefill| {
+            let life = memory.bonds.of(prefill)?;
+            Some((prefill.as_ref(), pool.decode.iter().find(|decode| decode.incarnation == life)?.as_ref()))
+        });
+        pairs.collect()
+    }
+
+    /// Binds the prefill engines that have to be bound, evenly, before requests come.
+    pub fn arrange(&self, pool: &Pool, now: Instant) {
+        let Some(mode) = pool.mode.filter(|mode| *mode == Mode::Write && pool.has_pair()) else { return };
+        let ready = pool.prefill.iter().filter(|prefill| prefill.state == State::Ready);
+        for prefill in ready.filter(|prefill| bonds::binds(prefill, mode)) {
+            let Memory { contacts, bonds } = &mut *self.memory();
+            bonds.partner(pool, prefill, |decode| self.is_fit(contacts, prefill, decode, mode, now));
+        }
+        let Memory { contacts, bonds } = &mut *self.memory();
+        bonds.spread(pool, mode, |prefill, decode| self.is_fit(contacts, prefill, decode, mode, now));
+    }
+
+    /// Whether a prefill engine may be bound to a decode engine.
+    pub(crate) fn is_fit(
+        &self,
+        contacts: &Contacts,
+        prefill: &Engine,
+        decode: &Engine,
+        mode: Mode,
+        now: Instant,
+    ) -> bool {
+        decode.is_usable(now) && (self.allow_stale || contacts.standing(prefill, decode, mode) != Standing::Stale)
+    }
+}
