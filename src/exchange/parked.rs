@@ -16,7 +16,8 @@ use tokio_util::task::TaskTracker;
 use crate::engine::Role;
 use crate::exchange::opening::{Opening, Step};
 use crate::metrics::{LegStatus, Metrics};
-use crate::notify::{Held, Notifier};
+use crate::notify::Notifier;
+use crate::notify::held::Held;
 use crate::pool::Engine;
 use crate::pool::pairs::Contact;
 use crate::upstream::LegFailure;
@@ -293,7 +294,7 @@ impl Parked {
 
     /// Ends the waiting of a leg into which nobody has written or will write; `admitted` if decode is known to have room for it.
     async fn wake(mut self, mut first: FirstByte, admitted: bool) -> &'static str {
-        let told = self.keeper.notifier.unpark(&self.decode, &self.transfer_id);
+        let told = self.keeper.notifier.unpark(&self.decode.registration, self.decode.traits, &self.transfer_id);
         let told = tokio::select! {
             biased;
             _ = &mut first => return "unparked",

@@ -2,6 +2,8 @@
 //! engine that its KV will not come (un-park). Sent over sockets of their own from a thread of their own: an engine that does
 //! not take them costs exchanges nothing. Only what an engine of that release understands is sent (`engine/versions.rs`).
 
+pub mod held;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +13,9 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use zeromq::{Socket, SocketSend};
 
-use crate::engine::versions::{ReleaseForm, notify_ports};
+use crate::engine::Registration;
+use crate::engine::versions::{ReleaseForm, Traits, notify_ports};
 use crate::metrics::Metrics;
-use crate::pool::Engine;
-use crate::upstream::Sent;
 
 /// Messages that wait to be sent; more are dropped and counted.
 const QUEUE: usize = 4096;
@@ -88,12 +89,19 @@ impl Notifier {
     /// Tells every notify port of a prefill slot that nobody will fetch or receive the transfer (protocol K4, K7), once:
     /// an engine keeps each release that finds nothing to free. What comes back is empty for an engine that must not hear of
     /// what it has not `finished`: it is left to its own timer.
-    fn release(&self, prefill: &Engine, rank: u32, transfer_id: &str, finished: bool) -> Vec<Hears> {
-        if !finished && !prefill.traits.early_release {
+    fn release(
+        &self,
+        prefill: &Registration,
+        traits: &Traits,
+        rank: u32,
+        transfer_id: &str,
+        finished: bool,
+    ) -> Vec<Hears> {
+        if !finished && !traits.early_release {
             self.metrics.kv_message("release", "unsupported");
             return Vec::new();
         }
-        let payload = match prefill.traits.release {
+        let payload = match traits.release {
             ReleaseForm::None => {
                 self.metrics.kv_message("release", "unsupported");
                 return Vec::new();
@@ -101,18 +109,23 @@ impl Notifier {
             ReleaseForm::Text => Bytes::from(transfer_id.to_owned()),
             ReleaseForm::Map => packed(&Release { r#type: "release", transfer_id, consumer_tp_size: 1 }),
         };
-        self.send("release", prefill, notify_ports(&prefill.registration, rank).collect(), payload)
+        self.send("release", prefill, notify_ports(prefill, rank).collect(), payload)
     }
 
     /// Wakes a parked decode leg into which prefill can certainly not write any more. To be called once in a leg's life, and
     /// never for one that may be at work: a decode engine ends when it is told twice. One that comes before its request is
     /// kept for it. Sent even if nobody waits for what comes back: whether every rank has heard it.
-    pub fn unpark(&self, decode: &Engine, transfer_id: &str) -> impl Future<Output = bool> + Send + use<> {
-        all(self.queue_unpark(decode, transfer_id), &[Heard::Yes])
+    pub fn unpark(
+        &self,
+        decode: &Registration,
+        traits: &Traits,
+        transfer_id: &str,
+    ) -> impl Future<Output = bool> + Send + use<> {
+        all(self.queue_unpark(decode, traits, transfer_id), &[Heard::Yes])
     }
 
-    fn queue_unpark(&self, decode: &Engine, transfer_id: &str) -> Vec<Hears> {
-        let (kind, message) = match (decode.traits.write_failed, decode.traits.unpark) {
+    fn queue_unpark(&self, decode: &Registration, traits: &Traits, transfer_id: &str) -> Vec<Hears> {
+        let (kind, message) = match (traits.write_failed, traits.unpark) {
             (true, _) => ("write_failed", "write_failed"),
             (false, true) => ("unpark", "write_done"),
             (false, false) => {
@@ -122,16 +135,15 @@ impl Notifier {
         };
         let payload = packed(&Outcome { r#type: message, transfer_id });
         // Which rank holds the leg is decode's own secret; the others keep a line for a request that never comes.
-        let registration = &decode.registration;
-        let ports = (0..registration.dp_size).flat_map(|rank| notify_ports(registration, rank)).collect();
+        let ports = (0..decode.dp_size).flat_map(|rank| notify_ports(decode, rank)).collect();
         self.send(kind, decode, ports, payload)
     }
 
     /// One message to each port. What comes back is empty when an engine will not hear all.
-    fn send(&self, kind: &'static str, engine: &Engine, ports: BTreeSet<u16>, payload: Bytes) -> Vec<Hears> {
+    fn send(&self, kind: &'static str, engine: &Registration, ports: BTreeSet<u16>, payload: Bytes) -> Vec<Hears> {
         let Some(queue) = &self.queue else { return Vec::new() };
         let mut heard = Vec::new();
-        let kv = &engine.registration.kv;
+        let kv = &engine.kv;
         let host = if kv.host.contains(':') { format!("[{}]", kv.host) } else { kv.host.clone() };
         for port in ports {
             let (told, hears) = oneshot::channel();
@@ -197,111 +209,4 @@ async fn deliver(message: &Message) -> zeromq::ZmqResult<()> {
     // `send` resolves when the frame is written, so that closing loses nothing.
     socket.close().await;
     result
-}
-
-/// A prefill engine's blocks for one transfer, as long as it is certain that nobody reads or writes them: dropping this
-/// releases them, unless they were let go.
-#[derive(Debug)]
-pub struct Held {
-    notifier: Notifier,
-    prefill: Arc<Engine>,
-    rank: u32,
-    transfer_id: String,
-    armed: bool,
-    /// Once prefill was told, or has nothing to be told.
-    told: Option<Vec<Hears>>,
-    finished: bool,
-    reader: Option<Arc<Sent>>,
-}
-
-impl Held {
-    /// Takes responsibility for the blocks of a transfer.
-    pub fn new(notifier: &Notifier, prefill: &Arc<Engine>, rank: Option<u32>, transfer_id: &str) -> Self {
-        let (notifier, prefill) = (notifier.clone(), prefill.clone());
-        Held {
-            notifier,
-            prefill,
-            rank: rank.unwrap_or(0),
-            transfer_id: transfer_id.to_owned(),
-            armed: true,
-            told: None,
-            finished: false,
-            reader: None,
-        }
-    }
-
-    /// Moves the responsibility elsewhere.
-    pub fn take(&mut self) -> Held {
-        Held {
-            notifier: self.notifier.clone(),
-            prefill: self.prefill.clone(),
-            rank: self.rank,
-            transfer_id: std::mem::take(&mut self.transfer_id),
-            armed: std::mem::take(&mut self.armed),
-            told: self.told.replace(Vec::new()),
-            finished: self.finished,
-            reader: self.reader.take(),
-        }
-    }
-
-    /// Prefill has answered: what it holds it holds already.
-    pub fn finished(&mut self) {
-        self.finished = true;
-    }
-
-    /// READ: prefill says which rank holds the blocks.
-    pub fn rank(&mut self, rank: u32) {
-        self.rank = rank;
-    }
-
-    /// The blocks have a reader or writer, or were never allocated: nothing is to be released.
-    pub fn let_go(&mut self) {
-        self.armed = false;
-    }
-
-    /// Decode's request is on its way: once it is written the blocks are the reader's.
-    pub fn lend(&mut self, request: Arc<Sent>) {
-        self.reader = Some(request);
-    }
-
-    /// The reader or writer refused: the blocks are nobody's again.
-    pub fn reclaim(&mut self) {
-        self.reader = None;
-        self.armed = true;
-    }
-
-    /// Whether prefill can be told, but only once it has finished.
-    pub fn must_wait(&self) -> bool {
-        let traits = self.prefill.traits;
-        let can_be_told = self.notifier.queue.is_some() && traits.release != ReleaseForm::None;
-        can_be_told && !self.finished && !traits.early_release
-    }
-
-    /// Prefill holds nothing that it must be told of.
-    pub fn nothing_to_tell(&mut self) {
-        self.armed = false;
-        self.told = Some(Vec::new());
-    }
-
-    /// Releases the blocks now, whoever had them; once.
-    pub fn release(&mut self) {
-        self.armed = false;
-        if self.told.is_none() {
-            self.told = Some(self.notifier.release(&self.prefill, self.rank, &self.transfer_id, self.finished));
-        }
-    }
-
-    /// Releases the blocks, and says whether prefill has heard of it. An engine that is gone counts as one that has.
-    pub async fn released(&mut self) -> bool {
-        self.release();
-        all(self.told.replace(Vec::new()).unwrap_or_default(), &[Heard::Yes, Heard::Closed]).await
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if self.armed && self.reader.as_ref().is_none_or(|request| request.revoke()) {
-            self.release();
-        }
-    }
 }

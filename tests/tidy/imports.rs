@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::tidy::{code, is_test, read, sources};
 
 /// Imports against the order that stand until the code around them is written anew: file and folder.
-const KNOWN_UPWARD: [(&str, &str); 2] = [("notify", "pool"), ("notify", "upstream")];
+const KNOWN_UPWARD: [(&str, &str); 2] = [("notify::held", "pool"), ("notify::held", "upstream")];
 
 /// Imports that close a circle of files and stand until the code around them is written anew: from, to.
 const KNOWN_CIRCLES: [(&str, &str); 27] = [

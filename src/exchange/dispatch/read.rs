@@ -16,7 +16,7 @@ use crate::exchange::record::Exchange;
 use crate::exchange::relay::{Open, Relay, RelayLimits};
 use crate::json::Segments;
 use crate::metrics::LegStatus;
-use crate::notify::Held;
+use crate::notify::held::Held;
 use crate::pool::Seat;
 use crate::routing::Picked;
 use crate::upstream::Verdict;

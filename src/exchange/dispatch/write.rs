@@ -19,7 +19,7 @@ use crate::exchange::parked::{DecodeFuture, DecodeLeg, Keeper, Parked, PrefillLe
 use crate::exchange::record::Exchange;
 use crate::exchange::relay::{Open, Relay, RelayLimits};
 use crate::metrics::LegStatus;
-use crate::notify::Held;
+use crate::notify::held::Held;
 use crate::pool::pairs::Contact;
 use crate::pool::{Engine, LegEnd};
 use crate::routing::Picked;

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use super::Keeper;
-use crate::notify::Held;
+use crate::notify::held::Held;
 use crate::upstream::LegFailure;
 
 /// Prefill's leg to its end; its seat is inside.

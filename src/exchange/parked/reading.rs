@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{DecodeLeg, Keeper, TAKEN_UP, Woken, first_byte};
-use crate::notify::Held;
+use crate::notify::held::Held;
 
 /// A READ decode leg that must not be closed at once.
 pub struct Reading {
