@@ -10,9 +10,10 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::api::Api;
+use crate::api::fields;
 use crate::api::fields::hidden::PARAMS;
+use crate::api::fields::row::{Field, Gets, Place, SAMPLING};
 use crate::api::fields::values::forces_one_tool;
-use crate::api::fields::{self, Field, Gets, Place, SAMPLING};
 use crate::api::request::{Limits, Request};
 use crate::engine::{Registration, Role};
 use crate::json::{Body, Edit, Json, Segments, quote};

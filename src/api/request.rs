@@ -4,9 +4,10 @@
 use bytes::Bytes;
 
 use crate::api::Api;
+use crate::api::fields;
 use crate::api::fields::hidden::stripped;
+use crate::api::fields::row::{Gets, Need, PromptSide, SAMPLING};
 use crate::api::fields::values::{flag, whole_number};
-use crate::api::fields::{self, Gets, Need, PromptSide, SAMPLING};
 use crate::engine::Mode;
 use crate::engine::versions::Traits;
 use crate::error::ProxyError;

@@ -1,11 +1,8 @@
 //! The demonstration: a proxy and four simulated engines for each transfer mode, all in this process and on loopback, with
 //! requests whose every step is printed and checked. It then serves until it is stopped, so that one can try by hand.
 
-use std::time::Duration;
-
 use clap::Args;
 
-use crate::app::StartError;
 use crate::sim::Mode;
 
 mod paper;
@@ -14,10 +11,7 @@ mod stage;
 
 use paper::Paper;
 use scene::Scene;
-use stage::Stage;
-
-/// The longest that the show waits for anything; on a healthy machine nothing takes a tenth of it.
-const PATIENCE: Duration = Duration::from_secs(60);
+use stage::{DemoError, Stage};
 
 /// What the demonstration is told.
 #[derive(Args, Clone, Copy, Debug, Default)]
@@ -28,29 +22,6 @@ pub struct Options {
     /// End after the show instead of serving until Ctrl-C
     #[arg(long)]
     pub no_wait: bool,
-}
-
-/// Why the demonstration failed.
-#[derive(Debug, thiserror::Error)]
-pub enum DemoError {
-    /// A proxy did not start.
-    #[error(transparent)]
-    Proxy(#[from] StartError),
-    /// The configuration of a proxy was refused.
-    #[error("{0}")]
-    Config(String),
-    /// A simulated engine did not start.
-    #[error("cannot start a simulated engine: {0}")]
-    Engine(std::io::Error),
-    /// The HTTP client could not be made, or got no answer.
-    #[error("no answer from the proxy: {0}")]
-    Client(#[from] reqwest::Error),
-    /// Something did not happen in time.
-    #[error("waited in vain for {0}")]
-    Late(String),
-    /// The show went on, but not everything shown was right.
-    #[error("{0} of the checks failed")]
-    Wrong(usize),
 }
 
 /// Shows everything, then serves until `stop`. `log` is called when the show is over: from then on log lines disturb nobody.

@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::paper::{Paper, shortened};
-use super::stage::Stage;
-use super::{DemoError, PATIENCE};
+use super::stage::{DemoError, PATIENCE, Stage};
 use crate::sim::{Engine, ReceivedLeg, Role, expected_text};
 
 /// Where a chunk or an answer has its text, for both APIs, streamed or not.

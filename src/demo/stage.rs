@@ -9,8 +9,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::paper::Paper;
-use super::{DemoError, PATIENCE};
-use crate::app::{App, Finish};
+use crate::app::{App, Finish, StartError};
 use crate::settings::Config;
 use crate::settings::options::{Key, ServeOptions};
 use crate::sim::{Engine, Mode, Role, Settings};
@@ -21,6 +20,32 @@ const RELEASE: &str = "0.32.0";
 const RANKS: u32 = 2;
 /// How often something is looked at again.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// The longest that the show waits for anything; on a healthy machine nothing takes a tenth of it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why the demonstration failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// A proxy did not start.
+    #[error(transparent)]
+    Proxy(#[from] StartError),
+    /// The configuration of a proxy was refused.
+    #[error("{0}")]
+    Config(String),
+    /// A simulated engine did not start.
+    #[error("cannot start a simulated engine: {0}")]
+    Engine(std::io::Error),
+    /// The HTTP client could not be made, or got no answer.
+    #[error("no answer from the proxy: {0}")]
+    Client(#[from] reqwest::Error),
+    /// Something did not happen in time.
+    #[error("waited in vain for {0}")]
+    Late(String),
+    /// The show went on, but not everything shown was right.
+    #[error("{0} of the checks failed")]
+    Wrong(usize),
+}
 
 /// One mode's proxy and engines.
 pub(super) struct Stage {

@@ -23,15 +23,10 @@ mod probing;
 use entry::Entry;
 use peers::Peers;
 
-/// The first wait before a failed probe is repeated; it doubles up to [`PROBE_AGAIN_MAX`].
-const PROBE_AGAIN: Duration = Duration::from_millis(500);
 /// The longest wait before a failed probe is repeated.
 const PROBE_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// How often a ready engine is probed.
 const PROBE_READY: Duration = Duration::from_secs(10);
-
-/// How long a ping of a process that has ended may be on its way.
-const OLD_PINGS: Duration = Duration::from_secs(1);
 
 /// What came of a registration message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

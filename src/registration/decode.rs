@@ -2,24 +2,18 @@
 //!
 //! Nothing here trusts the sender: size, depth, count and range are limited, and a [`Rejection`] repeats little of its text.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration, Role, plausible_host, port_number};
 
 mod fields;
+pub mod rejection;
 
 use fields::{Fields, Scalar};
+use rejection::{Echo, NO_PORT, Rejection, invalid};
 
-/// The largest message that is looked at.
-pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
-/// Engines send nine keys at most.
-const MAX_KEYS: usize = 64;
 /// The longest address text that may go into request ids.
 const MAX_KV_TEXT: usize = 512;
-/// The most letters of the sender's text in a rejection.
-const MAX_ECHO: usize = 64;
-
 /// What a message said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -27,78 +21,6 @@ pub enum Message {
     Register(Registration, Vec<String>),
     /// A greeting without content, which proxies ignore (protocol R2).
     Hello,
-}
-
-/// Why a message was dropped.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Rejection {
-    /// Longer than [`MAX_MESSAGE_BYTES`].
-    #[error("message of {0} bytes, more than {MAX_MESSAGE_BYTES}")]
-    TooLarge(usize),
-    /// The bytes are no msgpack, or end too early, or nest too deep.
-    #[error("message is not valid msgpack")]
-    NotMsgpack,
-    /// Msgpack, but no map.
-    #[error("message is not a msgpack map")]
-    NotAMap,
-    /// Something follows the map.
-    #[error("message has bytes after its map")]
-    Trailing,
-    /// More keys than any engine sends.
-    #[error("message has more than {MAX_KEYS} keys")]
-    TooManyKeys,
-    /// A key stands twice.
-    #[error("{0} is present twice")]
-    Duplicate(Echo),
-    /// A required key is absent.
-    #[error("{0} is missing")]
-    Missing(&'static str),
-    /// A key's value cannot be used.
-    #[error("{field} is {got}, {want}")]
-    Invalid {
-        /// The key.
-        field: &'static str,
-        /// What it should have been.
-        want: &'static str,
-        /// What it was.
-        got: Echo,
-    },
-    /// `type` is none of `register`, `P`, `D` and `HELLO`.
-    #[error("type is {0}, not register, P, D or HELLO")]
-    UnknownType(Echo),
-}
-
-impl Rejection {
-    /// Every label that [`Rejection::as_str`] gives.
-    pub const LABELS: [&'static str; 5] = ["too_large", "malformed", "missing_field", "invalid_field", "unknown_type"];
-
-    /// The label for metrics.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Rejection::TooLarge(_) => "too_large",
-            Rejection::NotMsgpack | Rejection::NotAMap | Rejection::Trailing => "malformed",
-            Rejection::TooManyKeys | Rejection::Duplicate(_) => "malformed",
-            Rejection::Missing(_) => "missing_field",
-            Rejection::Invalid { .. } => "invalid_field",
-            Rejection::UnknownType(_) => "unknown_type",
-        }
-    }
-}
-
-/// A little of the sender's text, escaped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Echo(String);
-
-impl Echo {
-    fn new(text: &str) -> Echo {
-        Echo(text.chars().flat_map(char::escape_default).take(MAX_ECHO).collect())
-    }
-}
-
-impl fmt::Display for Echo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\"", self.0)
-    }
 }
 
 /// Decodes one message.
@@ -250,8 +172,6 @@ fn zmq_address(text: &str) -> Result<KvEndpoint, Rejection> {
     })
 }
 
-const NO_PORT: &str = "not a port between 1 and 65535";
-
 /// A host that a peer can dial. Loopback is for the caller to judge, who knows where the message came from.
 fn host_named(field: &'static str, host: &str) -> Result<(), Rejection> {
     plausible_host(host).ok_or_else(|| invalid(field, "not a host name or address", host))?;
@@ -289,10 +209,6 @@ fn ranges_fit(registration: &Registration) -> Result<(), Rejection> {
         }
     }
     Ok(())
-}
-
-fn invalid(field: &'static str, want: &'static str, got: &str) -> Rejection {
-    Rejection::Invalid { field, want, got: Echo::new(got) }
 }
 
 #[cfg(test)]

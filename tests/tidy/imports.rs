@@ -8,22 +8,12 @@ use crate::tidy::{code, is_test, read, sources};
 const KNOWN_UPWARD: [(&str, &str); 2] = [("notify::held", "pool"), ("notify::held", "upstream")];
 
 /// Imports that close a circle of files and stand until the code around them is written anew: from, to.
-const KNOWN_CIRCLES: [(&str, &str); 27] = [
-    ("api::fields::hidden", "api::fields"),
-    ("api::fields::table", "api::fields"),
-    ("api::fields::values", "api::fields"),
-    ("demo::scene", "demo"),
-    ("demo::stage", "demo"),
+const KNOWN_CIRCLES: [(&str, &str); 17] = [
     ("exchange::parked::prefill", "exchange::parked"),
     ("exchange::parked::reading", "exchange::parked"),
     ("http::access", "http::server"),
     ("http::pass_through", "http::server"),
     ("http::status", "http::server"),
-    ("pool::registry::claims", "pool::registry"),
-    ("pool::registry::claims", "pool::registry::entry"),
-    ("pool::registry::entry", "pool::registry"),
-    ("registration::decode::fields", "registration::decode"),
-    ("registration::socket::guard::gate", "registration::socket::guard"),
     ("settings::reader", "settings"),
     ("sim::answer", "sim::http"),
     ("sim::answer", "sim::messages"),

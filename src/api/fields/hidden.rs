@@ -4,7 +4,7 @@
 use crate::error::ProxyError;
 use crate::json::{Body, BodyError, Edit, Json, Segments};
 
-use super::SAMPLING;
+use super::row::SAMPLING;
 
 /// The key of transfer params.
 pub const PARAMS: &str = "kv_transfer_params";

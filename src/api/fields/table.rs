@@ -5,7 +5,7 @@ use crate::engine::Mode;
 use crate::engine::versions::Release;
 
 use super::hidden::PARAMS;
-use super::{ApiNeed, Field, Gets, Place, Refuse};
+use super::row::{ApiNeed, Field, Gets, Place, Refuse};
 
 const ALL: &[Api] = &Api::ALL;
 const COMPLETIONS: &[Api] = &[Api::Completions];

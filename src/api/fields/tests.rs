@@ -1,6 +1,8 @@
 use bytes::Bytes;
 
+use super::row::{Gets, Refuse};
 use super::*;
+use crate::engine::Role;
 use crate::json::MAX_EDITS;
 
 #[test]

@@ -8,7 +8,7 @@ use crate::engine::versions::Release;
 use crate::error::ProxyError;
 use crate::json::Body;
 
-use super::{Field, Findings, Need, PromptSide, Refuse};
+use super::row::{Field, Findings, Need, PromptSide, Refuse};
 
 /// From here on a cut of the prompt does not depend on the leg's limit.
 const ONE_CUT: Release = Release::new(0, 33, 0);

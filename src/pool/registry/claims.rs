@@ -5,25 +5,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::OLD_PINGS;
-use super::entry::Entry;
+use super::entry::{Entry, OLD_PINGS, Rival};
 use crate::engine::Registration;
 use crate::pool::Claim;
 
 /// Others at one address that are remembered; the one that was heard longest ago makes room.
 const REMEMBERED: usize = 4;
-
-/// Another process at an engine's address.
-#[derive(Clone, Debug)]
-pub(super) struct Rival {
-    says: Registration,
-    peer: SocketAddr,
-    since: Instant,
-    last: Instant,
-    /// It had the address before and lost it, yet pings: a refusing port of the one that is there now proves no restart.
-    ousted: bool,
-    told: bool,
-}
 
 impl Entry {
     /// Whether a registration that says something else comes from another process than the one that is known.

@@ -4,12 +4,27 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::claims::Rival;
 use super::peers::Peers;
-use super::{OLD_PINGS, PROBE_AGAIN};
 use crate::engine::Registration;
 use crate::engine::versions::Release;
 use crate::pool::{State, Vitals};
+
+/// The first wait before a failed probe is repeated; it doubles up to [`super::PROBE_AGAIN_MAX`].
+pub(super) const PROBE_AGAIN: Duration = Duration::from_millis(500);
+/// How long a ping of a process that has ended may be on its way.
+pub(super) const OLD_PINGS: Duration = Duration::from_secs(1);
+
+/// Another process at an engine's address.
+#[derive(Clone, Debug)]
+pub(super) struct Rival {
+    pub(super) says: Registration,
+    pub(super) peer: SocketAddr,
+    pub(super) since: Instant,
+    pub(super) last: Instant,
+    /// It had the address before and lost it, yet pings: a refusing port of the one that is there now proves no restart.
+    pub(super) ousted: bool,
+    pub(super) told: bool,
+}
 
 #[derive(Debug)]
 pub(super) struct Entry {

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::{PROBE_AGAIN, PROBE_AGAIN_MAX, PROBE_READY, Probe, ProbeOrder, Registry};
+use super::entry::PROBE_AGAIN;
+use super::{PROBE_AGAIN_MAX, PROBE_READY, Probe, ProbeOrder, Registry};
 use crate::engine::versions::{self, Release};
 use crate::engine::{HttpAddress, Registration};
 use crate::pool::State;

@@ -1,5 +1,6 @@
 //! The registry under passed-in time.
 
+use super::entry::{OLD_PINGS, PROBE_AGAIN};
 use super::*;
 use crate::engine::{Dialect, KvEndpoint, Role};
 

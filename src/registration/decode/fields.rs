@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::{Echo, MAX_KEYS, MAX_MESSAGE_BYTES, NO_PORT, Rejection, invalid};
+use super::rejection::{Echo, MAX_KEYS, MAX_MESSAGE_BYTES, NO_PORT, Rejection, invalid};
 
 /// The map itself, and something inside an unknown key.
 const MAX_DEPTH: usize = 16;

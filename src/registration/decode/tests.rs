@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::rejection::{MAX_KEYS, MAX_MESSAGE_BYTES};
 use super::*;
 
 fn pack(value: &Value) -> Vec<u8> {

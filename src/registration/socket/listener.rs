@@ -27,7 +27,8 @@ use zeromq::{RouterSocket, Socket, SocketRecv, ZmqMessage};
 
 use crate::registration::socket::guard::identity::Identity;
 use crate::registration::socket::guard::link::{Den, Link};
-use crate::registration::socket::guard::{Guard, Limits, Reject, bind};
+use crate::registration::socket::guard::reject::Reject;
+use crate::registration::socket::guard::{Guard, Limits, bind};
 use crate::registration::socket::listener::watchdog::Watchdog;
 
 /// Messages taken in one go before timers and new peers get their turn.

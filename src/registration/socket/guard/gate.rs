@@ -7,7 +7,8 @@
 #[cfg(test)]
 mod tests;
 
-use crate::registration::socket::guard::{Reject, identity::Identity};
+use crate::registration::socket::guard::identity::Identity;
+use crate::registration::socket::guard::reject::Reject;
 
 /// Most bytes of one message, summed over its frames.
 pub const MAX_MESSAGE_BYTES: u64 = 64 * 1024;

@@ -11,7 +11,8 @@ use tokio::time::timeout;
 use crate::registration::socket::guard::gate::{GREETING, ROUTER_READY};
 use crate::registration::socket::guard::identity::Identity;
 use crate::registration::socket::guard::link::{Den, Reserve};
-use crate::registration::socket::guard::{Guard, Limits, Reject, bind};
+use crate::registration::socket::guard::reject::Reject;
+use crate::registration::socket::guard::{Guard, Limits, bind};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(200);

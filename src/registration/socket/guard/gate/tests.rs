@@ -1,11 +1,11 @@
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
-use crate::registration::socket::guard::Reject;
 use crate::registration::socket::guard::gate::{
     GREETING, Gate, MAX_COMMAND_BYTES, MAX_FRAMES, MAX_MESSAGE_BYTES, Output, ROUTER_READY,
 };
 use crate::registration::socket::guard::identity::Identity;
+use crate::registration::socket::guard::reject::Reject;
 
 const DEALER: &[u8] = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06DEALER";
 

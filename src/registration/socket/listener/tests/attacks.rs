@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::registration::socket::guard::Reject;
 use crate::registration::socket::guard::gate::{GREETING, ROUTER_READY};
+use crate::registration::socket::guard::reject::Reject;
 use crate::registration::socket::listener::tests::{bed, ended, shaken};
 use crate::registration::socket::listener::{Heard, Incident};
 
