@@ -14,10 +14,11 @@ use crate::api::request::TokenBudget;
 use crate::exchange::dispatch::{AttemptLimits, Dispatcher};
 use crate::exchange::parked::Keeper;
 use crate::http::accept::{Routers, accept, drain};
-use crate::http::browsers;
+use crate::http::access::Keys;
 use crate::http::descriptors::{fit, raise_descriptors};
 use crate::http::port::bind;
 use crate::http::server::{Server, ServerSettings};
+use crate::http::{browsers, routes};
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pool::breaker::BreakerLimits;
@@ -158,8 +159,8 @@ impl App {
         let server = Server::new(server_settings(&config), dispatcher, metrics.clone());
         let origins = &config.access.origins;
         let routers = Routers {
-            serving: browsers::allow(server.clone().router(), origins),
-            refusing: browsers::allow(server.refusing(), origins),
+            serving: browsers::allow(routes::router(server.clone()), origins),
+            refusing: browsers::allow(routes::refusing(server), origins),
         };
         Ok(App { config, listener, heard, clients, address, routers, discovery, metrics, tasks, cut })
     }
@@ -259,8 +260,10 @@ fn server_settings(config: &Config) -> ServerSettings {
         max_in_flight: config.http.max_in_flight,
         retries: config.retry.retries,
         retry_percent: config.retry.budget_percent,
-        api_key: config.access.api_key.clone(),
-        engine_key: config.access.engine_key.as_ref().and_then(|key| bearer(key.expose())),
+        keys: Keys {
+            api_key: config.access.api_key.clone(),
+            engine_key: config.access.engine_key.as_ref().and_then(|key| bearer(key.expose())),
+        },
         health_waits: config.http.health_waits_for_pair,
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::places::{Admission, Hold, Places};
 use super::stream::{Answer, Serving, Stream, Visit};
 use crate::http::descriptors::{Spares, is_exhausted};
-use crate::http::server::PROBES;
+use crate::http::routes::PROBES;
 use crate::metrics::Metrics;
 use crate::settings::Config;
 

@@ -2,16 +2,25 @@
 
 use http::{HeaderMap, HeaderValue, header};
 
-use super::server::ServerSettings;
 use crate::error::ProxyError;
+use crate::settings::Secret;
 use crate::upstream;
 
 /// Where Anthropic's clients put their key. Engines do not read it.
 const X_API_KEY: &str = "x-api-key";
 
+/// Whose credential goes where.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    /// What clients must send (`--api-key`).
+    pub api_key: Option<Secret>,
+    /// Sent to engines when the client's credential is for the proxy, or there is none (`OPENAI_API_KEY`).
+    pub engine_key: Option<HeaderValue>,
+}
+
 /// Whether the client has presented the key, in either of its places, if one is asked for.
-pub(super) fn check(settings: &ServerSettings, client: &HeaderMap) -> Result<(), ProxyError> {
-    let Some(key) = &settings.api_key else { return Ok(()) };
+pub(super) fn check(keys: &Keys, client: &HeaderMap) -> Result<(), ProxyError> {
+    let Some(key) = &keys.api_key else { return Ok(()) };
     let bearers = client.get_all(header::AUTHORIZATION).iter().filter_map(|value| bearer(value.as_bytes()));
     let plain = client.get_all(X_API_KEY).iter().map(HeaderValue::as_bytes);
     // Every one is compared, so that the time does not tell which of several was right.
@@ -20,9 +29,9 @@ pub(super) fn check(settings: &ServerSettings, client: &HeaderMap) -> Result<(),
 }
 
 /// The client's headers as engines may have them. With `--api-key` the client's credential was for the proxy and ends here.
-pub(super) fn forwarded(settings: &ServerSettings, client: &HeaderMap) -> HeaderMap {
-    let own = if settings.api_key.is_some() { None } else { credential(client) };
-    upstream::forwarded(client, own.or_else(|| settings.engine_key.clone()))
+pub(super) fn forwarded(keys: &Keys, client: &HeaderMap) -> HeaderMap {
+    let own = if keys.api_key.is_some() { None } else { credential(client) };
+    upstream::forwarded(client, own.or_else(|| keys.engine_key.clone()))
 }
 
 /// The client's own credential as engines read it: `Authorization` in the form that they all know, else its API key.

@@ -1,12 +1,14 @@
 //! The clients' door: connections and their places, limits, routes, the attempt loop, status pages, routes that need no pair.
 
-mod access;
 pub(crate) mod accept;
+pub(crate) mod access;
 pub(crate) mod browsers;
 pub mod descriptors;
+mod health;
 mod pass_through;
 mod places;
 pub(crate) mod port;
+pub(crate) mod routes;
 pub mod server;
 mod status;
 mod stream;

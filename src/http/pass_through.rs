@@ -125,7 +125,7 @@ async fn forward(
         .upstream
         .client()
         .request(head.method.clone(), url)
-        .headers(access::forwarded(&server.settings, &head.headers))
+        .headers(access::forwarded(&server.settings.keys, &head.headers))
         .body(body);
     let answer = async {
         let response: http::Response<reqwest::Body> = match request.send().await {

@@ -1,20 +1,19 @@
-//! The data port: routes, limits, and the attempt loop of an exchange.
+//! The data port: limits, and the attempt loop of an exchange.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::response::Response;
-use axum::routing::{get, post};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use http_body_util::BodyExt;
 use tokio::sync::{Semaphore, watch};
 
-use super::{access, pass_through, status};
+use super::access::{self, Keys};
+use super::health::Health;
 use crate::api::Api;
 use crate::api::request::{self, TokenBudget};
 use crate::error::ProxyError;
@@ -23,7 +22,6 @@ use crate::exchange::record::Exchange;
 use crate::metrics::Metrics;
 use crate::pool::{FIRST_PROBE_WAIT, Pool};
 use crate::routing::{NoPick, Picked, Selector};
-use crate::settings::Secret;
 use crate::upstream::{REQUEST_ID, Retry};
 
 /// Bodies above this are parsed off the threads that serve connections.
@@ -36,9 +34,6 @@ const BUSY_LOOK: Duration = Duration::from_millis(50);
 const RETRY_RESERVE: i64 = 10;
 /// One retry, in the budget's unit: requests times percent.
 const RETRY_COST: i64 = 100;
-
-/// What is asked by probes: answered even when there is no place for anything else.
-pub const PROBES: [&str; 4] = ["/health", "/liveness", "/ready", "/metrics"];
 
 /// Settings of the data port.
 #[derive(Clone, Debug)]
@@ -55,10 +50,8 @@ pub struct ServerSettings {
     pub retries: u32,
     /// Retries as a share of requests, in percent (`--retry-budget`).
     pub retry_percent: u32,
-    /// What clients must send (`--api-key`).
-    pub api_key: Option<Secret>,
-    /// Sent to engines when the client's credential is for the proxy, or there is none (`OPENAI_API_KEY`).
-    pub engine_key: Option<HeaderValue>,
+    /// Whose credential goes where.
+    pub keys: Keys,
     /// `/health` is 503 until the first pair (`--health-waits-for-pair`).
     pub health_waits: bool,
 }
@@ -74,7 +67,7 @@ pub struct Server {
     retry_budget: AtomicI64,
     /// Whose turn it is on routes that any engine answers alike.
     pub(super) neutral_turn: AtomicUsize,
-    pub(super) health: status::Health,
+    pub(super) health: Health,
 }
 
 impl Server {
@@ -82,7 +75,7 @@ impl Server {
     pub fn new(settings: ServerSettings, dispatcher: Dispatcher, metrics: Arc<Metrics>) -> Arc<Self> {
         let (selector, pool) = (dispatcher.selector.clone(), dispatcher.pool.clone());
         let room = Arc::new(Semaphore::new(settings.max_in_flight));
-        let health = status::Health::new(settings.health_waits);
+        let health = Health::new(settings.health_waits);
         let retry_budget = AtomicI64::new(RETRY_RESERVE * RETRY_COST);
         Arc::new(Server {
             settings,
@@ -97,41 +90,12 @@ impl Server {
         })
     }
 
-    /// Every route; anything else is a 404 in OpenAI's shape.
-    pub fn router(self: Arc<Self>) -> Router {
-        Router::new()
-            .route(Api::Completions.path(), post(completions))
-            .route(Api::Chat.path(), post(chat))
-            .route(Api::Responses.path(), post(responses))
-            .route(Api::Messages.path(), post(messages))
-            .route(Api::Generate.path(), post(generate))
-            .route("/v1/models", get(pass_through::pass))
-            .route("/v1/models/{*id}", get(pass_through::model))
-            .route("/tokenize", post(pass_through::pass))
-            .route("/detokenize", post(pass_through::pass))
-            .route("/v1/messages/count_tokens", post(pass_through::pass))
-            .route("/health", get(status::health))
-            .route("/liveness", get(status::liveness))
-            .route("/ready", get(status::ready))
-            .route("/version", get(status::version))
-            .route("/metrics", get(status::metrics))
-            .fallback(not_found)
-            .method_not_allowed_fallback(method_not_allowed)
-            .with_state(self)
-    }
-
-    /// For requests that there is no place for: each is refused, whatever it asks.
-    pub fn refusing(self: Arc<Self>) -> Router {
-        let refuse = async |State(server): State<Arc<Server>>| refuse(&server, "other", None, ProxyError::NoPlace);
-        Router::new().fallback(refuse).with_state(self)
-    }
-
     pub(super) fn pool(&self) -> Arc<Pool> {
         self.pool.borrow().clone()
     }
 
     /// One exchange: accept, parse, then attempts until one succeeds or none may follow.
-    async fn exchange(&self, api: Api, request: Request) -> Response {
+    pub(super) async fn exchange(&self, api: Api, request: Request) -> Response {
         let (head, body) = request.into_parts();
         let client_id = client_id(&head.headers);
         let mut exchange = Some(Exchange::open(self.metrics.clone(), api.as_str(), client_id.clone()));
@@ -170,7 +134,7 @@ impl Server {
         }
         let body = self.read(&head.headers, body).await?;
         let request = self.parse(api, body).await?;
-        let headers = access::forwarded(&self.settings, &head.headers);
+        let headers = access::forwarded(&self.settings.keys, &head.headers);
         self.retry_budget.fetch_min(RETRY_RESERVE * RETRY_COST, Ordering::Relaxed);
         self.retry_budget.fetch_add(i64::from(self.settings.retry_percent), Ordering::Relaxed);
         let mut last: Option<ProxyError> = None;
@@ -218,7 +182,7 @@ impl Server {
         if head.version == Version::HTTP_11 && head.headers.get_all(header::HOST).iter().count() != 1 {
             return Err(ProxyError::field("host", "exactly one Host header is required"));
         }
-        access::check(&self.settings, &head.headers)?;
+        access::check(&self.settings.keys, &head.headers)?;
         let encoding = head.headers.get(header::CONTENT_ENCODING);
         if encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return Err(ProxyError::field("content-encoding", "compressed request bodies are not supported"));
@@ -315,39 +279,11 @@ fn client_id(headers: &HeaderMap) -> Option<String> {
     fits.then(|| id.to_owned())
 }
 
-async fn completions(State(server): State<Arc<Server>>, request: Request) -> Response {
-    server.exchange(Api::Completions, request).await
-}
-
-async fn chat(State(server): State<Arc<Server>>, request: Request) -> Response {
-    server.exchange(Api::Chat, request).await
-}
-
-async fn responses(State(server): State<Arc<Server>>, request: Request) -> Response {
-    server.exchange(Api::Responses, request).await
-}
-
-async fn messages(State(server): State<Arc<Server>>, request: Request) -> Response {
-    server.exchange(Api::Messages, request).await
-}
-
-async fn generate(State(server): State<Arc<Server>>, request: Request) -> Response {
-    server.exchange(Api::Generate, request).await
-}
-
 /// Answers a request that is no exchange with an error, counted, in the shape of `api`.
 pub(super) fn refuse(server: &Server, route: &'static str, api: Option<Api>, error: ProxyError) -> Response {
     server.metrics.request(route, error.status().as_u16());
     server.metrics.error(error.code(), error.source().as_str());
     error.into_response_for(api).map(Body::from)
-}
-
-async fn not_found(State(server): State<Arc<Server>>) -> Response {
-    refuse(&server, "other", None, ProxyError::NotFound)
-}
-
-async fn method_not_allowed(State(server): State<Arc<Server>>) -> Response {
-    refuse(&server, "other", None, ProxyError::MethodNotAllowed)
 }
 
 /// A JSON answer of the proxy's own.

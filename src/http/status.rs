@@ -1,7 +1,6 @@
 //! What barrier scripts, balancers and scrapers ask. No engine is asked for any of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use axum::body::Body;
@@ -13,27 +12,6 @@ use serde_json::json;
 use super::server::{Server, json as answer};
 use crate::pool::history::Standing;
 use crate::pool::{Claim, Engine, Pool};
-
-/// `/health` never falls back once it was 200: callers take a step back for a dead server and end the job (protocol E1).
-pub(super) struct Health {
-    waits: bool,
-    reached: AtomicBool,
-}
-
-impl Health {
-    pub(super) fn new(waits: bool) -> Self {
-        Health { waits, reached: AtomicBool::new(false) }
-    }
-
-    fn is_up(&self, pool: &Pool) -> bool {
-        if !self.waits || self.reached.load(Ordering::Relaxed) {
-            return true;
-        }
-        let up = pool.has_pair();
-        self.reached.fetch_or(up, Ordering::Relaxed);
-        up
-    }
-}
 
 fn counts(pool: &Pool) -> (usize, usize) {
     (pool.prefill.len(), pool.decode.len())

@@ -10,6 +10,8 @@ use ipnet::IpNet;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::probe;
+use super::tell::Teller;
 use crate::engine::{HttpAddress, Registration};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
@@ -17,9 +19,6 @@ use crate::pool::pairs::Pairs;
 use crate::pool::registry::{Outcome, Probe, ProbeOrder, Registry};
 use crate::registration::decode::{self, Message};
 use crate::registration::socket::listener::Heard;
-
-use super::probe;
-use super::tell::Teller;
 
 /// How often due probes are looked for.
 const TICK: Duration = Duration::from_millis(200);

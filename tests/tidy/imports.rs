@@ -8,12 +8,9 @@ use crate::tidy::{code, is_test, read, sources};
 const KNOWN_UPWARD: [(&str, &str); 2] = [("notify::held", "pool"), ("notify::held", "upstream")];
 
 /// Imports that close a circle of files and stand until the code around them is written anew: from, to.
-const KNOWN_CIRCLES: [(&str, &str); 17] = [
+const KNOWN_CIRCLES: [(&str, &str); 14] = [
     ("exchange::parked::prefill", "exchange::parked"),
     ("exchange::parked::reading", "exchange::parked"),
-    ("http::access", "http::server"),
-    ("http::pass_through", "http::server"),
-    ("http::status", "http::server"),
     ("settings::reader", "settings"),
     ("sim::answer", "sim::http"),
     ("sim::answer", "sim::messages"),
