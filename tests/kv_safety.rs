@@ -78,7 +78,7 @@ async fn write_decode_is_woken_when_its_prefill_failed() {
         }
         until("every parked leg to be counted", || async {
             let woken = world.proxy.metric("moriio_drained_legs_total{outcome=\"unparked\"}").await;
-            let all = reqwest::get(world.proxy.url("/metrics")).await.unwrap().text().await.unwrap();
+            let all = world.proxy.metrics().await;
             let lines: Vec<_> = all.lines().filter(|l| l.contains("drained") || l.contains("kv_mess")).collect();
             (woken == 4.0).then_some(()).ok_or(format!("{lines:#?}"))
         })

@@ -71,7 +71,7 @@ fn seen(answer: &Answer) -> String {
 
 /// The statuses under which the legs of a role were counted, beyond the one good leg of the warm-up.
 async fn counted(world: &World, role: &str) -> String {
-    let text = reqwest::get(world.proxy.url("/metrics")).await.unwrap().text().await.unwrap();
+    let text = world.proxy.metrics().await;
     let begin = format!("moriio_legs_total{{role=\"{role}\"");
     let mut found = Vec::new();
     for line in text.lines().filter(|line| line.starts_with(&begin)) {

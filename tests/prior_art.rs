@@ -143,7 +143,7 @@ async fn a_decode_429_repeats_no_prefill() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_prefill_shows() {
     let world = Plan::new(Mode::Read).engines(2, 1).start().await;
-    let text = reqwest::get(world.proxy.url("/metrics")).await.unwrap().text().await.unwrap();
+    let text = world.proxy.metrics().await;
     for engine in &world.prefill {
         let name = format!("engine=\"{}\",status=\"2xx\"}} 0", engine.http_address());
         assert!(text.contains(&name), "{name}: every engine is listed from its first moment:\n{text}");

@@ -24,7 +24,7 @@ async fn legs(world: &World, role: &str) -> f64 {
 }
 
 async fn good_legs(world: &World) -> [f64; 2] {
-    let text = reqwest::get(world.proxy.url("/metrics")).await.unwrap().text().await.unwrap();
+    let text = world.proxy.metrics().await;
     ["prefill", "decode"].map(|role| {
         let begins = format!("moriio_legs_total{{role=\"{role}\"");
         let lines = text.lines().filter(|line| line.starts_with(&begins) && line.contains("status=\"2xx\""));

@@ -27,7 +27,7 @@ async fn a_redirect_is_a_failed_leg_and_leaves_no_block_behind() {
                 world.settle().await;
             }
             let legs = format!("moriio_legs_total{{role=\"{word}\"");
-            let text = reqwest::get(world.proxy.url("/metrics")).await.unwrap().text().await.unwrap();
+            let text = world.proxy.metrics().await;
             let failed = text.lines().find(|line| line.starts_with(&legs) && line.contains("status=\"5xx\""));
             assert!(failed.is_some_and(|line| line.ends_with(" 2")), "{mode:?} {word} {failed:?}");
             generate(&world.proxy, "after that", 4, true).await;

@@ -91,7 +91,7 @@ fn relay(selector: &Arc<Selector>, pool: &Pool, metrics: &Arc<Metrics>, pieces: 
     let opening = Box::new(Opening::new(response, picked.decode, Api::Completions));
     let open = Open { opening, contact: Some(picked.contact), unread: None };
     let limits = RelayLimits {
-        first_byte: (Duration::from_secs(60), "first byte", ""),
+        first_byte: (Duration::from_secs(2), "first byte", ""),
         from: Instant::now(),
         idle: Duration::from_millis(50),
     };

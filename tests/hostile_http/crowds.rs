@@ -1,13 +1,13 @@
 //! Clients that are there and do nothing: thousands of idle ones, one that never reads, one that has said its last word.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use moriio_proxy::sim::{Engine, Mode, Role, Settings};
 
 use super::wire::Wire;
 use super::{body, framed, legs, plan, still_good, world};
 use crate::support::binary::Served;
-use crate::support::{Plan, client, completion, until};
+use crate::support::{Plan, client, completion, until, until_true};
 
 /// A proxy process of its own, so that its memory is its own, and one engine of each role.
 pub(super) async fn apart(options: &'static [&str]) -> (Served, [Engine; 2]) {
@@ -81,17 +81,14 @@ async fn a_client_that_never_reads_holds_its_own_stream_back() {
     wire.send(&framed(completion("endless", TOKENS, true).to_string().as_bytes())).await;
     let decode = &engines[1];
     let mut last = 0;
-    let mut still = 0;
+    let mut since = Instant::now();
     // It stands still once the buffers on the way are full: two seconds without a token.
-    until("decode to be held back", || {
+    until_true("decode to be held back", || {
         let tokens = decode.counters().tokens;
-        still = if tokens == last && tokens > 100 { still + 1 } else { 0 };
-        last = tokens;
-        let held = still == 100;
-        async move {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            if held { Ok(()) } else { Err(format!("{tokens} tokens")) }
+        if tokens != last || tokens <= 100 {
+            (last, since) = (tokens, Instant::now());
         }
+        since.elapsed() > Duration::from_secs(2)
     })
     .await;
     assert!(last < TOKENS as u64 / 2, "decode ran on to {last} of {TOKENS} tokens");

@@ -1,5 +1,6 @@
 //! The client's side: requests, what came back, and streams that are read piece by piece.
 
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use moriio_proxy::api::Api;
@@ -116,6 +117,20 @@ pub fn client() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 
+/// A client that opens a connection for each request and keeps none, so that all tests can share it: a kept one belongs to the
+/// runtime of the test that opened it. Making a client costs more than most requests.
+pub fn passing() -> &'static reqwest::Client {
+    static CLIENT: LazyLock<reqwest::Client> =
+        LazyLock::new(|| reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap());
+    &CLIENT
+}
+
+/// The values of all lines of `/metrics` that begin so, summed.
+pub fn sum(metrics: &str, begins: &str) -> f64 {
+    let lines = metrics.lines().filter(|line| line.starts_with(begins));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
 /// A completions body.
 pub fn completion(prompt: &str, tokens: usize, stream: bool) -> Value {
     json!({"model": "sim-model", "prompt": prompt, "max_tokens": tokens, "stream": stream, "temperature": 0})
@@ -124,7 +139,8 @@ pub fn completion(prompt: &str, tokens: usize, stream: bool) -> Value {
 /// Sends a request and waits for all of its answer. The record of an exchange must fit what came back.
 pub async fn post(proxy: &Proxy, path: &str, body: &Value) -> Answer {
     let id = record::fresh_id();
-    let request = client().post(proxy.url(path)).header("content-type", "application/json").header("x-request-id", &id);
+    let request =
+        passing().post(proxy.url(path)).header("content-type", "application/json").header("x-request-id", &id);
     let sent = request.body(body.to_string()).send();
     let response = tokio::time::timeout(PATIENCE, sent).await.expect("an answer in time").expect("an answer");
     let mut answer = tokio::time::timeout(PATIENCE, Answer::of(response)).await.expect("an end in time");
@@ -198,7 +214,7 @@ pub struct Stream {
 
 impl Stream {
     pub async fn open(proxy: &Proxy, path: &str, body: &Value) -> Stream {
-        let sent = client().post(proxy.url(path)).body(body.to_string()).send();
+        let sent = passing().post(proxy.url(path)).body(body.to_string()).send();
         let response = tokio::time::timeout(PATIENCE, sent).await.expect("a head in time").expect("a head");
         assert_eq!(response.status(), 200);
         Stream { response, seen: String::new() }

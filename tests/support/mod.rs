@@ -22,6 +22,9 @@ pub use client::{Answer, Stream, client, completion, generate, post};
 /// The longest that anything is waited for. It only ever passes in full when a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Between two looks at what is waited for.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// A proxy in this process.
 pub struct Proxy {
     pub http: SocketAddr,
@@ -92,16 +95,16 @@ impl Proxy {
 
     /// The value of a metric line, such as `moriio_legs_total{role="prefill"`: all lines that begin so, summed.
     pub async fn metric(&self, begins: &str) -> f64 {
-        let text = reqwest::get(self.url("/metrics")).await.unwrap().text().await.unwrap();
-        let values = text
-            .lines()
-            .filter(|line| line.starts_with(begins))
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-        values.sum()
+        client::sum(&self.metrics().await, begins)
+    }
+
+    /// The whole of `/metrics`.
+    pub async fn metrics(&self) -> String {
+        client::passing().get(self.url("/metrics")).send().await.unwrap().text().await.unwrap()
     }
 
     pub async fn ready(&self) -> (u16, Value) {
-        let answer = reqwest::get(self.url("/ready")).await.unwrap();
+        let answer = client::passing().get(self.url("/ready")).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 }
@@ -233,8 +236,9 @@ impl World {
     /// Waits until nothing is in flight and no engine holds a block; nothing may be wrong anywhere.
     pub async fn settle(&self) {
         until("the world at rest", || async {
+            let metrics = self.proxy.metrics().await;
             for gauge in ["moriio_requests_in_flight", "moriio_legs_in_flight", "moriio_parked_legs_in_flight"] {
-                let value = self.proxy.metric(gauge).await;
+                let value = client::sum(&metrics, gauge);
                 if value != 0.0 {
                     return Err(format!("{gauge} is {value}"));
                 }
@@ -255,13 +259,12 @@ impl World {
 
     /// Every exchange was closed once, and nothing is wrong in the proxy's own books.
     async fn accounted(&self) {
-        assert_eq!(self.proxy.metric("moriio_invariant_breaches_total").await, 0.0);
-        let closed = self.proxy.metric("moriio_exchanges_total").await;
-        let mut answered = 0.0;
-        for api in moriio_proxy::api::Api::ALL {
-            let route = format!("moriio_requests_total{{route=\"{}\"", api.as_str());
-            answered += self.proxy.metric(&route).await;
-        }
+        let metrics = self.proxy.metrics().await;
+        assert_eq!(client::sum(&metrics, "moriio_invariant_breaches_total"), 0.0);
+        let closed = client::sum(&metrics, "moriio_exchanges_total");
+        let routes =
+            moriio_proxy::api::Api::ALL.map(|api| format!("moriio_requests_total{{route=\"{}\"", api.as_str()));
+        let answered: f64 = routes.iter().map(|route| client::sum(&metrics, route)).sum();
         assert_eq!(closed, answered, "exchanges and answers");
     }
 
@@ -286,22 +289,28 @@ pub async fn strike(engine: &Engine, fault: Fault) {
     }
 }
 
-/// Looks again and again until `look` is content, and says at the end what it last saw.
+/// Looks again and again until `look` is content, and says at the end what it last saw. What takes long is looked at less
+/// often: most looks are a request, and those of many waiting tests would keep the machine from what they wait for.
 pub async fn until<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, String>>,
 {
-    let deadline = Instant::now() + PATIENCE;
+    let began = Instant::now();
+    let deadline = began + PATIENCE;
     loop {
         match look().await {
             Ok(value) => return value,
             Err(seen) => assert!(Instant::now() < deadline, "waited in vain for {what}: {seen}"),
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep((began.elapsed() / 16).clamp(LOOK, 10 * LOOK)).await;
     }
 }
 
 /// Waits for a condition that needs no await.
 pub async fn until_true(what: &str, mut look: impl FnMut() -> bool) {
-    until(what, || std::future::ready(if look() { Ok(()) } else { Err("not yet".into()) })).await
+    let deadline = Instant::now() + PATIENCE;
+    while !look() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(LOOK).await;
+    }
 }
