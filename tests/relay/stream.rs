@@ -1,6 +1,7 @@
 //! Streams and answers in one piece, and what the client is told when they do not come to their end.
 
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -8,6 +9,7 @@ use futures::future::join_all;
 use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, expected_text};
 use serde_json::json;
+use tokio::sync::Notify;
 
 use super::{error_event, with_fake_decode};
 use crate::support::fake::answer_as;
@@ -53,30 +55,6 @@ async fn case_50_a_silent_stream_ends_with_an_error_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_without_a_first_byte_ends_with_an_error_event() {
-    join_all([Mode::Read, Mode::Write].map(|mode| async move {
-        let plan = Plan::new(mode).with(Key::ConnectTimeout, "1s");
-        let plan = plan.with(Key::FirstByteTimeout, "1500ms").with(Key::UnparkTimeout, "1s");
-        let world = plan.start().await;
-        // Its head comes, so the client's status is 200 already.
-        world.decode[0].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 0 }, 1));
-        let answer = post(&world.proxy, "/v1/completions", &completion("some words", 9, true)).await;
-        let error = match answer.status {
-            200 => error_event(&answer),
-            // On a stalled machine the limit passes before the head has come.
-            status => {
-                assert_eq!(status, 504);
-                answer.json()["error"].clone()
-            }
-        };
-        assert_eq!(error["code"], "engine_timeout");
-        assert!(error["message"].as_str().unwrap().contains("--first-byte-timeout"), "{error}");
-        world.settle().await;
-    }))
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_cut_stream_ends_with_an_error_event() {
     join_all([Mode::Read, Mode::Write].map(|mode| async move {
         join_all([false, true].map(|reset| async move {
@@ -98,23 +76,25 @@ async fn a_cut_stream_ends_with_an_error_event() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_answer_in_one_piece_is_broken_for_the_client() {
-    let reply = |_: &_| {
+    // It breaks once the client has its head.
+    let has_head = Arc::new(Notify::new());
+    let told = has_head.clone();
+    let reply = move |_: &_| {
         let begin = futures::stream::iter([Ok("{\"choices\":".to_owned())]);
-        let broken = futures::stream::once(async {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+        let told = told.clone();
+        let broken = futures::stream::once(async move {
+            told.notified().await;
             Err(std::io::Error::other("cut"))
         });
         answer_as("application/json", Body::from_stream(futures::StreamExt::chain(begin, broken)))
     };
     let (world, _decode) = with_fake_decode(&[], reply).await;
     let body = completion("words", 3, false).to_string();
-    let sent = client().post(world.proxy.url("/v1/completions")).body(body).send();
-    // When all of it comes at once the connection may break before the head was sent: broken just as well.
-    if let Ok(response) = sent.await {
-        let answer = Answer::of(response).await;
-        assert_eq!((answer.status, answer.whole), (200, false), "{}", answer.body);
-        assert!("{\"choices\":".starts_with(&answer.body));
-    }
+    let response = client().post(world.proxy.url("/v1/completions")).body(body).send().await.unwrap();
+    has_head.notify_one();
+    let answer = Answer::of(response).await;
+    assert_eq!((answer.status, answer.whole), (200, false), "{}", answer.body);
+    assert!("{\"choices\":".starts_with(&answer.body));
     world.settle().await;
 }
 
