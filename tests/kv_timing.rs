@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode};
 use serde_json::json;
@@ -39,7 +40,7 @@ async fn a_decode_that_was_woken_is_not_woken_again() {
 /// An error of prefill after its work is no proof that nothing was written: decode may be at work, and is left alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decode_that_is_at_work_is_not_woken() {
-    for (status, stream) in [(500, true), (500, false), (400, true), (400, false)] {
+    join_all([(500, true), (500, false), (400, true), (400, false)].map(|(status, stream)| async move {
         let mut plan = Plan::new(Mode::Write).with(Key::Retries, "0");
         plan.adjust = |settings| settings.token_delay = Duration::from_millis(400);
         let world = plan.start().await;
@@ -50,7 +51,8 @@ async fn a_decode_that_is_at_work_is_not_woken() {
         let decode = world.decode[0].counters();
         assert_eq!((decode.died, decode.woken_empty), (0, 0), "{:?}", decode.died_of);
         assert_eq!(world.proxy.metric("moriio_kv_messages_total{kind=\"unpark\"").await, 0.0);
-    }
+    }))
+    .await;
 }
 
 /// In READ the blocks of such a prefill are held for nobody.
@@ -80,7 +82,7 @@ async fn what_decode_refuses_when_the_client_has_left_is_released() {
 /// Engines before 0.28 end when they are told to release what they have not finished.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_prefill_finishes_before_it_is_told() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let mut plan = Plan::new(mode);
         plan.release = "0.27.0";
         plan.adjust = |settings| settings.prefill_delay = Duration::from_millis(800);
@@ -96,7 +98,8 @@ async fn an_older_prefill_finishes_before_it_is_told() {
         assert_eq!((prefill.died, prefill.reaped, prefill.aborted), (0, 0, 0), "{mode:?} {:?}", prefill.died_of);
         assert!(prefill.legs > 0, "{mode:?}");
         generate(&world.proxy, PROMPT, 4, true).await;
-    }
+    }))
+    .await;
 }
 
 /// Which rank of decode holds a parked leg is its own secret: all are told.

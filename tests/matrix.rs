@@ -3,13 +3,14 @@
 //!
 //! The table that this makes stands in docs/operations.md; `cargo test --test all matrix -- --nocapture` prints it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, Role};
 use serde_json::json;
 
+use crate::support::client::sum;
 use crate::support::{Answer, Plan, World, completion, generate, post, strike, until};
 
 const PROMPT: &str =
@@ -155,17 +156,25 @@ async fn outcome(mode: Mode, role: Role, fault: FaultKind, stream: bool) -> Outc
     Outcome { client, rest: [prefill, decode, circuit, freed] }
 }
 
-/// What freed the blocks that the fault had left behind.
+/// What freed the blocks that the fault had left behind. A message is counted once its engine has taken it, which may be after
+/// all is at rest: the counts must stand for a while.
 async fn freed_by(world: &World) -> String {
-    let mut by = Vec::new();
-    for (kind, word) in [("release", "release"), ("unpark", "un-park")] {
-        if world.proxy.metric(&format!("moriio_kv_messages_total{{kind=\"{kind}\",outcome=\"sent\"")).await > 0.0 {
-            by.push(word);
+    let (mut stands, mut since) = (None, Instant::now());
+    while stands.is_none() || since.elapsed() < Duration::from_millis(500) {
+        let metrics = world.proxy.metrics().await;
+        let sent = ["release", "unpark"].map(|kind| {
+            let line = format!("moriio_kv_messages_total{{kind=\"{kind}\",outcome=\"sent\"");
+            sum(&metrics, &line)
+        });
+        let seen = (sent, world.total(|c| c.reaped));
+        if stands != Some(seen) {
+            (stands, since) = (Some(seen), Instant::now());
         }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    if world.total(|c| c.reaped) > 0 {
-        by.push("prefill's timer");
-    }
+    let ([release, unpark], reaped) = stands.expect("looked at least once");
+    let by = [(release > 0.0, "release"), (unpark > 0.0, "un-park"), (reaped > 0, "prefill's timer")];
+    let by: Vec<&str> = by.into_iter().filter_map(|(seen, word)| seen.then_some(word)).collect();
     if by.is_empty() { "nothing was left".into() } else { by.join(", ") }
 }
 
@@ -177,7 +186,7 @@ async fn every_fault_on_either_leg() {
             rows.extend(faults(mode, role).into_iter().map(|(name, fault)| row(mode, role, name, fault)));
         }
     }
-    let rows: Vec<String> = futures::stream::iter(rows).buffered(6).collect().await;
+    let rows: Vec<String> = futures::stream::iter(rows).buffered(10).collect().await;
     let head = "| Mode | Fault | Client sees, streamed | In one piece | Prefill leg | Decode leg | Circuit | Blocks freed by |\n|---|---|---|---|---|---|---|---|\n";
     let table = format!("{head}{}\n", rows.join("\n"));
     println!("{table}");

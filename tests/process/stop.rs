@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use futures::future::join_all;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, expected_text};
 use serde_json::json;
 
@@ -44,7 +45,7 @@ async fn until_closed(address: SocketAddr) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ports_close_at_once_and_a_running_stream_goes_on_to_its_end() {
-    for mode in [Mode::Read, Mode::Write] {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
         let mut proxy = Served::start(&ENDLESS_DRAIN);
         let engines = pair(&proxy, mode, |settings| settings.token_delay = Duration::from_millis(50)).await;
         let mut stream = ask(&proxy, &completion("a long story", 121, true)).await;
@@ -61,7 +62,8 @@ async fn ports_close_at_once_and_a_running_stream_goes_on_to_its_end() {
         let line = log.lines().find(|line| line.contains("\"draining\"")).expect("a line about the drain");
         assert!(line.contains("\"in_flight\":1"), "{line}");
         drop(engines);
-    }
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
