@@ -1,7 +1,7 @@
 //! Thousands of short exchanges against engines that refuse, fail, hang, cut, crash and come back at random. Every client gets
 //! its text or a typed error, in time; at the end nothing is in flight and no block is held or lost.
 //!
-//! `MORIIO_CHAOS_SEED` repeats a run's events, `MORIIO_CHAOS_EXCHANGES` sets its length (for each mode).
+//! `MORIIO_CHAOS_SEED` repeats a run's events, `MORIIO_CHAOS_EXCHANGES` (500) sets its length (for each mode).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Engine, Fault, FaultKind, Mode, expected_text};
 use serde_json::json;
 
-use crate::support::{Answer, PATIENCE, Plan, World, client, completion, generate, until};
+use crate::support::{Answer, PATIENCE, Plan, World, client, completion, generate, until, until_true};
 
 /// A small generator: the same seed gives the same events.
 struct Dice(u64);
@@ -24,6 +24,10 @@ impl Dice {
         (self.0 >> 11) % sides
     }
 }
+
+const CLIENTS: usize = 96;
+/// The number of the exchange of a client that has none.
+const IDLE: usize = usize::MAX;
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
@@ -53,17 +57,45 @@ fn fault(dice: &mut Dice) -> Fault {
     Fault::times(kind, 1 + dice.roll(3) as u32)
 }
 
+/// The exchanges of a run: how many have begun, and with which each client is busy.
+struct Progress {
+    next: AtomicUsize,
+    busy: [AtomicUsize; CLIENTS],
+    done: AtomicBool,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        let busy = std::array::from_fn(|_| AtomicUsize::new(IDLE));
+        Progress { next: AtomicUsize::new(0), busy, done: AtomicBool::new(false) }
+    }
+
+    /// The number of the next exchange of a client, below `limit`. It is busy with it until it begins another.
+    fn begin(&self, client: usize, limit: usize) -> Option<usize> {
+        // Whoever looks in between must not take it for idle.
+        self.busy[client].store(0, Ordering::SeqCst);
+        let number = self.next.fetch_add(1, Ordering::SeqCst);
+        self.busy[client].store(if number < limit { number } else { IDLE }, Ordering::SeqCst);
+        (number < limit).then_some(number)
+    }
+
+    /// Whether every exchange below `number` is over.
+    fn over(&self, number: usize) -> bool {
+        self.busy.iter().all(|busy| busy.load(Ordering::SeqCst) >= number)
+    }
+}
+
 /// Trouble until the exchanges are done.
-async fn trouble(world: Arc<World>, seed: u64, done: Arc<AtomicBool>) {
+async fn trouble(world: Arc<World>, seed: u64, progress: Arc<Progress>) {
     let mut dice = Dice(seed);
     let engines: Vec<&Engine> = world.engines().collect();
     let mut turn = 0u64;
-    while !done.load(Ordering::Relaxed) {
+    while !progress.done.load(Ordering::Relaxed) {
         turn += 1;
         revive(&engines).await;
         let engine = engines[dice.roll(engines.len() as u64) as usize];
         match dice.roll(40) {
-            0 => crash(&world, engine, dice.roll(4) == 0).await,
+            0 => crash(&world, &progress, engine, dice.roll(4) == 0).await,
             1 | 2 => {
                 engine.set_fault(Fault::always(FaultKind::RefuseConnections));
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -90,13 +122,14 @@ async fn revive(engines: &[&Engine]) {
 }
 
 /// An engine ends in the middle of its work. Real ones are away for a minute; this one is until the proxy has missed it.
-async fn crash(world: &World, engine: &Engine, same_ports: bool) {
+async fn crash(world: &World, progress: &Progress, engine: &Engine, same_ports: bool) {
     engine.clear_faults();
     seen_ready(world, engine, true).await;
     engine.crash().await;
     seen_ready(world, engine, false).await;
     // An exchange that was given this engine before may not have asked it yet.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let given = progress.next.load(Ordering::SeqCst);
+    until_true("the exchanges from before the crash", || progress.over(given)).await;
     engine.restart(same_ports).await.unwrap();
 }
 
@@ -153,6 +186,7 @@ async fn run(mode: Mode, seed: u64, exchanges: usize) {
         (Key::PrefillTimeout, "2s"),
         (Key::FirstByteTimeout, "2s"),
         (Key::AnswerTimeout, "2s"),
+        (Key::HandOverLimit, "3s"),
         (Key::StreamIdleTimeout, "1s"),
         (Key::UnparkTimeout, "3s"),
         (Key::EngineTtl, "5s"),
@@ -160,34 +194,31 @@ async fn run(mode: Mode, seed: u64, exchanges: usize) {
         (Key::BreakerOpenMax, "200ms"),
     ];
     let mut plan = options.into_iter().fold(Plan::new(mode).engines(3, 3), |plan, (key, value)| plan.with(key, value));
-    // What no message may free (a decode engine that never answered) is freed by prefill's own timer.
+    // What no message may free (a decode engine that never answered) is freed by prefill's own timer: three times the hand-over
+    // limit, as on real engines, since what is read after it is another's.
     plan.adjust = |settings| {
-        settings.defer_timeout = Duration::from_secs(5);
+        settings.defer_timeout = Duration::from_secs(9);
         settings.keep_alive = Duration::from_millis(20);
     };
     plan.apart = true;
     let world = Arc::new(plan.start().await);
     generate(&world.proxy, "warm", 2, true).await;
-    let done = Arc::new(AtomicBool::new(false));
-    let trouble = tokio::spawn(trouble(world.clone(), seed, done.clone()));
-    let next = Arc::new(AtomicUsize::new(0));
-    let clients = (0..96).map(|_| {
-        let (client, url, next) = (client(), world.proxy.url("/v1/completions"), next.clone());
+    let progress = Arc::new(Progress::new());
+    let trouble = tokio::spawn(trouble(world.clone(), seed, progress.clone()));
+    let clients = (0..CLIENTS).map(|own| {
+        let (client, url, progress) = (client(), world.proxy.url("/v1/completions"), progress.clone());
         tokio::spawn(async move {
             let mut ends = std::collections::BTreeMap::<&str, usize>::new();
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= exchanges {
-                    return ends;
-                }
+            while let Some(number) = progress.begin(own, exchanges) {
                 let dice =
                     seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (number as u64 + 1).wrapping_mul(0xBF58_476D_1CE4_E5B9);
                 *ends.entry(exchange(&client, &url, number, dice).await).or_default() += 1;
             }
+            ends
         })
     });
     let clients: Vec<_> = clients.collect();
-    while next.load(Ordering::Relaxed) < exchanges / 2 && clients.iter().any(|client| !client.is_finished()) {
+    while progress.next.load(Ordering::Relaxed) < exchanges / 2 && clients.iter().any(|client| !client.is_finished()) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let half = world.proxy.resident();
@@ -197,7 +228,7 @@ async fn run(mode: Mode, seed: u64, exchanges: usize) {
             *ends.entry(end).or_default() += count;
         }
     }
-    done.store(true, Ordering::Relaxed);
+    progress.done.store(true, Ordering::Relaxed);
     trouble.await.unwrap();
     println!("{ends:?}");
     assert!(ends["complete"] > exchanges / 10, "{ends:?}");
@@ -219,11 +250,17 @@ async fn run(mode: Mode, seed: u64, exchanges: usize) {
     assert_eq!(breaches, 0.0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn engines_fail_at_random_and_nothing_is_left_behind() {
+async fn engines_fail_at_random(mode: Mode) {
     let seed = setting("MORIIO_CHAOS_SEED", 20_261_121);
-    let exchanges = setting("MORIIO_CHAOS_EXCHANGES", 10_000) as usize;
-    for mode in [Mode::Read, Mode::Write] {
-        run(mode, seed, exchanges).await;
-    }
+    run(mode, seed, setting("MORIIO_CHAOS_EXCHANGES", 500) as usize).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_fail_at_random_and_nothing_is_left_behind_in_read() {
+    engines_fail_at_random(Mode::Read).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_fail_at_random_and_nothing_is_left_behind_in_write() {
+    engines_fail_at_random(Mode::Write).await;
 }

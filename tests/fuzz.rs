@@ -1,4 +1,4 @@
-//! Everything that reads bytes of strangers, fed with mutated ones for a while. `MORIIO_FUZZ_SECONDS` (1) is the time for each
+//! Everything that reads bytes of strangers, fed with mutated ones for a while. `MORIIO_FUZZ_SECONDS` (0.4) is the time for each
 //! reader, `MORIIO_FUZZ_SEED` repeats a run; a failure names the seed of its round.
 
 mod bodies;
@@ -19,7 +19,7 @@ fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
 
 /// Runs `round` with one seed after the other until the time is over, at least 200 times.
 fn fuzz(what: &str, mut round: impl FnMut(&mut Random)) {
-    let time = variable::<f64>("MORIIO_FUZZ_SECONDS").unwrap_or(1.0).clamp(0.0, 1e6);
+    let time = variable::<f64>("MORIIO_FUZZ_SECONDS").unwrap_or(0.4).clamp(0.0, 1e6);
     let time = Duration::from_secs_f64(time);
     let only = variable::<u64>("MORIIO_FUZZ_SEED");
     let first = only.unwrap_or_else(|| Random::of_the_moment().next());

@@ -1,5 +1,5 @@
 //! Random histories of a pool against a simple model of it: registry, selector, seats and breakers under passed-in time.
-//! `MORIIO_MODEL_SEQUENCES` (300) is the number of histories; a failure names the seed of its own.
+//! `MORIIO_MODEL_SEQUENCES` (100) is the number of histories; a failure names the seed of its own.
 
 mod history;
 mod world;
@@ -13,7 +13,7 @@ fn histories_agree_with_the_model() {
     let count = std::env::var("MORIIO_MODEL_SEQUENCES").ok().and_then(|text| text.parse().ok());
     let only = std::env::var("MORIIO_MODEL_SEED").ok().and_then(|text| text.parse::<u64>().ok());
     let first = only.unwrap_or_else(|| crate::fuzz::mutate::Random::of_the_moment().next());
-    let count = if only.is_some() { 1 } else { count.unwrap_or(300) };
+    let count = if only.is_some() { 1 } else { count.unwrap_or(100) };
     let mut picks = 0;
     for number in 0..count {
         let seed = first.wrapping_add(number);
