@@ -11,8 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::request::TokenBudget;
-use crate::exchange::dispatch::{AttemptLimits, Dispatcher};
-use crate::exchange::parked::Keeper;
+use crate::exchange::drive::{AttemptLimits, Means};
 use crate::http::accept::{Routers, accept, drain};
 use crate::http::access::Keys;
 use crate::http::descriptors::{fit, raise_descriptors};
@@ -144,19 +143,21 @@ impl App {
         let upstream = Upstream::new(config.upstream.connect).map_err(|error| parts(&error))?;
         let notifier = Notifier::start(config.exchange.kv_release, metrics.clone()).map_err(|error| parts(&error))?;
         let (tasks, cut) = (TaskTracker::new(), CancellationToken::new());
-        let dispatcher = Dispatcher {
+        let means = Arc::new(Means {
             upstream: upstream.clone(),
             selector: selector.clone(),
             pool,
-            keeper: keeper(&config, notifier, &upstream, &metrics, &tasks),
+            notifier,
+            metrics: metrics.clone(),
+            background: tasks.clone(),
             limits: attempt_limits(&config),
             serial_write: config.exchange.write_dispatch == WriteDispatch::Serial,
             cut: cut.clone(),
-        };
+        });
         let allowed = config.discovery.engine_allow.clone();
         let discovery =
             Discovery::new(registry, selector.pairs.clone(), metrics.clone(), upstream.client().clone(), allowed);
-        let server = Server::new(server_settings(&config), dispatcher, metrics.clone());
+        let server = Server::new(server_settings(&config), means, metrics.clone());
         let origins = &config.access.origins;
         let routers = Routers {
             serving: browsers::allow(routes::router(server.clone()), origins),
@@ -221,18 +222,6 @@ fn first<T>(
     Err(last)
 }
 
-fn keeper(
-    config: &Config,
-    notifier: Notifier,
-    upstream: &Upstream,
-    metrics: &Arc<Metrics>,
-    tasks: &TaskTracker,
-) -> Keeper {
-    let (client, metrics, tasks) = (upstream.client().clone(), metrics.clone(), tasks.clone());
-    let times = &config.upstream;
-    Keeper { notifier, client, metrics, tasks, first_byte: times.first_byte, unpark: times.unpark }
-}
-
 fn attempt_limits(config: &Config) -> AttemptLimits {
     let times = &config.upstream;
     AttemptLimits {
@@ -241,6 +230,7 @@ fn attempt_limits(config: &Config) -> AttemptLimits {
         answer: times.answer,
         idle: times.stream_idle,
         hand_over: times.hand_over,
+        unpark: times.unpark,
     }
 }
 

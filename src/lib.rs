@@ -1,7 +1,6 @@
 //! A proxy in front of vLLM engines that run prefill and decode on different machines with AMD's MoRI-IO connector.
 //!
-//! The folders stand in reading order, and each imports only from those below it. A test holds them to it, and lists by name
-//! what still stands against it.
+//! The folders stand in reading order, and each imports only from those below it. A test holds them to it.
 //!
 //! A request: [`http`] accepts it and loops over attempts, [`routing`] picks a pair from the [`pool`], [`exchange`] sends its
 //! legs, which [`api`] writes, by [`upstream`], passes decode's bytes on, and closes the record.

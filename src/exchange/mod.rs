@@ -1,7 +1,8 @@
 //! One client request: its attempts with their legs, decode's bytes on their way to the client, and the record of it all.
 
-pub mod dispatch;
+pub mod drive;
+pub mod leg;
 pub mod opening;
-pub mod parked;
 pub mod record;
 pub mod relay;
+pub mod transfer;

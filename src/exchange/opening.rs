@@ -46,6 +46,7 @@ pub struct Opening {
     kept: Vec<Bytes>,
     kept_bytes: usize,
     begun: Option<Instant>,
+    begun_told: bool,
 }
 
 impl Opening {
@@ -55,7 +56,7 @@ impl Opening {
         let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let events = content_type.is_some_and(|value| value.starts_with("text/event-stream"));
         let scanner = Scanner::new(api, events);
-        Opening { seat, scanner, head, body, kept: Vec::new(), kept_bytes: 0, begun: None }
+        Opening { seat, scanner, head, body, kept: Vec::new(), kept_bytes: 0, begun: None, begun_told: false }
     }
 
     /// Reads one more part. Safe to drop and ask again.
@@ -112,6 +113,11 @@ impl Opening {
     /// Whether the leg no longer waits for KV.
     pub fn is_begun(&self) -> bool {
         self.scanner.stage() >= Stage::Begun
+    }
+
+    /// The same, the first time that it is so.
+    pub fn is_newly_begun(&mut self) -> bool {
+        self.is_begun() && !std::mem::replace(&mut self.begun_told, true)
     }
 
     /// Whether so much is kept that no more is read before the commit.

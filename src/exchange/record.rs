@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::ProxyError;
 use crate::metrics::Metrics;
-use crate::pool::{LegEnd, Seat};
+use crate::pool::LegEnd;
 use crate::routing::Picked;
 
 /// How an exchange ended for its client.
@@ -117,10 +117,10 @@ impl Exchange {
     }
 
     /// READ: another decode engine took the hand-over.
-    pub fn another_decode(&mut self, decode: &Seat) {
+    pub fn another_decode(&mut self, name: &str, end: LegEnd) {
         if let Some(pair) = &mut self.pair {
-            decode.engine.name.clone_into(&mut pair.decode);
-            pair.legs[1] = decode.leg_end();
+            name.clone_into(&mut pair.decode);
+            pair.legs[1] = end;
         }
     }
 

@@ -15,13 +15,12 @@ use crate::api::Api;
 use crate::api::output::{EventError, Stage};
 use crate::engine::Role;
 use crate::error::ProxyError;
-use crate::exchange::opening::Opening;
-use crate::exchange::parked::Unread;
+use crate::exchange::drive::{Drive, Head, RelayLimits};
 use crate::exchange::record::Exchange;
+use crate::exchange::transfer::Event;
 use crate::metrics::LegStatus;
-use crate::pool::pairs::Contact;
-use crate::upstream::Verdict;
-use crate::upstream::{LegFailure, Retry};
+use crate::upstream::failure::Kind;
+use crate::upstream::{LegFailure, Verdict};
 
 /// Parts that follow each other within this time are a burst, and are passed on together: each write costs a system call.
 const BURST: Duration = Duration::from_micros(100);
@@ -29,27 +28,6 @@ const BURST: Duration = Duration::from_micros(100);
 const GATHERED: usize = 16 * 1024;
 /// How long an engine may take to end its answer after the last event before the response is ended without it.
 const AFTER_END: Duration = Duration::from_secs(1);
-
-/// Limits on the time between two parts of an answer.
-#[derive(Clone, Copy, Debug)]
-pub struct RelayLimits {
-    /// On the first output: the limit, what it is a limit on, and the option that sets it.
-    pub first_byte: (Duration, &'static str, &'static str),
-    /// When prefill was done, from which the limit on the first output counts.
-    pub from: Instant,
-    /// Between bytes (`--stream-idle-timeout`).
-    pub idle: Duration,
-}
-
-/// An engine's answer, as the exchange has it when its head goes to the client.
-pub struct Open {
-    /// The answer.
-    pub opening: Box<Opening>,
-    /// The pair's meeting, where there is a pair.
-    pub contact: Option<Contact>,
-    /// What is owed to the leg as long as it has given no output.
-    pub unread: Option<Unread>,
-}
 
 /// Why hyper is told to break the connection off: an answer in one piece cannot end with an error event.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +38,8 @@ type Passed = Poll<Option<Result<Frame<Bytes>, BrokenOff>>>;
 
 /// The body of the client's response.
 pub struct Relay {
-    open: Option<Open>,
+    /// The attempt with the answer that is passed on, until that is at its end.
+    drive: Option<Drive>,
     exchange: Exchange,
     limits: RelayLimits,
     api: Api,
@@ -72,6 +51,7 @@ pub struct Relay {
     /// Whether the engine is being waited for; while the client is slow nobody waits for it.
     waiting: bool,
     begun: bool,
+    output: bool,
     /// The last event was passed, or the engine's own error.
     ended: bool,
     last_part: Instant,
@@ -82,10 +62,15 @@ pub struct Relay {
 
 impl Relay {
     /// Takes over an answer; `cut` fires when the process stops waiting for it.
-    pub fn new(open: Open, exchange: Exchange, limits: RelayLimits, api: Api, cut: CancellationToken) -> Self {
-        let (role, events) = (open.opening.seat.engine.role(), open.opening.scanner.is_events());
+    pub fn new(
+        drive: Drive,
+        head: &Head,
+        exchange: Exchange,
+        limits: RelayLimits,
+        (api, cut): (Api, CancellationToken),
+    ) -> Self {
         let mut relay = Relay::closed(exchange, limits, api, cut);
-        (relay.open, relay.role, relay.events) = (Some(open), role, events);
+        (relay.drive, relay.role, relay.events) = (Some(drive), head.role, head.is_events);
         // A body that is over already is never asked for.
         relay.finish_if_over();
         relay
@@ -103,7 +88,7 @@ impl Relay {
 
     fn closed(exchange: Exchange, limits: RelayLimits, api: Api, cut: CancellationToken) -> Self {
         Relay {
-            open: None,
+            drive: None,
             exchange,
             limits,
             api,
@@ -113,6 +98,7 @@ impl Relay {
             waiting_since: limits.from,
             waiting: true,
             begun: false,
+            output: false,
             ended: false,
             last_part: limits.from,
             gathered: BytesMut::new(),
@@ -143,20 +129,20 @@ impl Relay {
 
     /// Records what the answer has proved by now.
     fn judge(&mut self) {
-        let Some(open) = &mut self.open else { return };
-        let stage = open.opening.scanner.stage();
+        let Some(drive) = &mut self.drive else { return };
+        let Some(opening) = drive.opening() else { return };
+        let (stage, error) = (opening.scanner.stage(), opening.scanner.take_error());
         if stage >= Stage::Begun && !self.begun {
             self.begun = true;
-            if let Some(contact) = &mut open.contact {
-                contact.prove();
-            }
             self.exchange.first_output();
-            open.opening.seat.engine.vitals.metrics.answered(self.limits.from.elapsed());
+            opening.seat.engine.vitals.metrics.answered(self.limits.from.elapsed());
+            drive.tell(Event::Report);
         }
-        if let Some(error) = open.opening.scanner.take_error() {
+        if let Some(error) = error {
             self.told(error);
-        } else if stage >= Stage::Output {
-            open.unread = None;
+        } else if stage >= Stage::Output && !self.output {
+            self.output = true;
+            drive.tell(Event::Output);
         }
         if stage == Stage::Ended && !self.ended {
             self.succeed();
@@ -165,23 +151,23 @@ impl Relay {
 
     /// The engine has told the client an error itself.
     fn told(&mut self, error: EventError) {
-        let Some(open) = &mut self.open else { return };
-        let early = error.after < Stage::Output;
-        let failure = open.opening.told(error);
-        open.opening.seat.end(failure.status, failure.verdict);
+        let Some(drive) = &mut self.drive else { return };
+        let Some(opening) = drive.opening() else { return };
+        let failure = opening.told(error);
+        opening.seat.end(failure.kind.status(), failure.kind.verdict());
         self.exchange.failed(&failure.error);
         self.ended = true;
-        // Its own clean-up does not run once a head was sent, so nobody has told prefill.
-        if let (Some(unread), true) = (open.unread.take(), early) {
-            unread.refused();
-        }
+        // After its first output that is nothing to the engines any more.
+        drive.tell(Event::Failed(self.role, failure.kind));
     }
 
     /// All of the answer has been passed: from here on nothing can make a failure of it, a client that leaves included.
     fn succeed(&mut self) {
-        if let Some(open) = &mut self.open {
-            open.opening.seat.end(LegStatus::Success, Verdict::Healthy);
-            open.unread = None;
+        if let Some(drive) = &mut self.drive {
+            if let Some(opening) = drive.opening() {
+                opening.seat.end(LegStatus::Success, Verdict::Healthy);
+            }
+            drive.tell(Event::Output);
         }
         self.exchange.complete();
         self.ended = true;
@@ -189,7 +175,8 @@ impl Relay {
 
     /// Ends an answer of known length with its last byte: nobody asks a body for more than was announced.
     fn finish_if_over(&mut self) -> bool {
-        let over = self.open.as_ref().is_some_and(|open| open.opening.is_over()) && (self.ended || !self.events);
+        let is_over = self.drive.as_ref().and_then(Drive::peek).is_some_and(|opening| opening.is_over());
+        let over = is_over && (self.ended || !self.events);
         if over {
             self.close();
         }
@@ -201,13 +188,13 @@ impl Relay {
         if !self.ended {
             self.succeed();
         }
-        self.open = None;
+        self.drive = None;
     }
 
     /// Decode's body is at its end.
     fn finish(&mut self) -> Passed {
-        if let Some(open) = &mut self.open {
-            open.opening.scanner.finish();
+        if let Some(opening) = self.drive.as_mut().and_then(Drive::opening) {
+            opening.scanner.finish();
         }
         self.judge();
         if self.events && !self.ended {
@@ -217,23 +204,32 @@ impl Relay {
         if self.gathered.is_empty() { Poll::Ready(None) } else { self.flush() }
     }
 
+    /// The leg has failed, which ends the answer.
     fn fail(&mut self, failure: LegFailure) -> Passed {
-        self.exchange.failed(&failure.error);
-        if self.open.as_ref().is_some_and(|open| !open.opening.scanner.is_between_events()) {
-            self.gathered.extend_from_slice(b"\n\n");
-        }
-        if let Some(mut open) = self.open.take() {
-            open.opening.seat.end(failure.status, failure.verdict);
-            if let (LegStatus::Timeout, Some(unread)) = (failure.status, &mut open.unread) {
-                unread.overdue();
+        let event = match failure.kind {
+            Kind::Timeout => Event::Overdue,
+            kind => Event::Failed(Role::Decode, kind),
+        };
+        self.cut_off(&failure.error, (failure.kind.status(), failure.kind.verdict()), event)
+    }
+
+    /// The answer ends before its end.
+    fn cut_off(&mut self, error: &ProxyError, end: (LegStatus, Verdict), event: Event) -> Passed {
+        self.exchange.failed(error);
+        if let Some(mut drive) = self.drive.take() {
+            if let Some(opening) = drive.opening() {
+                opening.seat.end(end.0, end.1);
+                if !opening.scanner.is_between_events() {
+                    self.gathered.extend_from_slice(b"\n\n");
+                }
             }
-            leave(open);
+            drive.tell(event);
         }
         if !self.events {
             return Poll::Ready(Some(Err(BrokenOff)));
         }
         // A client that reads events must not take silence for a complete answer: one error event, no end marker.
-        self.gathered.extend_from_slice(failure.error.event(self.api).as_bytes());
+        self.gathered.extend_from_slice(error.event(self.api).as_bytes());
         self.flush()
     }
 
@@ -244,7 +240,8 @@ impl Relay {
     /// One part of the answer: passed on as it is, unless it is one of a burst. Those are gathered as long as the engine's
     /// connection has more to give at once, which it is given one turn to say.
     fn part(&mut self, data: Bytes, cx: &Context<'_>) -> Passed {
-        let speaks = self.open.as_mut().is_some_and(|open| open.opening.scanner.feed(&data));
+        let opening = self.drive.as_mut().and_then(Drive::opening);
+        let speaks = opening.is_some_and(|opening| opening.scanner.feed(&data));
         self.pass(&data, speaks);
         let over = self.finish_if_over();
         let now = Instant::now();
@@ -263,8 +260,8 @@ impl Relay {
     /// Waits for the engine within its limits. The timer is armed once and moved only when it fires: nothing is paid per part.
     fn wait(&mut self, cx: &mut Context<'_>) -> Passed {
         if self.cut.as_mut().poll(cx).is_ready() {
-            let (status, verdict) = (LegStatus::Cancelled, Verdict::None);
-            return self.fail(LegFailure { error: ProxyError::Stopping, status, verdict, retry: Retry::Never });
+            let end = (LegStatus::Cancelled, Verdict::None);
+            return self.cut_off(&ProxyError::Stopping, end, Event::ClientGone);
         }
         if !std::mem::replace(&mut self.waiting, true) {
             self.waiting_since = Instant::now();
@@ -292,37 +289,21 @@ impl Relay {
     }
 }
 
-/// Lets go of an answer that is not read to its end: a leg that must not be closed yet is handed on.
-fn leave(open: Open) {
-    let Open { opening, contact, unread } = open;
-    if let (Some(unread), false) = (unread, opening.is_begun()) {
-        unread.outlive(opening, contact);
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        if let Some(open) = self.open.take() {
-            leave(open);
-        }
-    }
-}
-
 impl Body for Relay {
     type Data = Bytes;
     type Error = BrokenOff;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Passed {
         let relay = &mut *self;
-        let Some(open) = &mut relay.open else {
+        let Some(opening) = relay.drive.as_mut().and_then(Drive::opening) else {
             return if relay.gathered.is_empty() { Poll::Ready(None) } else { relay.flush() };
         };
-        if let Some(kept) = open.opening.take_kept() {
+        if let Some(kept) = opening.take_kept() {
             relay.pass(&kept, true);
             relay.finish_if_over();
             return Poll::Ready(Some(Ok(Frame::data(kept))));
         }
-        match open.opening.poll_part(cx) {
+        match opening.poll_part(cx) {
             Poll::Ready(Some(Ok(data))) => relay.part(data, cx),
             // What comes after the end is of no interest.
             Poll::Ready(Some(Err(()))) if !relay.ended => relay.fail(LegFailure::broken(relay.role)),
@@ -333,12 +314,12 @@ impl Body for Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.open.is_none() && self.gathered.is_empty()
+        self.drive.is_none() && self.gathered.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.open {
-            Some(open) => open.opening.size_hint(),
+        match self.drive.as_ref().and_then(Drive::peek) {
+            Some(opening) => opening.size_hint(),
             None => SizeHint::with_exact(self.gathered.len() as u64),
         }
     }

@@ -8,6 +8,7 @@ mod health;
 mod pass_through;
 mod places;
 pub(crate) mod port;
+mod respond;
 pub(crate) mod routes;
 pub mod server;
 mod status;

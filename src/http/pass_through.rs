@@ -121,7 +121,7 @@ async fn forward(
     url.set_path(path);
     url.set_query(head.uri.query());
     let request = server
-        .dispatcher
+        .means
         .upstream
         .client()
         .request(head.method.clone(), url)

@@ -14,15 +14,16 @@ use tokio::sync::{Semaphore, watch};
 
 use super::access::{self, Keys};
 use super::health::Health;
+use super::respond::respond;
 use crate::api::Api;
 use crate::api::request::{self, TokenBudget};
 use crate::error::ProxyError;
-use crate::exchange::dispatch::{Dispatcher, Failure};
+use crate::exchange::drive::{Asked, Drive, Failure, Means, Outcome};
 use crate::exchange::record::Exchange;
 use crate::metrics::Metrics;
 use crate::pool::{FIRST_PROBE_WAIT, Pool};
 use crate::routing::{NoPick, Picked, Selector};
-use crate::upstream::{REQUEST_ID, Retry};
+use crate::upstream::{REQUEST_ID, Repeat};
 
 /// Bodies above this are parsed off the threads that serve connections.
 const PARSE_APART: usize = 1024 * 1024;
@@ -59,7 +60,7 @@ pub struct ServerSettings {
 /// What every request handler shares.
 pub struct Server {
     pub(super) settings: ServerSettings,
-    pub(super) dispatcher: Dispatcher,
+    pub(super) means: Arc<Means>,
     pub(super) selector: Arc<Selector>,
     pool: watch::Receiver<Arc<Pool>>,
     pub(super) metrics: Arc<Metrics>,
@@ -72,14 +73,14 @@ pub struct Server {
 
 impl Server {
     /// A server over a pool.
-    pub fn new(settings: ServerSettings, dispatcher: Dispatcher, metrics: Arc<Metrics>) -> Arc<Self> {
-        let (selector, pool) = (dispatcher.selector.clone(), dispatcher.pool.clone());
+    pub fn new(settings: ServerSettings, means: Arc<Means>, metrics: Arc<Metrics>) -> Arc<Self> {
+        let (selector, pool) = (means.selector.clone(), means.pool.clone());
         let room = Arc::new(Semaphore::new(settings.max_in_flight));
         let health = Health::new(settings.health_waits);
         let retry_budget = AtomicI64::new(RETRY_RESERVE * RETRY_COST);
         Arc::new(Server {
             settings,
-            dispatcher,
+            means,
             selector,
             pool,
             metrics,
@@ -98,21 +99,22 @@ impl Server {
     pub(super) async fn exchange(&self, api: Api, request: Request) -> Response {
         let (head, body) = request.into_parts();
         let client_id = client_id(&head.headers);
-        let mut exchange = Some(Exchange::open(self.metrics.clone(), api.as_str(), client_id.clone()));
+        let mut record = Exchange::open(self.metrics.clone(), api.as_str(), client_id.clone());
         // What is cut at the end of the drain has not left by itself.
-        let cut = self.dispatcher.cut.clone();
+        let cut = self.means.cut.clone();
         let result = tokio::select! {
             biased;
             () = cut.cancelled() => Err(ProxyError::Stopping),
-            result = self.serve(api, &head, body, &mut exchange) => result,
+            result = self.serve(api, &head, body, &mut record) => result,
         };
-        let mut response = result.unwrap_or_else(|error| {
-            if let Some(exchange) = &mut exchange {
-                exchange.failed(&error);
+        let mut response = match result {
+            Ok((outcome, streams)) => respond(outcome, (api, streams), record, cut),
+            Err(error) => {
+                record.failed(&error);
+                tracing::debug!(code = error.code(), source = error.source().as_str(), %error, "exchange failed");
+                error.into_response_for(Some(api)).map(Body::from)
             }
-            tracing::debug!(code = error.code(), source = error.source().as_str(), %error, "exchange failed");
-            error.into_response_for(Some(api)).map(Body::from)
-        });
+        };
         if let Some(id) = client_id.and_then(|id| HeaderValue::from_str(&id).ok()) {
             response.headers_mut().insert(REQUEST_ID, id);
         }
@@ -124,17 +126,16 @@ impl Server {
         api: Api,
         head: &http::request::Parts,
         body: Body,
-        exchange: &mut Option<Exchange>,
-    ) -> Result<Response, ProxyError> {
+        record: &mut Exchange,
+    ) -> Result<(Outcome, bool), ProxyError> {
         self.admit(head)?;
         let place = self.room.clone().try_acquire_owned();
-        let place = place.map_err(|_| ProxyError::Overloaded)?;
-        if let Some(exchange) = exchange {
-            exchange.occupy(place);
-        }
+        record.occupy(place.map_err(|_| ProxyError::Overloaded)?);
         let body = self.read(&head.headers, body).await?;
         let request = self.parse(api, body).await?;
+        let streams = request.stream;
         let headers = access::forwarded(&self.settings.keys, &head.headers);
+        let asked = Arc::new(Asked { request, headers });
         self.retry_budget.fetch_min(RETRY_RESERVE * RETRY_COST, Ordering::Relaxed);
         self.retry_budget.fetch_add(i64::from(self.settings.retry_percent), Ordering::Relaxed);
         let mut last: Option<ProxyError> = None;
@@ -145,12 +146,14 @@ impl Server {
                 Err(error) => return Err(self.exhausted(attempts, last.unwrap_or(error))),
             };
             let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
-            request.fits(prefill.traits, decode.traits, picked.mode, prefill.registration.dp_size)?;
+            asked.request.fits(prefill.traits, decode.traits, picked.mode, prefill.registration.dp_size)?;
             self.metrics.decision("round_robin");
             attempts += 1;
-            match self.dispatcher.attempt(&request, &headers, picked, exchange).await {
-                Ok(response) => return Ok(response.map(Body::new)),
-                Err(Failure { error, retry }) if retry == Retry::Safe || (retry == Retry::Once && attempts == 1) => {
+            match Drive::new(&self.means, &asked, picked, record).run(record).await {
+                Ok(outcome) => return Ok((outcome, streams)),
+                Err(Failure { error, repeat })
+                    if repeat == Repeat::Safe || (repeat == Repeat::Once && attempts == 1) =>
+                {
                     if attempts > self.settings.retries || !self.may_retry() {
                         return Err(self.exhausted(attempts, error));
                     }

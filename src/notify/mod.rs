@@ -1,8 +1,6 @@
-//! Messages to engines' notify ports: a prefill engine is told that nobody will fetch a transfer (release), a parked decode
-//! engine that its KV will not come (un-park). Sent over sockets of their own from a thread of their own: an engine that does
+//! Messages to engines' notify ports: a prefill engine is told that nobody will fetch a transfer (release), a decode engine whose
+//! leg waits that its KV will not come (wake). Sent over sockets of their own from a thread of their own: an engine that does
 //! not take them costs exchanges nothing. Only what an engine of that release understands is sent (`engine/versions.rs`).
-
-pub mod held;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -42,24 +40,33 @@ struct Message {
     kind: &'static str,
     address: String,
     payload: Bytes,
-    told: oneshot::Sender<Heard>,
+    told: oneshot::Sender<Acknowledged>,
 }
 
-/// What came of a message.
+/// What came of a message (protocol K22).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Heard {
+pub enum Acknowledged {
+    /// Every port took it.
     Yes,
-    /// Its port is closed: the engine that it was for is gone.
+    /// A port is closed, the others took it: the engine is gone.
     Closed,
+    /// Not every port took it in time, or there was no room to send it.
     No,
 }
 
-type Hears = oneshot::Receiver<Heard>;
+type Answer = oneshot::Receiver<Acknowledged>;
 
-/// Whether there was somebody to be told, and the message came to one of `good` everywhere.
-async fn all(heard: Vec<Hears>, good: &[Heard]) -> bool {
-    let heard = futures::future::join_all(heard).await;
-    !heard.is_empty() && heard.iter().flatten().filter(|heard| good.contains(heard)).count() == heard.len()
+/// What came of one message to several ports. No port at all is nobody who took it.
+async fn all(answers: Vec<Answer>) -> Acknowledged {
+    let answers = futures::future::join_all(answers).await;
+    let counted = |which| answers.iter().filter(|answer| **answer == Ok(which)).count();
+    let (taken, closed) = (counted(Acknowledged::Yes), counted(Acknowledged::Closed));
+    match answers.len() {
+        0 => Acknowledged::No,
+        ports if ports == taken => Acknowledged::Yes,
+        ports if ports == taken + closed => Acknowledged::Closed,
+        _ => Acknowledged::No,
+    }
 }
 
 /// The sender's handle.
@@ -86,75 +93,73 @@ impl Notifier {
         Ok(Notifier { queue: Some(queue), metrics })
     }
 
-    /// Tells every notify port of a prefill slot that nobody will fetch or receive the transfer (protocol K4, K7), once:
-    /// an engine keeps each release that finds nothing to free. What comes back is empty for an engine that must not hear of
-    /// what it has not `finished`: it is left to its own timer.
-    fn release(
+    /// Whether messages are sent at all (`--kv-release`).
+    pub fn is_on(&self) -> bool {
+        self.queue.is_some()
+    }
+
+    /// A release or a wake was called for that the engine's version does not know, or not at this moment: that is counted.
+    pub fn unsupported(&self, kind: &'static str) {
+        if self.is_on() {
+            self.metrics.kv_message(kind, "unsupported");
+        }
+    }
+
+    /// Tells every notify port of a prefill rank that nobody will fetch or receive the transfer (protocol K4). To be called once
+    /// for a transfer: an engine keeps each release that finds nothing to free (protocol K7). Sent even if nobody waits for
+    /// what comes of it.
+    pub fn release(
         &self,
         prefill: &Registration,
         traits: &Traits,
         rank: u32,
         transfer_id: &str,
-        finished: bool,
-    ) -> Vec<Hears> {
-        if !finished && !traits.early_release {
-            self.metrics.kv_message("release", "unsupported");
-            return Vec::new();
-        }
+    ) -> impl Future<Output = Acknowledged> + Send + use<> {
         let payload = match traits.release {
-            ReleaseForm::None => {
-                self.metrics.kv_message("release", "unsupported");
-                return Vec::new();
-            }
-            ReleaseForm::Text => Bytes::from(transfer_id.to_owned()),
-            ReleaseForm::Map => packed(&Release { r#type: "release", transfer_id, consumer_tp_size: 1 }),
+            ReleaseForm::None => None,
+            ReleaseForm::Text => Some(Bytes::from(transfer_id.to_owned())),
+            ReleaseForm::Map => Some(packed(&Release { r#type: "release", transfer_id, consumer_tp_size: 1 })),
         };
-        self.send("release", prefill, notify_ports(prefill, rank).collect(), payload)
+        let ports = notify_ports(prefill, rank).collect();
+        all(payload.map(|payload| self.send("release", prefill, ports, payload)).unwrap_or_default())
     }
 
-    /// Wakes a parked decode leg into which prefill can certainly not write any more. To be called once in a leg's life, and
-    /// never for one that may be at work: a decode engine ends when it is told twice. One that comes before its request is
-    /// kept for it. Sent even if nobody waits for what comes back: whether every rank has heard it.
-    pub fn unpark(
+    /// Wakes a decode leg that waits for KV that prefill can certainly not write any more (protocol K10 to K12). To be called once
+    /// in a leg's life. One that comes before its request is kept for it. Sent even if nobody waits for what comes of it.
+    pub fn wake(
         &self,
         decode: &Registration,
         traits: &Traits,
         transfer_id: &str,
-    ) -> impl Future<Output = bool> + Send + use<> {
-        all(self.queue_unpark(decode, traits, transfer_id), &[Heard::Yes])
-    }
-
-    fn queue_unpark(&self, decode: &Registration, traits: &Traits, transfer_id: &str) -> Vec<Hears> {
-        let (kind, message) = match (traits.write_failed, traits.unpark) {
-            (true, _) => ("write_failed", "write_failed"),
-            (false, true) => ("unpark", "write_done"),
-            (false, false) => {
-                self.metrics.kv_message("unpark", "unsupported");
-                return Vec::new();
-            }
+    ) -> impl Future<Output = Acknowledged> + Send + use<> {
+        let message = match (traits.write_failed, traits.unpark) {
+            (true, _) => Some(("write_failed", "write_failed")),
+            (false, true) => Some(("unpark", "write_done")),
+            (false, false) => None,
         };
-        let payload = packed(&Outcome { r#type: message, transfer_id });
         // Which rank holds the leg is decode's own secret; the others keep a line for a request that never comes.
         let ports = (0..decode.dp_size).flat_map(|rank| notify_ports(decode, rank)).collect();
-        self.send(kind, decode, ports, payload)
+        all(message.map_or_else(Vec::new, |(kind, message)| {
+            self.send(kind, decode, ports, packed(&Outcome { r#type: message, transfer_id }))
+        }))
     }
 
     /// One message to each port. What comes back is empty when an engine will not hear all.
-    fn send(&self, kind: &'static str, engine: &Registration, ports: BTreeSet<u16>, payload: Bytes) -> Vec<Hears> {
+    fn send(&self, kind: &'static str, engine: &Registration, ports: BTreeSet<u16>, payload: Bytes) -> Vec<Answer> {
         let Some(queue) = &self.queue else { return Vec::new() };
-        let mut heard = Vec::new();
+        let mut answers = Vec::new();
         let kv = &engine.kv;
         let host = if kv.host.contains(':') { format!("[{}]", kv.host) } else { kv.host.clone() };
         for port in ports {
-            let (told, hears) = oneshot::channel();
+            let (told, answer) = oneshot::channel();
             let address = format!("{host}:{port}");
             if queue.try_send(Message { kind, address, payload: payload.clone(), told }).is_err() {
                 self.metrics.kv_message(kind, "dropped");
                 return Vec::new();
             }
-            heard.push(hears);
+            answers.push(answer);
         }
-        heard
+        answers
     }
 }
 
@@ -187,12 +192,12 @@ async fn tell(message: Message, metrics: Arc<Metrics>, permit: OwnedSemaphorePer
         tracing::warn!(kind = message.kind, address = %message.address, outcome, "engine could not be notified");
     }
     drop(permit);
-    let heard = match outcome {
-        "sent" => Heard::Yes,
-        _ if is_closed(&message.address).await => Heard::Closed,
-        _ => Heard::No,
+    let acknowledged = match outcome {
+        "sent" => Acknowledged::Yes,
+        _ if is_closed(&message.address).await => Acknowledged::Closed,
+        _ => Acknowledged::No,
     };
-    let _ = message.told.send(heard);
+    let _ = message.told.send(acknowledged);
 }
 
 /// Whether nobody listens any more.

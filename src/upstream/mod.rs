@@ -1,6 +1,7 @@
 //! One leg over HTTP: which headers go along, how the body is sent, what a failure means for the engine and for a retry.
 
 pub mod answer;
+pub mod failure;
 pub mod gauges;
 
 use std::cell::Cell;
@@ -11,131 +12,28 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{HeaderMap, Response, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tower::util::MapRequestLayer;
 
-use self::answer::{Unread, whole};
+use self::answer::whole;
+use self::failure::Kind;
 use crate::engine::Role;
 use crate::error::{EngineAnswer, ProxyError};
 use crate::json::Segments;
-use crate::metrics::LegStatus;
 
 mod headers;
 
+pub use failure::{LegFailure, Repeat, Verdict};
 pub use headers::{RANK, REQUEST_ID, forwarded, relayed};
 
 /// A reused connection that breaks this soon after the request was written died of its idle time, unread.
 const UNREAD: Duration = Duration::from_millis(50);
 
-/// Whether another attempt is safe after a leg has failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Retry {
-    /// The engine may have taken the work.
-    Never,
-    /// A reused connection broke at once: in all likelihood it had died of its idle time, unread. Believed once in an
-    /// exchange, since a request that ends engines would look the same.
-    Once,
-    /// The engine certainly did not take the work.
-    Safe,
-}
-
-/// What a leg's end says about its engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It works.
-    Healthy,
-    /// Transport error, time limit, or a 5xx other than 503.
-    Ailing,
-    /// Nobody listens at its address.
-    Refusing,
-    /// Nothing can be concluded.
-    None,
-}
-
 tokio::task_local! {
     /// Whether a connection was opened for the leg that this task is sending.
     static FRESH: Cell<bool>;
-}
-
-/// Why a leg gave no usable answer.
-#[derive(Clone, Debug)]
-pub struct LegFailure {
-    /// What the client is told.
-    pub error: ProxyError,
-    /// How the leg is counted.
-    pub status: LegStatus,
-    /// What it says of the engine.
-    pub verdict: Verdict,
-    /// Whether another attempt, with new ids, is safe.
-    pub retry: Retry,
-}
-
-impl LegFailure {
-    /// A limit on time passed.
-    pub fn timeout(role: Role, what: &'static str, limit: Duration, option: &'static str) -> Self {
-        let error = ProxyError::Timeout { role, what, limit, option };
-        LegFailure { error, status: LegStatus::Timeout, verdict: Verdict::Ailing, retry: Retry::Never }
-    }
-
-    /// The connection broke.
-    pub fn broken(role: Role) -> Self {
-        let error = ProxyError::Broken { role };
-        LegFailure { error, status: LegStatus::Broken, verdict: Verdict::Ailing, retry: Retry::Never }
-    }
-
-    /// An answer could not be read as a whole.
-    pub fn unread(role: Role, why: Unread) -> Self {
-        match why {
-            Unread::Broken => LegFailure::broken(role),
-            Unread::TooLarge => LegFailure {
-                error: why.error(role),
-                status: LegStatus::Cancelled,
-                verdict: Verdict::None,
-                retry: Retry::Never,
-            },
-        }
-    }
-
-    /// Whether the engine may still be at work: nobody has heard it refuse.
-    pub fn may_run_on(&self) -> bool {
-        matches!(self.status, LegStatus::Timeout | LegStatus::Broken)
-    }
-
-    /// Whether the engine may have done the work, or be at it. A 5xx is no proof of the contrary: an answer that cannot be
-    /// worded, or an engine that ends, comes after prefill's computing (seen on 0.32.0). Only a 503 turns work away.
-    pub fn may_have_run(&self) -> bool {
-        match &self.error {
-            ProxyError::Engine { answer, .. } => {
-                answer.status.is_server_error() && answer.status != StatusCode::SERVICE_UNAVAILABLE
-            }
-            // It did the work and told more of it than the proxy reads.
-            ProxyError::AnswerTooLarge { .. } => true,
-            _ => self.may_run_on(),
-        }
-    }
-
-    /// Whether the engine may have written to its peer. Besides [`LegFailure::may_have_run`] that is a 400: 0.26.0 and newer answer
-    /// so to any value that they cannot word, also after the work. Such an engine holds nothing that it must be told of.
-    pub fn may_have_written(&self) -> bool {
-        let malformed = match &self.error {
-            ProxyError::Engine { answer, .. } => answer.status == StatusCode::BAD_REQUEST,
-            _ => false,
-        };
-        malformed || self.may_have_run()
-    }
-
-    /// The engine answered with something else than a success, or told an error in its place.
-    pub fn refused(role: Role, answer: EngineAnswer) -> Self {
-        let (status, verdict) = match answer.status {
-            StatusCode::SERVICE_UNAVAILABLE => (LegStatus::Failed, Verdict::None),
-            status if status.is_server_error() => (LegStatus::Failed, Verdict::Ailing),
-            _ => (LegStatus::Refused, Verdict::Healthy),
-        };
-        let retry = if answer.status == StatusCode::SERVICE_UNAVAILABLE { Retry::Safe } else { Retry::Never };
-        LegFailure { error: ProxyError::Engine { role, answer: Box::new(answer) }, status, verdict, retry }
-    }
 }
 
 /// How far a leg's request is on its way: its body is asked for only once it has a connection. Shared with the connection's
@@ -280,8 +178,8 @@ impl Upstream {
             (Err(error), _) if error.is_connect() => Err(no_connection(role, &error)),
             (Err(_), fresh) => {
                 let unread = !fresh && sent.began.get().is_some_and(|began| began.elapsed() < UNREAD);
-                let retry = if unread { Retry::Once } else { Retry::Never };
-                Err(LegFailure { retry, ..LegFailure::broken(role) })
+                let kind = if unread { Kind::Stale } else { Kind::Broken };
+                Err(LegFailure { kind, ..LegFailure::broken(role) })
             }
         }
     }
@@ -307,16 +205,14 @@ pub fn is_refused(error: &reqwest::Error) -> bool {
 }
 
 fn no_connection(role: Role, error: &reqwest::Error) -> LegFailure {
-    let verdict = if is_refused(error) { Verdict::Refusing } else { Verdict::Ailing };
-    LegFailure { error: ProxyError::Connect { role }, status: LegStatus::Connect, verdict, retry: Retry::Safe }
+    let kind = if is_refused(error) { Kind::ConnectionRefused } else { Kind::NoConnection };
+    LegFailure { kind, error: ProxyError::Connect { role } }
 }
 
 async fn refusal(role: Role, response: Response<reqwest::Body>) -> LegFailure {
     let (head, body) = response.into_parts();
     if head.status.is_redirection() {
-        // Whatever stands at the engine's address took no work, and will take none.
-        let error = ProxyError::Redirected { role };
-        return LegFailure { error, status: LegStatus::Failed, verdict: Verdict::Ailing, retry: Retry::Never };
+        return LegFailure::redirected(role);
     }
     match whole(body).await {
         Ok(body) => {

@@ -7,18 +7,23 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use moriio_proxy::api::Api;
-use moriio_proxy::engine::Mode;
+use moriio_proxy::api::request::{Request, TokenBudget};
+use moriio_proxy::engine::{Mode, Role};
+use moriio_proxy::exchange::drive::{Asked, AttemptLimits, Drive, Head, Means, RelayLimits};
 use moriio_proxy::exchange::opening::Opening;
 use moriio_proxy::exchange::record::Exchange;
-use moriio_proxy::exchange::relay::{Open, Relay, RelayLimits};
+use moriio_proxy::exchange::relay::Relay;
 use moriio_proxy::metrics::Metrics;
+use moriio_proxy::notify::Notifier;
 use moriio_proxy::pool::breaker::BreakerLimits;
 use moriio_proxy::pool::{Engine, Pool, State, Vitals};
 use moriio_proxy::registration::decode::{self, Message};
 use moriio_proxy::registration::socket::guard::gate::{GREETING, Gate, Output};
 use moriio_proxy::registration::socket::guard::identity::Identity;
 use moriio_proxy::routing::{PickRules, Selector};
+use moriio_proxy::upstream::Upstream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::mutate::Random;
 use super::readers::registrations;
@@ -83,20 +88,45 @@ fn the_gate_does_not_care_how_a_stream_is_cut() {
 }
 
 /// An endless answer: the pieces, then silence.
-fn relay(selector: &Arc<Selector>, pool: &Pool, metrics: &Arc<Metrics>, pieces: Vec<Bytes>) -> Relay {
-    let picked = selector.pick(pool, Instant::now()).unwrap();
+fn relay(means: &Arc<Means>, asked: &Arc<Asked>, pieces: Vec<Bytes>) -> Relay {
+    let picked = means.selector.pick(&means.pool.borrow(), Instant::now()).unwrap();
     let parts = futures::stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
     let body = reqwest::Body::wrap_stream(parts.chain(futures::stream::pending()));
     let response = http::Response::builder().header("content-type", "text/event-stream").body(body).unwrap();
-    let opening = Box::new(Opening::new(response, picked.decode, Api::Completions));
-    let open = Open { opening, contact: Some(picked.contact), unread: None };
+    let drive = Drive::relaying(means, asked, picked, |seat| Opening::new(response, seat, Api::Completions));
+    let (status, headers) = (http::StatusCode::OK, http::HeaderMap::new());
+    let head = Head { role: Role::Decode, status, headers, is_events: true };
     let limits = RelayLimits {
         first_byte: (Duration::from_secs(2), "first byte", ""),
         from: Instant::now(),
         idle: Duration::from_millis(50),
     };
-    let exchange = Exchange::open(metrics.clone(), "completions", None);
-    Relay::new(open, exchange, limits, Api::Completions, CancellationToken::new())
+    let exchange = Exchange::open(means.metrics.clone(), "completions", None);
+    Relay::new(drive, &head, exchange, limits, (Api::Completions, CancellationToken::new()))
+}
+
+/// What attempts of a pool need.
+fn means(pool: Pool, metrics: &Arc<Metrics>) -> Arc<Means> {
+    let limit = Duration::from_secs(2);
+    let limits = AttemptLimits {
+        prefill: limit,
+        first_byte: limit,
+        answer: limit,
+        idle: limit,
+        hand_over: limit,
+        unpark: limit,
+    };
+    Arc::new(Means {
+        upstream: Upstream::new(limit).unwrap(),
+        selector: Selector::new(PickRules { engine_in_flight: 0, first_contact: false, allow_stale: true }),
+        pool: tokio::sync::watch::channel(Arc::new(pool)).1,
+        notifier: Notifier::start(false, metrics.clone()).unwrap(),
+        metrics: metrics.clone(),
+        background: TaskTracker::new(),
+        limits,
+        serial_write: false,
+        cut: CancellationToken::new(),
+    })
 }
 
 fn pool(metrics: &Metrics) -> Pool {
@@ -116,9 +146,10 @@ fn pool(metrics: &Metrics) -> Pool {
 #[test]
 fn the_end_marker_is_seen_however_it_is_cut() {
     let metrics = Arc::new(Metrics::new());
-    let pool = pool(&metrics);
-    let rules = PickRules { engine_in_flight: 0, first_contact: false, allow_stale: true };
-    let selector = Selector::new(rules);
+    let means = means(pool(&metrics), &metrics);
+    let text = Bytes::from_static(b"{\"prompt\":\"x\",\"stream\":true}");
+    let request = Request::parse(Api::Completions, text, TokenBudget::MinusOne).unwrap();
+    let asked = Arc::new(Asked { request, headers: http::HeaderMap::new() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let words: [&str; 6] = [
         "data: {\"text\":\"a\"}\n\n",
@@ -141,7 +172,7 @@ fn the_end_marker_is_seen_however_it_is_cut() {
                 text.push('x');
             }
             let pieces = random.split(text.as_bytes()).into_iter().map(Bytes::copy_from_slice).collect();
-            (text, relay(&selector, &pool, &metrics, pieces))
+            (text, relay(&means, &asked, pieces))
         });
         let cases: Vec<_> = cases.collect();
         runtime.block_on(async {
@@ -157,6 +188,6 @@ fn the_end_marker_is_seen_however_it_is_cut() {
             futures::future::join_all(ends).await;
         });
     });
-    assert_eq!(pool.engines().map(|engine| engine.vitals.in_flight()).sum::<usize>(), 0);
+    assert_eq!(means.pool.borrow().engines().map(|engine| engine.vitals.in_flight()).sum::<usize>(), 0);
     assert_eq!(metrics.exchanges_open(), 0);
 }

@@ -4,13 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::tidy::{code, is_test, read, sources};
 
-/// Imports against the order that stand until the code around them is written anew: file and folder.
-const KNOWN_UPWARD: [(&str, &str); 2] = [("notify::held", "pool"), ("notify::held", "upstream")];
-
 /// Imports that close a circle of files and stand until the code around them is written anew: from, to.
-const KNOWN_CIRCLES: [(&str, &str); 14] = [
-    ("exchange::parked::prefill", "exchange::parked"),
-    ("exchange::parked::reading", "exchange::parked"),
+const KNOWN_CIRCLES: [(&str, &str); 12] = [
     ("settings::reader", "settings"),
     ("sim::answer", "sim::http"),
     ("sim::answer", "sim::messages"),
@@ -151,7 +146,7 @@ fn paths_are_found() {
 fn imports_point_downward() {
     let (library, folders) = (library(), folders());
     let place = |name: &str| folders.iter().position(|folder| folder == name);
-    let (mut wrong, mut seen, mut known) = (BTreeSet::new(), 0, BTreeSet::new());
+    let (mut wrong, mut seen) = (BTreeSet::new(), 0);
     for (module, others) in graph(&library) {
         let own = folder(module);
         let here = place(own).unwrap_or_else(|| panic!("{module} is not in lib.rs"));
@@ -159,17 +154,13 @@ fn imports_point_downward() {
             seen += 1;
             // Simulated engines stand for strangers: nothing of them is used but by the demonstration.
             let is_downward = place(other).is_some_and(|there| there > here) && (other != "sim" || own == "demo");
-            if KNOWN_UPWARD.contains(&(module, other)) && !is_downward {
-                known.insert((module, other));
-            } else if !is_downward {
+            if !is_downward {
                 wrong.insert(format!("{module} -> {other}"));
             }
         }
     }
     assert!(seen > 50, "only {seen} imports found");
     assert!(wrong.is_empty(), "against the order of lib.rs: {wrong:#?}");
-    let gone: Vec<_> = KNOWN_UPWARD.iter().filter(|entry| !known.contains(*entry)).collect();
-    assert!(gone.is_empty(), "no longer needed in KNOWN_UPWARD: {gone:#?}");
 }
 
 #[test]

@@ -3,18 +3,12 @@
 //! (protocol O15). Decode would wait for KV in vain.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
 use serde_json::{Value, json};
 
-use super::{Attempt, Failure};
 use crate::api::Api;
-use crate::error::ProxyError;
-use crate::exchange::record::Exchange;
-use crate::exchange::relay::Relay;
-use crate::upstream::Retry;
 
 /// The message in prefill's answer, if that ended by itself and has nothing for decode.
-pub(super) fn message(api: Api, answer: &Bytes) -> Option<Value> {
+pub fn complete(api: Api, answer: &Bytes) -> Option<Value> {
     if api != Api::Messages {
         return None;
     }
@@ -25,7 +19,7 @@ pub(super) fn message(api: Api, answer: &Bytes) -> Option<Value> {
 }
 
 /// A message as the events of a stream.
-fn events(message: &Value) -> String {
+pub fn events(message: &Value) -> String {
     let event = |value: Value| format!("event: {}\ndata: {value}\n\n", value["type"].as_str().unwrap_or_default());
     let mut start = message.clone();
     start["content"] = json!([]);
@@ -39,31 +33,4 @@ fn events(message: &Value) -> String {
     let delta = json!({"stop_reason": message["stop_reason"], "stop_sequence": message["stop_sequence"]});
     text += &event(json!({"type": "message_delta", "delta": delta, "usage": message["usage"]}));
     text + &event(json!({"type": "message_stop"}))
-}
-
-impl Attempt<'_> {
-    /// Answers with prefill's message.
-    pub(super) fn complete(
-        &self,
-        message: &Value,
-        exchange: &mut Option<Exchange>,
-    ) -> Result<Response<Relay>, Failure> {
-        let dispatcher = self.dispatcher;
-        let Some(mut exchange) = exchange.take() else {
-            dispatcher.keeper.metrics.invariant_breaches.inc();
-            return Err(Failure { error: ProxyError::Internal, retry: Retry::Never });
-        };
-        dispatcher.keeper.metrics.prefill_alone.inc();
-        exchange.committed(200);
-        exchange.alone();
-        let (text, kind) = match self.request.stream {
-            true => (events(message), "text/event-stream; charset=utf-8"),
-            false => (message.to_string(), "application/json"),
-        };
-        let relay =
-            Relay::at_hand(text.into(), exchange, self.relay_limits(), self.request.api, dispatcher.cut.clone());
-        let mut response = Response::new(relay);
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        Ok(response)
-    }
 }

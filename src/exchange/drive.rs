@@ -1,0 +1,352 @@
+//! Carries out what the state machine of an attempt says, and tells it what happens. All that an attempt holds is in one value.
+//! To drop that unfinished is how a client leaves: the attempt goes on in the background until the machine says that nothing is
+//! owed to anybody. No other destructor does anything but count.
+
+mod actions;
+mod events;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, StatusCode};
+use scopeguard::ScopeGuard;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::Api;
+use crate::api::legs::{Ids, Pair, PrefillParams};
+use crate::api::request::Request;
+use crate::engine::versions::{self, ReleaseForm};
+use crate::engine::{Mode, Role};
+use crate::error::ProxyError;
+use crate::exchange::leg::{AnswerLeg, PrefillLeg};
+use crate::exchange::opening::Opening;
+use crate::exchange::record::Exchange;
+use crate::exchange::transfer::{Acknowledged, Event, Message, Orphan, Plan, Releases, Terms, Transfer};
+use crate::metrics::Metrics;
+use crate::notify::Notifier;
+use crate::pool::pairs::Contact;
+use crate::pool::{Engine, LegEnd, Pool, Seat};
+use crate::routing::{Picked, Selector};
+use crate::upstream::gauges::Queue;
+use crate::upstream::{Repeat, Sent, Upstream};
+
+/// Limits on the phases of an attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct AttemptLimits {
+    /// Prefill's whole answer (`--prefill-timeout`).
+    pub prefill: Duration,
+    /// A streamed answer's first output, from the moment that prefill was done (`--first-byte-timeout`).
+    pub first_byte: Duration,
+    /// An answer in one piece, from the same moment (`--answer-timeout`).
+    pub answer: Duration,
+    /// Between bytes of a stream (`--stream-idle-timeout`).
+    pub idle: Duration,
+    /// READ: from prefill's answer to decode's acceptance (`--hand-over-limit`).
+    pub hand_over: Duration,
+    /// A woken leg's time for its report (`--unpark-timeout`).
+    pub unpark: Duration,
+}
+
+/// What all attempts have in common.
+pub struct Means {
+    /// The HTTP client.
+    pub upstream: Upstream,
+    /// Takes another decode engine for a hand-over.
+    pub selector: Arc<Selector>,
+    /// The pool at this moment.
+    pub pool: tokio::sync::watch::Receiver<Arc<Pool>>,
+    /// Releases and wakes.
+    pub notifier: Notifier,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// The background set: attempts whose clients have left, and legs that are seen out. The stop waits for these.
+    pub background: TaskTracker,
+    /// Time limits.
+    pub limits: AttemptLimits,
+    /// WRITE: whether decode waits for prefill's answer (`--write-dispatch serial`).
+    pub serial_write: bool,
+    /// Fires when the drain is over and what is left is cut.
+    pub cut: CancellationToken,
+}
+
+/// What a client asked for, as long as it waits.
+pub struct Asked {
+    /// The request.
+    pub request: Request,
+    /// The headers that go to engines.
+    pub headers: HeaderMap,
+}
+
+/// Why an attempt gave no answer.
+pub struct Failure {
+    /// What the client is told, if this was the last attempt.
+    pub error: ProxyError,
+    /// Whether another attempt is safe.
+    pub repeat: Repeat,
+}
+
+/// Limits on the time between two parts of an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct RelayLimits {
+    /// On the first output: the limit, what it is a limit on, and the option that sets it.
+    pub first_byte: (Duration, &'static str, &'static str),
+    /// When prefill was done, from which the limit on the first output counts.
+    pub from: Instant,
+    /// Between bytes (`--stream-idle-timeout`).
+    pub idle: Duration,
+}
+
+/// What an attempt gave its client.
+pub enum Outcome {
+    /// An engine's answer, to be relayed under these limits.
+    Relayed(Drive, Head, RelayLimits),
+    /// Prefill's message as the whole answer (protocol O15).
+    Message(Value, RelayLimits),
+}
+
+/// The head of an engine's answer.
+pub struct Head {
+    /// Whose answer it is.
+    pub role: Role,
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers, as the engine sent them.
+    pub headers: HeaderMap,
+    /// Whether it is a stream of events.
+    pub is_events: bool,
+}
+
+/// What the machine has said of the client.
+enum Verdict {
+    Commit(Head),
+    CommitMessage(Value),
+    Fail(Failure),
+}
+
+type Acknowledgement = Pin<Box<dyn Future<Output = (Message, Acknowledged)> + Send>>;
+type Look = Pin<Box<dyn Future<Output = Option<Queue>> + Send>>;
+
+/// All that an attempt holds.
+struct Attempt {
+    means: Arc<Means>,
+    transfer: Transfer,
+    /// What the client asked for; nothing once it waits for no answer.
+    asked: Option<Arc<Asked>>,
+    api: Api,
+    plan: Plan,
+    ids: Ids,
+    prefill_engine: Arc<Engine>,
+    decode_engine: Arc<Engine>,
+    /// The rank that prefill is asked for.
+    rank: Option<u32>,
+    /// The rank that has the blocks.
+    holding_rank: u32,
+    /// Places on engines, as long as their legs are not sent.
+    prefill_seat: Option<Seat>,
+    answer_seat: Option<Seat>,
+    answer_end: LegEnd,
+    prefill: Option<PrefillLeg>,
+    prefill_sent: Arc<Sent>,
+    answer: Option<AnswerLeg>,
+    answer_sent: Arc<Sent>,
+    contact: Option<Contact>,
+    /// READ: prefill's params for decode.
+    params: Option<PrefillParams>,
+    /// Prefill's message, where it is the whole answer.
+    message: Option<Value>,
+    /// What a leg failed of.
+    failure: Option<ProxyError>,
+    /// READ: decode engines to which there was no connection.
+    refused: Vec<u64>,
+    acknowledgement: Option<Acknowledgement>,
+    look: Option<Look>,
+    /// When decode's clock began: at prefill's answer, until then with the attempt.
+    from: Instant,
+    verdict: Option<Verdict>,
+    orphan: Option<Orphan>,
+}
+
+/// An attempt; dropped unfinished it goes on in the background.
+pub struct Drive(ScopeGuard<Box<Attempt>, fn(Box<Attempt>)>);
+
+impl Drive {
+    /// An attempt with a pair; nothing is sent yet.
+    pub fn new(means: &Arc<Means>, asked: &Arc<Asked>, picked: Picked, record: &mut Exchange) -> Self {
+        let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
+        let pair = Pair { prefill: &prefill.registration, decode: &decode.registration, rank: picked.rank };
+        let ids = Ids::fresh(&pair, versions::plain_id(prefill.traits, decode.traits));
+        record.attempt(&picked, &ids.transfer_id);
+        let terms = terms(means, &picked, &asked.request);
+        let prefill_engine = prefill.clone();
+        // Alone, decode's place is given back at once: one on trial or a first contact must not wait for this answer.
+        let (prefill_seat, answer_seat, contact) = match terms.plan {
+            Plan::Alone => {
+                record.alone();
+                (None, picked.prefill, None)
+            }
+            Plan::Write { .. } | Plan::Read => (Some(picked.prefill), picked.decode, Some(picked.contact)),
+        };
+        let attempt = Box::new(Attempt {
+            means: means.clone(),
+            transfer: Transfer::new(terms),
+            asked: Some(asked.clone()),
+            api: asked.request.api,
+            plan: terms.plan,
+            ids,
+            prefill_engine,
+            decode_engine: answer_seat.engine.clone(),
+            rank: picked.rank,
+            holding_rank: picked.rank.unwrap_or(0),
+            prefill_seat,
+            answer_end: answer_seat.leg_end(),
+            answer_seat: Some(answer_seat),
+            prefill: None,
+            prefill_sent: Arc::default(),
+            answer: None,
+            answer_sent: Arc::default(),
+            contact,
+            params: None,
+            message: None,
+            failure: None,
+            refused: Vec::new(),
+            acknowledgement: None,
+            look: None,
+            from: Instant::now(),
+            verdict: None,
+            orphan: None,
+        });
+        Drive(scopeguard::guard(attempt, |attempt| attempt.leave_client()))
+    }
+
+    /// An attempt whose answer has come to its head by other means, for tests of what passes it on.
+    pub fn relaying(
+        means: &Arc<Means>,
+        asked: &Arc<Asked>,
+        picked: Picked,
+        answer: impl FnOnce(Seat) -> Opening,
+    ) -> Self {
+        let mut record = Exchange::open(means.metrics.clone(), "test", None);
+        let mut drive = Drive::new(means, asked, picked, &mut record);
+        drive.0.answer = drive.0.answer_seat.take().map(|seat| AnswerLeg::Open(Box::new(answer(seat))));
+        drive
+    }
+
+    /// Carries the attempt out until its client gets something.
+    ///
+    /// # Errors
+    /// The failure that came first; what is owed to engines is seen to in the background.
+    pub async fn run(mut self, record: &mut Exchange) -> Result<Outcome, Failure> {
+        self.0.tell(Event::Start);
+        let verdict = loop {
+            if let Some(verdict) = self.0.verdict.take() {
+                break verdict;
+            }
+            let decode = self.0.decode_engine.incarnation;
+            if let Some(Event::Answered(_)) = self.0.step().await {
+                record.prefill_done();
+            }
+            if self.0.decode_engine.incarnation != decode {
+                record.another_decode(&self.0.decode_engine.name, self.0.answer_end.clone());
+            }
+        };
+        let limits = self.0.relay_limits();
+        match verdict {
+            Verdict::Commit(head) => Ok(Outcome::Relayed(self, head, limits)),
+            Verdict::CommitMessage(message) => Ok(Outcome::Message(message, limits)),
+            Verdict::Fail(failure) => Err(failure),
+        }
+    }
+
+    /// The answer that is being relayed, as long as there is one.
+    pub fn opening(&mut self) -> Option<&mut Opening> {
+        self.0.opening()
+    }
+
+    /// The same, to look at.
+    pub fn peek(&self) -> Option<&Opening> {
+        match &self.0.answer {
+            Some(AnswerLeg::Open(opening)) => Some(opening),
+            _ => None,
+        }
+    }
+
+    /// What the answer has shown while it is relayed.
+    pub fn tell(&mut self, event: Event) {
+        self.0.tell(event);
+    }
+}
+
+impl Attempt {
+    /// The client has left, or has its answer. What is owed to engines is done in the background, bounded in time by the machine
+    /// and counted.
+    fn leave_client(mut self: Box<Self>) {
+        (self.asked, self.prefill_seat, self.answer_seat) = (None, None, None);
+        self.tell(Event::ClientGone);
+        if !self.transfer.is_over() {
+            let background = self.means.background.clone();
+            background.spawn(self.see_to_its_end());
+        }
+    }
+
+    async fn see_to_its_end(mut self: Box<Self>) {
+        let (metrics, is_orphaned) = (self.means.metrics.clone(), self.transfer.is_orphaned());
+        if is_orphaned {
+            metrics.parked_in_flight.inc();
+        }
+        while !self.transfer.is_over() {
+            self.step().await;
+        }
+        if is_orphaned {
+            metrics.parked_in_flight.dec();
+        }
+        if let Some(orphan) = self.orphan {
+            metrics.parked(orphan.as_str());
+        }
+    }
+
+    /// Decode's limits once prefill is done.
+    fn relay_limits(&self) -> RelayLimits {
+        let limits = &self.means.limits;
+        let streams = self.asked.as_ref().is_none_or(|asked| asked.request.stream);
+        let first_byte = match streams {
+            true => (limits.first_byte, "first output", "--first-byte-timeout"),
+            false => (limits.answer, "answer", "--answer-timeout"),
+        };
+        RelayLimits { first_byte, idle: limits.idle, from: self.from }
+    }
+
+    fn opening(&mut self) -> Option<&mut Opening> {
+        match &mut self.answer {
+            Some(AnswerLeg::Open(opening)) => Some(opening),
+            _ => None,
+        }
+    }
+}
+
+/// What the machine has to know of a pair.
+fn terms(means: &Means, picked: &Picked, request: &Request) -> Terms {
+    let (prefill, decode) = (picked.prefill.engine.traits, picked.decode.engine.traits);
+    let limits = &means.limits;
+    Terms {
+        plan: match picked.mode {
+            _ if request.alone.is_some() => Plan::Alone,
+            Mode::Write => Plan::Write { serial: means.serial_write },
+            Mode::Read => Plan::Read,
+        },
+        streams: request.stream,
+        releases: match prefill.release {
+            _ if !means.notifier.is_on() => Releases::Never,
+            ReleaseForm::None => Releases::Never,
+            ReleaseForm::Text | ReleaseForm::Map if prefill.early_release => Releases::Always,
+            ReleaseForm::Text | ReleaseForm::Map => Releases::Answered,
+        },
+        wakes: means.notifier.is_on() && (decode.unpark || decode.write_failed),
+        first_output: if request.stream { limits.first_byte } else { limits.answer },
+        orphan: limits.first_byte,
+        hand_over: limits.hand_over,
+        unpark: limits.unpark,
+    }
+}

@@ -1,0 +1,199 @@
+//! What the machine says is to be done.
+
+use std::time::Instant;
+
+use http::HeaderValue;
+
+use super::{Attempt, Failure, Head, Verdict};
+use crate::api::legs::{self, Pair};
+use crate::engine::Role;
+use crate::error::ProxyError;
+use crate::exchange::leg::{AnswerLeg, Leg, PrefillLeg};
+use crate::exchange::transfer::{Action, Cause, Event, Left, Message, Orphan, Plan};
+use crate::metrics::LegStatus;
+use crate::upstream::gauges;
+use crate::upstream::{LegFailure, RANK, REQUEST_ID, Verdict as EngineVerdict};
+
+impl Attempt {
+    /// Tells the machine what has happened, and does what it says.
+    pub(super) fn tell(&mut self, event: Event) {
+        let mut actions = Vec::new();
+        let mut next = Some(event);
+        while let Some(event) = next.take() {
+            self.transfer.on(event, Instant::now(), &mut actions);
+            for action in actions.drain(..) {
+                next = self.act(action).or(next);
+            }
+        }
+    }
+
+    /// Does one thing. What is answered at once is told the machine next.
+    fn act(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Send(role) => self.send(role),
+            Action::Revoke(role) => return Some(self.revoke(role)),
+            Action::Another => return Some(Event::Another(self.another_decode())),
+            Action::Close(Role::Prefill) => self.prefill = None,
+            Action::Close(Role::Decode) => self.answer = None,
+            Action::SeeOut => {
+                if let Some(leg) = self.prefill.take() {
+                    self.means.background.spawn(leg.future);
+                }
+            }
+            Action::Commit => self.commit(),
+            Action::CommitMessage => {
+                self.means.metrics.prefill_alone.inc();
+                self.verdict = self.message.take().map(Verdict::CommitMessage);
+            }
+            Action::Fail(cause, repeat) => {
+                let error = self.error(cause);
+                self.verdict = Some(Verdict::Fail(Failure { error, repeat }));
+            }
+            Action::Release => self.release(),
+            Action::Leave(Left::NoMessage | Left::TooEarly) => self.means.notifier.unsupported("release"),
+            Action::Leave(Left::Rejected | Left::Reader) => {}
+            Action::Wake => self.wake(),
+            Action::CannotWake => self.means.notifier.unsupported("unpark"),
+            Action::Look => self.look(),
+            Action::Met => {
+                if let Some(contact) = &mut self.contact {
+                    contact.prove();
+                }
+            }
+            Action::NotMet => self.contact = None,
+            Action::Over(orphan) => self.over(orphan),
+        }
+        None
+    }
+
+    fn over(&mut self, orphan: Option<Orphan>) {
+        (self.contact, self.orphan) = (None, orphan);
+        if orphan == Some(Orphan::Expired) {
+            tracing::warn!(
+                role = %Role::Decode, engine = %self.decode_engine.name, transfer_id = %self.ids.transfer_id,
+                "parked leg could not be woken: its KV blocks may be lost"
+            );
+        }
+    }
+
+    /// Sends a leg. Only asked for while the client waits.
+    fn send(&mut self, role: Role) {
+        let seat = match role {
+            Role::Prefill => self.prefill_seat.take(),
+            Role::Decode => self.answer_seat.take(),
+        };
+        let (Some(mut seat), Some(asked)) = (seat, self.asked.clone()) else { return };
+        let pair = Pair {
+            prefill: &self.prefill_engine.registration,
+            decode: &self.decode_engine.registration,
+            rank: self.rank,
+        };
+        let (request, ids) = (&asked.request, &self.ids);
+        let body = match (role, self.plan, &self.params) {
+            (Role::Prefill, ..) => legs::prefill_leg(request, &pair, ids),
+            (Role::Decode, Plan::Alone, _) => legs::alone_leg(request, ids),
+            (Role::Decode, Plan::Read, Some(params)) => legs::decode_leg_read(request, &pair, ids, params),
+            (Role::Decode, ..) => legs::decode_leg_write(request, &pair, ids),
+        };
+        let mut headers = asked.headers.clone();
+        if let Ok(id) = HeaderValue::from_str(&ids.request_id) {
+            headers.insert(REQUEST_ID, id);
+        }
+        if let Some(rank) = self.rank.filter(|_| role == Role::Prefill || self.plan == Plan::Alone) {
+            headers.insert(RANK, HeaderValue::from(rank));
+        }
+        seat.dispatch();
+        let (upstream, api, sent) = (self.means.upstream.clone(), self.api, std::sync::Arc::default());
+        let leg = Leg { upstream, api, headers, body, seat, sent };
+        let (sent, started) = (leg.sent.clone(), false);
+        match role {
+            Role::Prefill => {
+                self.prefill_sent = sent.clone();
+                self.prefill = Some(PrefillLeg { future: leg.prefill(self.means.limits.prefill), sent, started });
+            }
+            Role::Decode => {
+                self.answer_sent = sent.clone();
+                self.answer = Some(AnswerLeg::Sending { future: leg.head(), sent, started });
+            }
+        }
+    }
+
+    /// Gives a leg's request up, if it is not yet written.
+    fn revoke(&self, role: Role) -> Event {
+        let sent = match role {
+            Role::Prefill => &self.prefill_sent,
+            Role::Decode => &self.answer_sent,
+        };
+        match sent.revoke() {
+            true => Event::Revoked(role),
+            false => Event::Written(role, sent.written_at().unwrap_or_else(Instant::now)),
+        }
+    }
+
+    /// READ: takes a decode engine that has not refused the connection.
+    fn another_decode(&mut self) -> bool {
+        self.refused.push(self.decode_engine.incarnation);
+        let pool = self.means.pool.borrow().clone();
+        let next = self.means.selector.another_decode(&pool, &self.prefill_engine, &self.refused, Instant::now());
+        let Some((seat, contact)) = next else { return false };
+        self.means.metrics.attempt("decode_refused");
+        let (from, to) = (&self.decode_engine.name, &seat.engine.name);
+        tracing::warn!(%from, %to, "decode refused the connection: hand-over to another");
+        (self.decode_engine, self.answer_end) = (seat.engine.clone(), seat.leg_end());
+        (self.answer_seat, self.contact) = (Some(seat), Some(contact));
+        true
+    }
+
+    fn commit(&mut self) {
+        if self.plan == Plan::Alone {
+            self.means.metrics.prefill_alone.inc();
+        }
+        let is_write = matches!(self.plan, Plan::Write { .. });
+        let Some(opening) = self.opening() else { return };
+        if is_write {
+            opening.drop_comments();
+        }
+        let (status, headers) = opening.take_head();
+        let (role, is_events) = (opening.seat.engine.role(), opening.scanner.is_events());
+        self.verdict = Some(Verdict::Commit(Head { role, status, headers, is_events }));
+    }
+
+    /// What the client is told.
+    fn error(&mut self, cause: Cause) -> ProxyError {
+        let limits = &self.means.limits;
+        let late = (LegStatus::Timeout, EngineVerdict::Ailing);
+        match cause {
+            Cause::Leg(_) | Cause::NoBlocks => self.failure.take().unwrap_or(ProxyError::Internal),
+            Cause::HandOver => {
+                self.answer_end.set(late.0, late.1);
+                ProxyError::HandOverTooLate { limit: limits.hand_over }
+            }
+            Cause::FirstOutput => {
+                self.answer_end.set(late.0, late.1);
+                let (limit, what, option) = self.relay_limits().first_byte;
+                LegFailure::timeout(self.decode_engine.role(), what, limit, option).error
+            }
+        }
+    }
+
+    fn release(&mut self) {
+        let engine = &self.prefill_engine;
+        let (rank, id) = (self.holding_rank, &self.ids.transfer_id);
+        let taken = self.means.notifier.release(&engine.registration, engine.traits, rank, id);
+        self.acknowledgement = Some(Box::pin(async move { (Message::Release, taken.await) }));
+    }
+
+    fn wake(&mut self) {
+        let engine = &self.decode_engine;
+        let taken = self.means.notifier.wake(&engine.registration, engine.traits, &self.ids.transfer_id);
+        self.acknowledgement = Some(Box::pin(async move { (Message::Wake, taken.await) }));
+    }
+
+    fn look(&mut self) {
+        let (client, engine) = (self.means.upstream.client().clone(), self.decode_engine.clone());
+        self.look =
+            Some(Box::pin(
+                async move { gauges::queue(&client, &engine.base, &engine.vitals.queue, Instant::now()).await },
+            ));
+    }
+}

@@ -1,0 +1,143 @@
+//! What happens to an attempt, in the machine's words.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::Attempt;
+use crate::api::legs::{ParamsError, PrefillParams, cached_tokens};
+use crate::api::message;
+use crate::engine::Role;
+use crate::error::ProxyError;
+use crate::exchange::leg::{self, Told};
+use crate::exchange::opening::Step;
+use crate::exchange::transfer::{Answer, Event, Plan};
+use crate::upstream::LegFailure;
+
+/// What happens.
+enum Happened {
+    Leg(Told),
+    /// An event as it is.
+    Event(Event),
+}
+
+/// Waits for what is in a slot, and empties it. An empty slot never answers; may be dropped and asked again.
+async fn filled<F: Future + Unpin>(slot: &mut Option<F>) -> F::Output {
+    match slot {
+        Some(future) => {
+            let result = future.await;
+            *slot = None;
+            result
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Attempt {
+    /// Waits for the next thing to happen, and does what follows from it.
+    pub(super) async fn step(&mut self) -> Option<Event> {
+        let happened = self.next().await;
+        let event = match happened {
+            Happened::Event(event) => Some(event),
+            Happened::Leg(told) => self.told(told),
+        };
+        if let Some(event) = event {
+            self.tell(event);
+        }
+        event
+    }
+
+    async fn next(&mut self) -> Happened {
+        tokio::select! {
+            biased;
+            told = leg::prefill(&mut self.prefill) => Happened::Leg(told),
+            told = leg::answer(&mut self.answer) => Happened::Leg(told),
+            (message, acknowledged) = filled(&mut self.acknowledgement) => {
+                Happened::Event(Event::Acknowledged(message, acknowledged))
+            }
+            queue = filled(&mut self.look) => Happened::Event(Event::Seen(queue)),
+            () = due(self.transfer.due()) => Happened::Event(Event::Due),
+        }
+    }
+
+    fn told(&mut self, told: Told) -> Option<Event> {
+        match told {
+            Told::Started(role) => Some(Event::Started(role)),
+            Told::Prefill(Ok(answer)) => {
+                self.from = Instant::now();
+                Some(Event::Answered(self.read(&answer)))
+            }
+            Told::Prefill(Err(failure)) => Some(self.failed(Role::Prefill, failure)),
+            Told::Head => Some(Event::Head),
+            Told::Failed(failure) => Some(self.failed(Role::Decode, failure)),
+            Told::Part(step) => self.part(step),
+        }
+    }
+
+    fn failed(&mut self, role: Role, failure: LegFailure) -> Event {
+        self.failure = Some(failure.error);
+        Event::Failed(role, failure.kind)
+    }
+
+    /// What prefill's answer has in it.
+    fn read(&mut self, answer: &Bytes) -> Answer {
+        if let Some(tokens) = cached_tokens(answer) {
+            self.means.metrics.cached_tokens.inc_by(tokens);
+        }
+        if let Some(message) = message::complete(self.api, answer) {
+            self.message = Some(message);
+            return Answer::Message;
+        }
+        if self.plan != Plan::Read {
+            return Answer::Params;
+        }
+        let engine = &self.prefill_engine;
+        match PrefillParams::from_answer(answer) {
+            Ok(params) => {
+                if let Some(named) = params.named_rank(engine.registration.dp_size) {
+                    if self.rank.is_some_and(|asked| asked != named) {
+                        tracing::warn!(engine = %engine.name, asked = self.rank, named, "prefill served on another rank than it was asked to");
+                    }
+                    self.holding_rank = named;
+                }
+                self.params = Some(params);
+                Answer::Params
+            }
+            Err(error) => {
+                tracing::warn!(engine = %engine.name, transfer_id = %self.ids.transfer_id, %error, "prefill answered without usable transfer params");
+                self.failure = Some(match error {
+                    ParamsError::Unreadable => ProxyError::PrefillUnreadable,
+                    ParamsError::Missing => ProxyError::PrefillWithoutBlocks,
+                });
+                Answer::Nothing
+            }
+        }
+    }
+
+    /// One more part of an answer that is not yet relayed.
+    fn part(&mut self, step: Step) -> Option<Event> {
+        let nobody_reads = self.asked.is_none();
+        let opening = self.opening()?;
+        if nobody_reads {
+            opening.forget();
+        }
+        match step {
+            Step::Failed(failure) => {
+                opening.seat.end(failure.kind.status(), failure.kind.verdict());
+                self.answer = None;
+                Some(self.failed(Role::Decode, failure))
+            }
+            Step::Ready => Some(Event::Output),
+            Step::Comment | Step::Waiting if opening.is_newly_begun() => Some(Event::Report),
+            Step::Comment => Some(Event::Comment),
+            Step::Waiting => opening.is_full().then_some(Event::Full),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The response to an exchange that has something to say.
+
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderValue, header};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{Api, message};
+use crate::exchange::drive::Outcome;
+use crate::exchange::record::Exchange;
+use crate::exchange::relay::Relay;
+use crate::upstream;
+
+/// What an attempt gave, as the client gets it: an engine's head without its connection's headers and the relay of its body,
+/// or prefill's message. `cut` fires when the process stops waiting for the answer.
+pub(super) fn respond(
+    outcome: Outcome,
+    (api, streams): (Api, bool),
+    mut record: Exchange,
+    cut: CancellationToken,
+) -> Response {
+    match outcome {
+        Outcome::Relayed(drive, mut head, limits) => {
+            let mut headers = upstream::relayed(std::mem::take(&mut head.headers));
+            if head.is_events {
+                // A stream may lose comments or gain an error event.
+                headers.remove(header::CONTENT_LENGTH);
+            }
+            record.committed(head.status.as_u16());
+            let mut response = Response::new(Body::new(Relay::new(drive, &head, record, limits, (api, cut))));
+            *response.status_mut() = head.status;
+            *response.headers_mut() = headers;
+            response
+        }
+        Outcome::Message(text, limits) => {
+            record.committed(200);
+            record.alone();
+            let (text, kind) = match streams {
+                true => (message::events(&text), "text/event-stream; charset=utf-8"),
+                false => (text.to_string(), "application/json"),
+            };
+            let relay = Relay::at_hand(text.into(), record, limits, api, cut);
+            let mut response = Response::new(Body::new(relay));
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+            response
+        }
+    }
+}

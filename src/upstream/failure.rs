@@ -1,0 +1,147 @@
+//! How a leg failed, and what follows: what the client is told, what it says of the engine, whether a repeat is safe.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::answer::Unread;
+use crate::engine::Role;
+use crate::error::{EngineAnswer, ProxyError};
+use crate::metrics::LegStatus;
+
+/// What kind of failure it was: everything else follows from this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nobody listens at the engine's address.
+    ConnectionRefused,
+    /// No connection could be made for another reason.
+    NoConnection,
+    /// A reused connection broke at once: in all likelihood it had died of its idle time, unread (protocol L2).
+    Stale,
+    /// The connection broke.
+    Broken,
+    /// A limit on time passed.
+    Timeout,
+    /// The answer is larger than the proxy reads (protocol L7).
+    TooLarge,
+    /// 503: the engine turns work away (protocol L4).
+    Unavailable,
+    /// Another 5xx, which may come after the work (protocol L5).
+    Error,
+    /// 400, which may come after the work, too (protocol L6).
+    BadRequest,
+    /// Any other status that is no success.
+    Refused,
+    /// A redirect: something else stands at the engine's address (protocol L4).
+    Redirected,
+}
+
+/// Whether a request may be repeated with another pair and new ids (protocol L9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// An engine may have taken the work.
+    Never,
+    /// Once in an exchange, since a request that ends engines looks the same (protocol L2).
+    Once,
+    /// No engine has taken it.
+    Safe,
+}
+
+/// What a leg's end says about its engine (protocol L11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It works.
+    Healthy,
+    /// Transport error, time limit, or a 5xx other than 503.
+    Ailing,
+    /// Nobody listens at its address.
+    Refusing,
+    /// Nothing can be concluded.
+    None,
+}
+
+impl Kind {
+    /// The kind of an answer that is no success, by its status.
+    pub fn of(status: StatusCode) -> Kind {
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE => Kind::Unavailable,
+            StatusCode::BAD_REQUEST => Kind::BadRequest,
+            status if status.is_server_error() => Kind::Error,
+            status if status.is_redirection() => Kind::Redirected,
+            _ => Kind::Refused,
+        }
+    }
+
+    /// Whether this leg's work may be done by another engine; the transfer may know better.
+    pub fn repeat(self) -> Repeat {
+        match self {
+            Kind::ConnectionRefused | Kind::NoConnection | Kind::Unavailable => Repeat::Safe,
+            Kind::Stale => Repeat::Once,
+            Kind::Broken | Kind::Timeout | Kind::TooLarge | Kind::Error => Repeat::Never,
+            Kind::BadRequest | Kind::Refused | Kind::Redirected => Repeat::Never,
+        }
+    }
+
+    /// What it says of the engine.
+    pub fn verdict(self) -> Verdict {
+        match self {
+            Kind::ConnectionRefused => Verdict::Refusing,
+            Kind::NoConnection | Kind::Stale | Kind::Broken | Kind::Timeout => Verdict::Ailing,
+            Kind::Error | Kind::Redirected => Verdict::Ailing,
+            Kind::Unavailable | Kind::TooLarge => Verdict::None,
+            Kind::BadRequest | Kind::Refused => Verdict::Healthy,
+        }
+    }
+
+    /// How the leg is counted.
+    pub fn status(self) -> LegStatus {
+        match self {
+            Kind::ConnectionRefused | Kind::NoConnection => LegStatus::Connect,
+            Kind::Stale | Kind::Broken => LegStatus::Broken,
+            Kind::Timeout => LegStatus::Timeout,
+            Kind::TooLarge => LegStatus::Cancelled,
+            Kind::Unavailable | Kind::Error | Kind::Redirected => LegStatus::Failed,
+            Kind::BadRequest | Kind::Refused => LegStatus::Refused,
+        }
+    }
+}
+
+/// Why a leg gave no usable answer.
+#[derive(Clone, Debug)]
+pub struct LegFailure {
+    /// What kind of failure it is.
+    pub kind: Kind,
+    /// What the client is told.
+    pub error: ProxyError,
+}
+
+impl LegFailure {
+    /// A limit on time passed.
+    pub fn timeout(role: Role, what: &'static str, limit: Duration, option: &'static str) -> Self {
+        LegFailure { kind: Kind::Timeout, error: ProxyError::Timeout { role, what, limit, option } }
+    }
+
+    /// The connection broke.
+    pub fn broken(role: Role) -> Self {
+        LegFailure { kind: Kind::Broken, error: ProxyError::Broken { role } }
+    }
+
+    /// An answer could not be read as a whole.
+    pub fn unread(role: Role, why: Unread) -> Self {
+        let kind = match why {
+            Unread::Broken => Kind::Broken,
+            Unread::TooLarge => Kind::TooLarge,
+        };
+        LegFailure { kind, error: why.error(role) }
+    }
+
+    /// The engine answered with something else than a success, or told an error in its place.
+    pub fn refused(role: Role, answer: EngineAnswer) -> Self {
+        LegFailure { kind: Kind::of(answer.status), error: ProxyError::Engine { role, answer: Box::new(answer) } }
+    }
+
+    /// Something else stands at the engine's address: it took no work, and will take none.
+    pub fn redirected(role: Role) -> Self {
+        LegFailure { kind: Kind::Redirected, error: ProxyError::Redirected { role } }
+    }
+}
