@@ -1,7 +1,8 @@
-//! What the house promises of itself: file lengths, the direction of imports, no panics in the code, and documents that say
+//! What the house promises of itself: lengths, the direction of imports, no panics in the code, and documents that say
 //! what the code says.
 
 mod imports;
+mod lengths;
 mod protocol;
 
 use std::collections::BTreeMap;
@@ -15,8 +16,6 @@ use moriio_proxy::engine::versions;
 use moriio_proxy::error::ProxyError;
 use moriio_proxy::metrics::Metrics;
 use moriio_proxy::settings::options;
-
-const LONGEST_FILE: usize = 400;
 
 /// Calls that end a task or the process.
 const PANICS: [&str; 7] = [".unwrap()", ".unwrap_err()", ".expect(", "panic!(", "todo!(", "unimplemented!(", "dbg!("];
@@ -82,18 +81,6 @@ fn items_for_tests_are_left_out() {
         "one();\n#[cfg(test)]\nmod tests {\n    x.unwrap();\n}\ntwo();\n#[cfg(test)]\nmod tests;\n// no\nthree();";
     let kept: Vec<&str> = code(text).into_iter().map(|(_, line)| line).collect();
     assert_eq!(kept, ["one();", "two();", "three();"]);
-}
-
-#[test]
-fn files_are_short() {
-    let mut long = Vec::new();
-    for name in sources("src").into_iter().chain(sources("tests")) {
-        let lines = read(&name).lines().count();
-        if lines > LONGEST_FILE {
-            long.push(format!("{name}: {lines} lines"));
-        }
-    }
-    assert!(long.is_empty(), "more than {LONGEST_FILE} lines: {long:#?}");
 }
 
 #[test]
