@@ -1,6 +1,7 @@
 //! What the house promises of itself: lengths, the direction of imports, no panics in the code, and documents that say
 //! what the code says.
 
+mod documents;
 mod imports;
 mod lengths;
 mod protocol;
