@@ -24,7 +24,7 @@ use crate::error::ProxyError;
 use crate::exchange::leg::{AnswerLeg, PrefillLeg};
 use crate::exchange::opening::Opening;
 use crate::exchange::record::Exchange;
-use crate::exchange::transfer::{Acknowledged, Event, Message, Orphan, Plan, Releases, Terms, Transfer};
+use crate::exchange::transfer::{Acknowledged, Action, Event, Message, Orphan, Plan, Releases, Terms, Transfer};
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pool::pairs::Contact;
@@ -133,7 +133,7 @@ type Look = Pin<Box<dyn Future<Output = Option<Queue>> + Send>>;
 struct Attempt {
     means: Arc<Means>,
     transfer: Transfer,
-    /// What the client asked for; nothing once it waits for no answer.
+    /// What the client asked for; nothing once it has its answer or waits for none.
     asked: Option<Arc<Asked>>,
     api: Api,
     plan: Plan,
@@ -165,6 +165,7 @@ struct Attempt {
     look: Option<Look>,
     /// When decode's clock began: at prefill's answer, until then with the attempt.
     from: Instant,
+    actions: Vec<Action>,
     verdict: Option<Verdict>,
     orphan: Option<Orphan>,
 }
@@ -215,6 +216,7 @@ impl Drive {
             acknowledgement: None,
             look: None,
             from: Instant::now(),
+            actions: Vec::new(),
             verdict: None,
             orphan: None,
         });
@@ -253,6 +255,8 @@ impl Drive {
             }
         };
         let limits = self.0.relay_limits();
+        // An answer may take long: what was asked for is not kept meanwhile.
+        (self.0.asked, self.0.params) = (None, None);
         match verdict {
             Verdict::Commit(head) => Ok(Outcome::Relayed(self, head, limits)),
             Verdict::CommitMessage(message) => Ok(Outcome::Message(message, limits)),

@@ -17,7 +17,7 @@ use crate::upstream::{LegFailure, RANK, REQUEST_ID, Verdict as EngineVerdict};
 impl Attempt {
     /// Tells the machine what has happened, and does what it says.
     pub(super) fn tell(&mut self, event: Event) {
-        let mut actions = Vec::new();
+        let mut actions = std::mem::take(&mut self.actions);
         let mut next = Some(event);
         while let Some(event) = next.take() {
             self.transfer.on(event, Instant::now(), &mut actions);
@@ -25,6 +25,7 @@ impl Attempt {
                 next = self.act(action).or(next);
             }
         }
+        self.actions = actions;
     }
 
     /// Does one thing. What is answered at once is told the machine next.

@@ -154,7 +154,8 @@ impl Transfer {
     }
 
     fn close_decode(&mut self, how: Option<Orphan>) {
-        self.outcome = how.and_then(|how| self.ended(how));
+        debug_assert!(!self.is_write() || !self.decode.surely_waits(), "{:?} is closed (protocol K8)", self.decode);
+        self.outcome = how.and_then(|how| self.ended(how)).or(self.outcome);
         self.decode = Decode::Over;
         self.act(Action::Close(Role::Decode));
         self.see_prefill_out();
@@ -165,7 +166,9 @@ impl Transfer {
         if matches!(self.blocks, Blocks::Lent | Blocks::Reader) {
             self.blocks = if self.is_write() { Blocks::Nobody } else { Blocks::Reader };
         }
-        self.close_decode(Some(Orphan::Written));
+        self.outcome = self.ended(Orphan::Written);
+        self.decode = Decode::Reported;
+        self.close_decode(None);
     }
 
     /// An orphan reports.

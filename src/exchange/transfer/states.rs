@@ -141,6 +141,11 @@ impl Decode {
         }
     }
 
+    /// Whether all that is known is that it waits: it has not reported, and its engine's gauges were not read.
+    pub(super) fn surely_waits(self) -> bool {
+        matches!(self, Decode::Accepted | Decode::Waiting | Decode::Doubted | Decode::Woken(_))
+    }
+
     /// Whether the leg is seen to its end for nobody, with its request written.
     pub(super) fn is_orphan(self) -> bool {
         match self {
