@@ -200,7 +200,8 @@ impl Transfer {
         let first_output = now + self.terms.first_output;
         self.deadline = Some(first_output);
         if self.terms.plan == Plan::Read {
-            (self.deadline, self.first_output) = (Some(now + self.terms.hand_over), Some(first_output));
+            let hand_over = now + self.terms.hand_over;
+            (self.deadline, self.first_output) = (Some(hand_over.min(first_output)), Some(first_output));
         }
         match self.decode {
             Decode::Unsent => self.send_decode(),
@@ -271,6 +272,8 @@ impl Transfer {
             Kind::Refused | Kind::Redirected => Prefill::Idle,
             Kind::BadRequest => Prefill::Rejected,
             Kind::Error | Kind::TooLarge => Prefill::Unclear,
+            // It was asked for before: its request was written whole.
+            Kind::Stale | Kind::Broken | Kind::Timeout if self.prefill == Prefill::Unwanted => Prefill::Unclear,
             // A request that was not written whole has done nothing (protocol L1).
             Kind::Stale | Kind::Broken | Kind::Timeout => {
                 self.prefill = Prefill::Broken;
@@ -326,8 +329,8 @@ impl Transfer {
     }
 
     /// A limit has passed while the client waits for a head.
-    fn client_waited(&mut self) {
-        let hand_over = self.terms.plan == Plan::Read && matches!(self.decode, Decode::Unsent | Decode::Sending);
+    pub(super) fn client_waited(&mut self, now: Instant) {
+        let hand_over = self.decode == Decode::Sending && self.first_output.is_some_and(|limit| now < limit);
         self.fail(if hand_over { Cause::HandOver } else { Cause::FirstOutput }, Repeat::Never);
         self.decode_late();
     }

@@ -101,7 +101,8 @@ impl Judging {
         // whose KV is there counts as waiting until it is admitted, so that must be ruled out too, which only newer engines tell.
         let left_out =
             self.streams && now.tokens > before.tokens && before.arrived.zip(now.arrived) == Some((0.0, 0.0));
-        let idle = before.running == 0.0 && now.running == 0.0 && now.arrived.is_none_or(|arrived| arrived == 0.0);
+        let is_idle = |queue: Queue| queue.running == 0.0 && queue.arrived.is_none_or(|arrived| arrived == 0.0);
+        let idle = is_idle(before) && is_idle(now);
         match before.waiting == 0.0 && now.waiting == 0.0 && (idle || left_out) {
             true => Seen::Waits,
             false => Seen::Nothing,

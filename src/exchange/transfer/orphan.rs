@@ -304,7 +304,7 @@ impl Transfer {
                 Verdict::Lost => self.close_decode(Some(Orphan::Expired)),
             },
             Decode::Waiting => self.close_decode(None),
-            _ if self.attempt == Attempt::Dispatching => self.client_waited(),
+            _ if self.attempt == Attempt::Dispatching => self.client_waited(now),
             _ => {}
         }
     }
