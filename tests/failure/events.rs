@@ -52,12 +52,12 @@ const TELLING: [Api; 4] = [Api::Completions, Api::Chat, Api::Messages, Api::Gene
 async fn an_error_event_in_place_of_output_is_a_proper_status() {
     for mode in [Mode::Read, Mode::Write] {
         let world = quiet_world(mode, "0.33.0", &[(Key::BreakerFailures, "2")]).await;
+        // In WRITE prefill's success would commit first. Nobody waits for the rest of the delay.
+        if mode == Mode::Write {
+            world.prefill[0].set_fault(Fault::always(FaultKind::Delay { milliseconds: 5000 }));
+        }
         for status in [503, 400, 503, 404, 503, 429, 503] {
             for api in TELLING {
-                // In WRITE prefill's success would commit first. Nobody waits for the rest of the delay.
-                if mode == Mode::Write {
-                    world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 5000 }, 1));
-                }
                 strike(&world.decode[0], Fault::times(FaultKind::ErrorEvent { status, tokens: 0 }, 1)).await;
                 let answer = ask(&world, api, 5).await;
                 assert_eq!((answer.status, answer.source()), (status, "decode"), "{api:?} {}", answer.body);

@@ -56,6 +56,8 @@ pub(super) struct Judging {
     seen: Seen,
     /// Since when a prefill that was not stopped can have nothing left to write.
     calm: Option<Instant>,
+    /// When decode was last asked: what it says may be as old as that, however long its answer takes.
+    asked: Instant,
     /// When what was seen may be acted on; nothing while decode is being asked.
     next: Option<Instant>,
 }
@@ -73,6 +75,7 @@ impl Judging {
             before: None,
             seen: Seen::Nothing,
             calm: None,
+            asked: now,
             next: None,
         }
     }
@@ -111,10 +114,11 @@ impl Judging {
 
     /// What is to be done, once no byte has come since the last look.
     pub(super) fn verdict(&mut self, now: Instant) -> Verdict {
+        let asked = std::mem::replace(&mut self.asked, now);
         self.next = None;
-        let calm = self.calm.is_some_and(|since| now.duration_since(since) >= self.writes);
+        let calm = self.calm.is_some_and(|since| asked >= since + self.writes);
         match self.seen {
-            Seen::AtWork if now.duration_since(self.begun) >= SURELY_TAKEN_UP => Verdict::Close,
+            Seen::AtWork if asked >= self.begun + SURELY_TAKEN_UP => Verdict::Close,
             Seen::Waits if calm => Verdict::Wake,
             _ if now >= self.until => Verdict::Lost,
             _ => Verdict::Again,
