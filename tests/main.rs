@@ -20,3 +20,4 @@ mod prior_art;
 mod process;
 mod relay;
 mod tidy;
+mod transfer;

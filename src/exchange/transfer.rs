@@ -5,6 +5,7 @@
 //! It is made of four small machines (`states.rs`): the attempt, each leg, and whose prefill's blocks are. This file is the time
 //! in which the client waits, `orphan.rs` what is owed to the engines after that.
 
+mod edges;
 mod judging;
 mod orphan;
 mod states;
@@ -16,7 +17,7 @@ use crate::engine::Role;
 use crate::upstream::failure::{Kind, Repeat};
 use states::{Attempt, Blocks, Decode, Prefill};
 
-pub use words::{Acknowledged, Action, Answer, Cause, Event, Left, Message, Orphan, Plan, Releases, Terms};
+pub use words::{Acknowledged, Action, Answer, Cause, Edge, Event, Left, Message, Orphan, Plan, Releases, Terms};
 
 /// One attempt.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub struct Transfer {
     /// How an orphaned decode leg ended.
     outcome: Option<Orphan>,
     todo: Vec<Action>,
+    edges: Vec<Edge>,
 }
 
 impl Transfer {
@@ -51,6 +53,7 @@ impl Transfer {
             woken: false,
             outcome: None,
             todo: Vec::new(),
+            edges: Vec::new(),
         }
     }
 
@@ -104,11 +107,6 @@ impl Transfer {
         self.attempt == Attempt::Orphaned && self.is_write() && sent
     }
 
-    /// The states of its four machines by name: attempt, prefill's leg, decode's leg, blocks. For drawings.
-    pub fn states(&self) -> [&'static str; 4] {
-        [self.attempt.name(), self.prefill.name(), self.decode.name(), self.blocks.name()]
-    }
-
     fn is_write(&self) -> bool {
         matches!(self.terms.plan, Plan::Write { .. })
     }
@@ -120,23 +118,23 @@ impl Transfer {
     /// The client is told a failure; what is owed to the engines is left.
     fn fail(&mut self, cause: Cause, repeat: Repeat) {
         self.act(Action::Fail(cause, repeat));
-        self.attempt = Attempt::Orphaned;
+        self.set_attempt(Attempt::Orphaned);
         self.deadline = None;
     }
 
     fn over(&mut self) {
-        self.attempt = Attempt::Over;
+        self.set_attempt(Attempt::Over);
         self.act(Action::Over(self.outcome));
     }
 
     fn start(&mut self, now: Instant) {
         if self.terms.plan == Plan::Alone {
-            self.decode = Decode::Sending;
+            self.set_decode(Decode::Sending);
             self.deadline = Some(now + self.terms.first_output);
             self.act(Action::Send(Role::Decode));
         } else {
-            self.prefill = Prefill::Sending;
-            self.blocks = Blocks::Ours;
+            self.set_prefill(Prefill::Sending);
+            self.set_blocks(Blocks::Ours);
             self.act(Action::Send(Role::Prefill));
         }
     }
@@ -144,7 +142,7 @@ impl Transfer {
     /// WRITE: decode is asked once prefill's connection is up, so that a refused prefill harms nobody (protocol W6).
     fn prefill_started(&mut self) {
         if self.prefill == Prefill::Sending {
-            self.prefill = Prefill::Started;
+            self.set_prefill(Prefill::Started);
             if self.attempt == Attempt::Dispatching && self.terms.plan == (Plan::Write { serial: false }) {
                 self.send_decode();
             }
@@ -152,15 +150,15 @@ impl Transfer {
     }
 
     fn send_decode(&mut self) {
-        self.decode = Decode::Sending;
-        self.blocks = Blocks::Lent;
+        self.set_decode(Decode::Sending);
+        self.set_blocks(Blocks::Lent);
         self.act(Action::Send(Role::Decode));
     }
 
     /// READ: the hand-over is done in time (protocol D5); what is left is the limit on the first output.
     fn decode_started(&mut self) {
         if self.decode == Decode::Sending {
-            self.decode = Decode::Started;
+            self.set_decode(Decode::Started);
             if self.terms.plan == Plan::Read && self.attempt == Attempt::Dispatching {
                 self.deadline = self.first_output;
             }
@@ -173,20 +171,21 @@ impl Transfer {
         match answer {
             Answer::Message => {
                 // It ended by itself and holds nothing (protocol K2); whether it has pushed before is not known (protocol O15).
-                (self.prefill, self.blocks) = (Prefill::Doubtful, Blocks::Nobody);
+                self.set_prefill(Prefill::Doubtful);
+                self.set_blocks(Blocks::Nobody);
                 if client_waits {
                     self.act(Action::CommitMessage);
-                    self.attempt = Attempt::Orphaned;
+                    self.set_attempt(Attempt::Orphaned);
                 }
             }
             Answer::Nothing => {
-                self.prefill = Prefill::Unclear;
+                self.set_prefill(Prefill::Unclear);
                 if client_waits {
                     self.fail(Cause::NoBlocks, Repeat::Never);
                 }
             }
             Answer::Params => {
-                self.prefill = Prefill::Answered;
+                self.set_prefill(Prefill::Answered);
                 if client_waits {
                     return self.hand_over(now);
                 }
@@ -213,13 +212,13 @@ impl Transfer {
     /// Decode's answer goes to the client (protocol W7, D12).
     fn commit(&mut self) {
         self.act(Action::Commit);
-        self.attempt = Attempt::Committed;
+        self.set_attempt(Attempt::Committed);
         self.deadline = None;
     }
 
     fn accepted(&mut self) {
         if matches!(self.decode, Decode::Sending | Decode::Started) {
-            self.decode = Decode::Accepted;
+            self.set_decode(Decode::Accepted);
             if self.attempt == Attempt::Dispatching && self.is_write() && self.prefill == Prefill::Answered {
                 self.commit();
             }
@@ -239,7 +238,7 @@ impl Transfer {
         match self.attempt {
             Attempt::Orphaned => self.orphan_reported(),
             Attempt::Dispatching | Attempt::Committed if self.decode != Decode::Reported => {
-                self.decode = Decode::Reported;
+                self.set_decode(Decode::Reported);
                 self.act(Action::Met);
             }
             _ => {}
@@ -255,7 +254,7 @@ impl Transfer {
         if self.attempt == Attempt::Dispatching {
             self.commit();
         }
-        self.blocks = Blocks::Nobody;
+        self.set_blocks(Blocks::Nobody);
         if self.prefill.runs() {
             self.act(Action::SeeOut);
         }
@@ -267,7 +266,7 @@ impl Transfer {
         if self.attempt == Attempt::Dispatching {
             self.fail(Cause::Leg(Role::Prefill), kind.repeat());
         }
-        self.prefill = match kind {
+        let next = match kind {
             Kind::ConnectionRefused | Kind::NoConnection | Kind::Unavailable => Prefill::Idle,
             Kind::Refused | Kind::Redirected => Prefill::Idle,
             Kind::BadRequest => Prefill::Rejected,
@@ -276,10 +275,11 @@ impl Transfer {
             Kind::Stale | Kind::Broken | Kind::Timeout if self.prefill == Prefill::Unwanted => Prefill::Unclear,
             // A request that was not written whole has done nothing (protocol L1).
             Kind::Stale | Kind::Broken | Kind::Timeout => {
-                self.prefill = Prefill::Broken;
+                self.set_prefill(Prefill::Broken);
                 return self.act(Action::Revoke(Role::Prefill));
             }
         };
+        self.set_prefill(next);
         self.prefill_over(now);
     }
 
@@ -289,12 +289,13 @@ impl Transfer {
         match kind {
             Kind::ConnectionRefused | Kind::NoConnection if client_waits && self.terms.plan == Plan::Read => {
                 // The same params go to another decode engine (protocol D6).
-                (self.decode, self.blocks) = (Decode::Unsent, Blocks::Ours);
+                self.set_decode(Decode::Unsent);
+                self.set_blocks(Blocks::Ours);
                 self.act(Action::Another);
             }
             Kind::Stale | Kind::Broken | Kind::Timeout if orphan => self.decode_broken(),
             Kind::Stale | Kind::Broken | Kind::Timeout => {
-                self.decode = Decode::Broken;
+                self.set_decode(Decode::Broken);
                 self.decode_told(kind.repeat());
                 self.act(Action::Revoke(Role::Decode));
             }
@@ -316,7 +317,7 @@ impl Transfer {
         if self.attempt == Attempt::Dispatching {
             self.fail(Cause::Leg(Role::Decode), repeat);
         }
-        self.attempt = Attempt::Orphaned;
+        self.set_attempt(Attempt::Orphaned);
     }
 
     /// READ: whether there is another decode engine to take the hand-over.
@@ -338,7 +339,7 @@ impl Transfer {
     /// The same with the head at the client.
     fn overdue(&mut self) {
         if self.attempt == Attempt::Committed {
-            self.attempt = Attempt::Orphaned;
+            self.set_attempt(Attempt::Orphaned);
             self.decode_late();
         }
     }
@@ -346,14 +347,14 @@ impl Transfer {
     /// Decode's time is over: nothing is to be hoped for from a push (protocol W11, D16).
     fn decode_late(&mut self) {
         if self.is_write() && self.prefill == Prefill::Answered {
-            self.prefill = Prefill::Doubtful;
+            self.set_prefill(Prefill::Doubtful);
         }
         self.give_up();
     }
 
     fn client_gone(&mut self) {
         if matches!(self.attempt, Attempt::Dispatching | Attempt::Committed) {
-            self.attempt = Attempt::Orphaned;
+            self.set_attempt(Attempt::Orphaned);
             self.give_up();
         }
     }

@@ -54,14 +54,14 @@ impl Transfer {
             Releases::Answered => return self.leave(Left::TooEarly),
             Releases::Never => return self.leave(Left::NoMessage),
         }
-        self.blocks = Blocks::Released;
+        self.set_blocks(Blocks::Released);
         self.act(Action::Release);
         true
     }
 
     fn leave(&mut self, why: Left) -> bool {
         if self.blocks != Blocks::Nobody {
-            self.blocks = Blocks::Timer;
+            self.set_blocks(Blocks::Timer);
             self.act(Action::Leave(why));
         }
         false
@@ -72,7 +72,7 @@ impl Transfer {
         if self.prefill != Prefill::Broken {
             self.act(Action::Close(Role::Prefill));
         }
-        self.prefill = Prefill::Idle;
+        self.set_prefill(Prefill::Idle);
         self.prefill_over(now);
     }
 
@@ -80,13 +80,13 @@ impl Transfer {
     pub(super) fn prefill_written(&mut self, now: Instant) {
         match (self.prefill, self.terms.releases) {
             (Prefill::Broken, _) => {
-                self.prefill = Prefill::Unclear;
+                self.set_prefill(Prefill::Unclear);
                 self.prefill_over(now);
             }
-            (Prefill::Sending | Prefill::Started, Releases::Answered) => self.prefill = Prefill::Unwanted,
+            (Prefill::Sending | Prefill::Started, Releases::Answered) => self.set_prefill(Prefill::Unwanted),
             (Prefill::Sending | Prefill::Started, Releases::Always | Releases::Never) => {
                 self.act(Action::Close(Role::Prefill));
-                self.prefill = Prefill::Unclear;
+                self.set_prefill(Prefill::Unclear);
                 self.prefill_over(now);
             }
             _ => {}
@@ -96,7 +96,7 @@ impl Transfer {
     /// Prefill's leg is over, and the client does not wait for decode.
     pub(super) fn prefill_over(&mut self, now: Instant) {
         match self.prefill {
-            Prefill::Idle => self.blocks = Blocks::Nobody,
+            Prefill::Idle => self.set_blocks(Blocks::Nobody),
             Prefill::Rejected => {
                 self.leave(Left::Rejected);
             }
@@ -119,9 +119,9 @@ impl Transfer {
     /// Decode took nothing: what prefill holds is nobody's.
     pub(super) fn decode_refused(&mut self) {
         self.outcome = self.ended(Orphan::Refused);
-        self.decode = Decode::Over;
+        self.set_decode(Decode::Over);
         if matches!(self.blocks, Blocks::Lent | Blocks::Reader) {
-            self.blocks = Blocks::Ours;
+            self.set_blocks(Blocks::Ours);
         }
         self.give_prefill_up();
     }
@@ -129,7 +129,7 @@ impl Transfer {
     /// Decode broke with its request written: it may read, or prefill may be writing (protocol D8, W10).
     pub(super) fn decode_broken(&mut self) {
         self.outcome = self.ended(Orphan::Broken);
-        self.decode = Decode::Over;
+        self.set_decode(Decode::Over);
         if matches!(self.blocks, Blocks::Lent | Blocks::Reader) {
             self.leave(Left::Reader);
         }
@@ -156,7 +156,7 @@ impl Transfer {
     fn close_decode(&mut self, how: Option<Orphan>) {
         debug_assert!(!self.is_write() || !self.decode.surely_waits(), "{:?} is closed (protocol K8)", self.decode);
         self.outcome = how.and_then(|how| self.ended(how)).or(self.outcome);
-        self.decode = Decode::Over;
+        self.set_decode(Decode::Over);
         self.act(Action::Close(Role::Decode));
         self.see_prefill_out();
     }
@@ -164,10 +164,10 @@ impl Transfer {
     /// A leg that waits no longer may be closed: its engine frees its blocks (protocol K17, D9).
     fn close_reported(&mut self) {
         if matches!(self.blocks, Blocks::Lent | Blocks::Reader) {
-            self.blocks = if self.is_write() { Blocks::Nobody } else { Blocks::Reader };
+            self.set_blocks(if self.is_write() { Blocks::Nobody } else { Blocks::Reader });
         }
         self.outcome = self.ended(Orphan::Written);
-        self.decode = Decode::Reported;
+        self.set_decode(Decode::Reported);
         self.close_decode(None);
     }
 
@@ -190,9 +190,9 @@ impl Transfer {
             return;
         }
         if self.blocks == Blocks::Lent {
-            self.blocks = Blocks::Reader;
+            self.set_blocks(Blocks::Reader);
         }
-        self.decode = Decode::Waiting;
+        self.set_decode(Decode::Waiting);
         if self.is_write() {
             return self.wait_on(now);
         }
@@ -210,7 +210,7 @@ impl Transfer {
         let streams = self.terms.streams;
         match self.prefill {
             Prefill::Unsent | Prefill::Sending | Prefill::Started | Prefill::Unwanted | Prefill::Broken => {}
-            Prefill::Answered => self.decode = Decode::Expected(Expected::push(now, self.terms.orphan, streams)),
+            Prefill::Answered => self.set_decode(Decode::Expected(Expected::push(now, self.terms.orphan, streams))),
             Prefill::Idle => {
                 self.act(Action::NotMet);
                 self.wake(false, now);
@@ -229,7 +229,7 @@ impl Transfer {
     /// Prefill is told to stop, before anything else is decided.
     fn doubt(&mut self, now: Instant) {
         if self.release() {
-            self.decode = Decode::Doubted;
+            self.set_decode(Decode::Doubted);
         } else {
             self.judge(now, false, LEFT_ALONE);
         }
@@ -237,18 +237,18 @@ impl Transfer {
 
     fn judge(&mut self, now: Instant, stopped: bool, writes: Duration) {
         let (streams, patience) = (self.terms.streams, self.terms.first_output);
-        self.decode = Decode::Judged(Judging::new(now, stopped, writes, (streams, patience)));
+        self.set_decode(Decode::Judged(Judging::new(now, stopped, writes, (streams, patience))));
         self.act(Action::Look);
     }
 
     /// Ends the waiting of a leg into which nobody has written or will write; `admitted` if decode is known to have room for it.
     fn wake(&mut self, admitted: bool, now: Instant) {
         if self.terms.wakes {
-            self.decode = Decode::Woken(admitted);
+            self.set_decode(Decode::Woken(admitted));
             self.act(Action::Wake);
         } else {
             // What is left is patience: closing the leg would lose its blocks, another end may still come (protocol K24, K25).
-            self.decode = Decode::Awaited(Expected::wake(now, self.terms.unpark, self.terms.streams, None));
+            self.set_decode(Decode::Awaited(Expected::wake(now, self.terms.unpark, self.terms.streams, None)));
             self.act(Action::CannotWake);
         }
     }
@@ -263,7 +263,7 @@ impl Transfer {
             (Message::Wake, Decode::Woken(admitted)) => {
                 self.woken = acknowledged == Acknowledged::Yes;
                 let known = self.woken.then_some(admitted);
-                self.decode = Decode::Awaited(Expected::wake(now, self.terms.unpark, self.terms.streams, known));
+                self.set_decode(Decode::Awaited(Expected::wake(now, self.terms.unpark, self.terms.streams, known)));
             }
             _ => {}
         }
@@ -292,7 +292,7 @@ impl Transfer {
                 self.act(Action::Look);
             }
             Decode::Expected(_) => {
-                self.prefill = Prefill::Doubtful;
+                self.set_prefill(Prefill::Doubtful);
                 self.act(Action::NotMet);
                 self.doubt(now);
             }

@@ -179,7 +179,8 @@ impl Orphan {
 pub enum Action {
     /// Send this leg.
     Send(Role),
-    /// Give this leg's request up if that is still possible, and answer at once by [`Event::Revoked`] or [`Event::Written`].
+    /// Give this leg's request up if that is still possible, and answer by [`Event::Revoked`] or [`Event::Written`] once all of these
+    /// actions are done. Of a leg that broke or ran into its limit this says whether its request was written whole.
     Revoke(Role),
     /// Close this leg.
     Close(Role),
@@ -201,7 +202,7 @@ pub enum Action {
     CannotWake,
     /// Ask decode for its queue; answered by [`Event::Seen`].
     Look,
-    /// READ: take a decode engine that was not yet asked; answered at once by [`Event::Another`].
+    /// READ: take a decode engine that was not yet asked; answered by [`Event::Another`] once all of these actions are done.
     Another,
     /// The pair's engines know each other (protocol P4).
     Met,
@@ -210,3 +211,6 @@ pub enum Action {
     /// Nothing more will come of the attempt, and nothing is owed to anybody. An orphaned WRITE decode leg ended like this.
     Over(Option<Orphan>),
 }
+
+/// An edge of one of the four machines (attempt, prefill's leg, decode's leg, blocks): from which state to which.
+pub type Edge = (usize, &'static str, &'static str);
