@@ -1,6 +1,8 @@
 //! What documents say of code and of each other.
 
-use super::read;
+use std::process::Command;
+
+use super::{read, root};
 
 /// The lines of a chapter, from its heading to the next.
 fn chapter<'a>(text: &'a str, heading: &str) -> Vec<&'a str> {
@@ -61,4 +63,22 @@ fn the_readme_shows_options_as_they_are() {
         assert!(known, "{row:?} is not in the reference");
     }
     assert!(readme.lines().count() <= 200);
+}
+
+/// The mistakes of tests/defects can be put back, and each has its row.
+#[test]
+fn mistakes_can_be_put_back() {
+    let verification = read("docs/verification.md");
+    let rows = chapter(&verification, "## Mistakes put back");
+    let mut named: Vec<&str> = rows.iter().filter_map(|row| row.strip_prefix("| `")?.split('`').next()).collect();
+    named.sort();
+    let patches = std::fs::read_dir(root().join("tests/defects")).unwrap().map(|entry| entry.unwrap().path());
+    let mut patches: Vec<_> = patches.filter(|path| path.extension().is_some_and(|kind| kind == "patch")).collect();
+    patches.sort();
+    let names: Vec<_> = patches.iter().map(|path| path.file_stem().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, named);
+    for patch in &patches {
+        let check = Command::new("git").args(["apply", "--check"]).arg(patch).current_dir(root()).status().unwrap();
+        assert!(check.success(), "{} does not apply", patch.display());
+    }
 }
