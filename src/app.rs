@@ -10,22 +10,22 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::request::TokenBudget;
 use crate::exchange::drive::{AttemptLimits, Means};
 use crate::http::accept::{Routers, accept, drain};
-use crate::http::access::Keys;
 use crate::http::descriptors::{fit, raise_descriptors};
 use crate::http::port::bind;
-use crate::http::server::{Server, ServerSettings};
+use crate::http::server::Server;
 use crate::http::{browsers, routes};
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
-use crate::pool::breaker::BreakerLimits;
-use crate::pool::registry::{Registry, RegistryLimits};
+use crate::pool::registry::Registry;
 use crate::registration::membership::Discovery;
 use crate::registration::socket::listener::{self, Incident, Listener, ListenerSettings};
-use crate::routing::{PickRules, Selector};
-use crate::settings::{Config, DecodeTokenBudget, Endpoint, WriteDispatch};
+use crate::routing::Selector;
+use crate::settings::{
+    BreakerLimits, Config, DecodeTokenBudget, Endpoint, Keys, PickRules, RegistryLimits, ServerSettings, TokenBudget,
+    WriteDispatch,
+};
 use crate::upstream::Upstream;
 
 /// Registration messages between the listener's thread and the membership task.

@@ -12,15 +12,7 @@ use crate::engine::Mode;
 use crate::engine::versions::Traits;
 use crate::error::ProxyError;
 use crate::json::{Body, BodyError};
-
-/// What decode is told of the client's token limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TokenBudget {
-    /// One less, never below one: what the proxies do that users compare with.
-    MinusOne,
-    /// The client's number: decode samples the first token itself, so as many come back as were asked for.
-    Exact,
-}
+use crate::settings::TokenBudget;
 
 /// The client's token limits; `null` is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

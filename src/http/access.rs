@@ -3,20 +3,11 @@
 use http::{HeaderMap, HeaderValue, header};
 
 use crate::error::ProxyError;
-use crate::settings::Secret;
+use crate::settings::Keys;
 use crate::upstream;
 
 /// Where Anthropic's clients put their key. Engines do not read it.
 const X_API_KEY: &str = "x-api-key";
-
-/// Whose credential goes where.
-#[derive(Clone, Debug)]
-pub struct Keys {
-    /// What clients must send (`--api-key`).
-    pub api_key: Option<Secret>,
-    /// Sent to engines when the client's credential is for the proxy, or there is none (`OPENAI_API_KEY`).
-    pub engine_key: Option<HeaderValue>,
-}
 
 /// Whether the client has presented the key, in either of its places, if one is asked for.
 pub(super) fn check(keys: &Keys, client: &HeaderMap) -> Result<(), ProxyError> {

@@ -12,17 +12,18 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use http_body_util::BodyExt;
 use tokio::sync::{Semaphore, watch};
 
-use super::access::{self, Keys};
+use super::access;
 use super::health::Health;
 use super::respond::respond;
 use crate::api::Api;
-use crate::api::request::{self, TokenBudget};
+use crate::api::request;
 use crate::error::ProxyError;
 use crate::exchange::drive::{Asked, Drive, Failure, Means, Outcome};
 use crate::exchange::record::Exchange;
 use crate::metrics::Metrics;
 use crate::pool::{FIRST_PROBE_WAIT, Pool};
 use crate::routing::{NoPick, Picked, Selector};
+use crate::settings::ServerSettings;
 use crate::upstream::{REQUEST_ID, Repeat};
 
 /// Bodies above this are parsed off the threads that serve connections.
@@ -35,27 +36,6 @@ const BUSY_LOOK: Duration = Duration::from_millis(50);
 const RETRY_RESERVE: i64 = 10;
 /// One retry, in the budget's unit: requests times percent.
 const RETRY_COST: i64 = 100;
-
-/// Settings of the data port.
-#[derive(Clone, Debug)]
-pub struct ServerSettings {
-    /// Decode's token limit (`--decode-token-budget`).
-    pub budget: TokenBudget,
-    /// The largest request body, inclusive (`--max-body-bytes`).
-    pub max_body: u64,
-    /// Time for the whole request body (`--body-timeout`).
-    pub body_time: Duration,
-    /// Requests served at once (`--max-in-flight`).
-    pub max_in_flight: usize,
-    /// Attempts beyond the first (`--retries`).
-    pub retries: u32,
-    /// Retries as a share of requests, in percent (`--retry-budget`).
-    pub retry_percent: u32,
-    /// Whose credential goes where.
-    pub keys: Keys,
-    /// `/health` is 503 until the first pair (`--health-waits-for-pair`).
-    pub health_waits: bool,
-}
 
 /// What every request handler shares.
 pub struct Server {

@@ -6,16 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Limits of a breaker.
-#[derive(Clone, Copy, Debug)]
-pub struct BreakerLimits {
-    /// Consecutive failures that open it; 0 switches the breaker off.
-    pub failures: u32,
-    /// How long it stays open the first time.
-    pub open: Duration,
-    /// The longest that it stays open; every failed trial doubles the time up to this.
-    pub open_max: Duration,
-}
+use crate::settings::BreakerLimits;
 
 /// How a leg was let through, to be handed back with its verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use crate::engine::versions::{self, Release, Traits};
 use crate::engine::{KvEndpoint, Mode, Registration, Role};
 use crate::metrics::{EngineMetrics, LegStatus, Metrics};
-use crate::pool::breaker::{Admission, Breaker, BreakerLimits, Circuit};
+use crate::pool::breaker::{Admission, Breaker, Circuit};
 use crate::pool::reason::{Failure, Reason};
+use crate::settings::BreakerLimits;
 use crate::upstream::Verdict;
 use crate::upstream::gauges::LastLook;
 

@@ -11,9 +11,9 @@ use tokio::sync::watch;
 use crate::engine::versions::Release;
 use crate::engine::{HttpAddress, Mode, Registration};
 use crate::metrics::Metrics;
-use crate::pool::breaker::BreakerLimits;
 use crate::pool::reason::Failure;
 use crate::pool::{Engine, Pool, State, Vitals};
+use crate::settings::RegistryLimits;
 
 mod claims;
 mod entry;
@@ -76,17 +76,6 @@ pub struct ProbeOrder {
     pub first: bool,
     /// Whether another process claims its address: then its KV ports are asked first, since they tell the two apart.
     pub contested: bool,
-}
-
-/// Settings of the registry.
-#[derive(Clone, Copy, Debug)]
-pub struct RegistryLimits {
-    /// Silence after which an engine is suspect (`--engine-ttl`).
-    pub ttl: Duration,
-    /// Engines that are kept (`--max-engines`).
-    pub max_engines: usize,
-    /// For the breakers of new engines.
-    pub breaker: BreakerLimits,
 }
 
 /// All engines.

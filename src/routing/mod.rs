@@ -10,17 +10,7 @@ use crate::pool::bonds::{self, Partner};
 use crate::pool::history::Standing;
 use crate::pool::pairs::{Contact, Memory, Pairs};
 use crate::pool::{Engine, Pool, Seat};
-
-/// What a pick must respect beyond the state of the engines.
-#[derive(Clone, Copy, Debug)]
-pub struct PickRules {
-    /// Legs that an engine may have in flight; 0 is no limit (`--engine-in-flight`).
-    pub engine_in_flight: usize,
-    /// Whether a pair's first exchange goes alone (`--first-contact`).
-    pub first_contact: bool,
-    /// Whether pairs that should fail for ever are used all the same (`--allow-stale-pairs`).
-    pub allow_stale: bool,
-}
+use crate::settings::PickRules;
 
 /// A pair with its two places taken.
 #[derive(Debug)]

@@ -11,11 +11,13 @@ use crate::settings::options::{Key, ServeOptions};
 
 mod hosts;
 pub mod options;
+mod parts;
 mod reader;
 mod sections;
 mod values;
 
 pub use hosts::{Endpoint, Host, Origins};
+pub use parts::{BreakerLimits, Keys, PickRules, RegistryLimits, ServerSettings, TokenBudget};
 pub use reader::{Mistake, Mistakes};
 pub use values::Secret;
 

@@ -4,8 +4,9 @@
 use bytes::Bytes;
 use futures::future::join_all;
 use moriio_proxy::api::Api;
-use moriio_proxy::api::request::{Request, TokenBudget};
+use moriio_proxy::api::request::Request;
 use moriio_proxy::engine;
+use moriio_proxy::settings::TokenBudget;
 use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Mode, Role, rendered_text, rendered_tokens};
 use serde_json::{Value, json};

@@ -4,9 +4,10 @@
 use bytes::Bytes;
 use moriio_proxy::api::Api;
 use moriio_proxy::api::legs::{Ids, Pair, PrefillParams, alone_leg, decode_leg_read, decode_leg_write, prefill_leg};
-use moriio_proxy::api::request::{Request, TokenBudget};
+use moriio_proxy::api::request::Request;
 use moriio_proxy::engine::versions::{Release, Traits, traits};
 use moriio_proxy::engine::{Dialect, Mode};
+use moriio_proxy::settings::TokenBudget;
 use serde_json::{Map, Value, json};
 
 use super::fuzz;

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use moriio_proxy::api::Api;
 use moriio_proxy::api::legs::{Ids, Pair, PrefillParams, decode_leg_read, decode_leg_write, prefill_leg};
-use moriio_proxy::api::request::{Request, TokenBudget};
+use moriio_proxy::api::request::Request;
 use moriio_proxy::engine::Registration;
 use moriio_proxy::registration::decode::{self, Message};
+use moriio_proxy::settings::TokenBudget;
 use serde_json::{Value, json};
 
 use super::fuzz;

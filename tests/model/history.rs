@@ -8,9 +8,10 @@ use moriio_proxy::engine::{Mode, Role};
 use moriio_proxy::metrics::{LegStatus, Metrics};
 use moriio_proxy::pool::pairs::Contact;
 use moriio_proxy::pool::reason::Failure;
-use moriio_proxy::pool::registry::{Outcome, Probe, Registry, RegistryLimits};
+use moriio_proxy::pool::registry::{Outcome, Probe, Registry};
 use moriio_proxy::pool::{Pool, Seat, State};
-use moriio_proxy::routing::{NoPick, PickRules, Selector};
+use moriio_proxy::routing::{NoPick, Selector};
+use moriio_proxy::settings::{PickRules, RegistryLimits};
 use moriio_proxy::upstream::Verdict;
 
 use super::world::{BREAKER, End, Life, Met, meeting, registration};

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use moriio_proxy::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration, Role};
-use moriio_proxy::pool::breaker::BreakerLimits;
+use moriio_proxy::settings::BreakerLimits;
 
 pub const BREAKER: BreakerLimits =
     BreakerLimits { failures: 2, open: Duration::from_secs(3600), open_max: Duration::from_secs(7200) };

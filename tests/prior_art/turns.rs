@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use moriio_proxy::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration, Role};
 use moriio_proxy::metrics::Metrics;
-use moriio_proxy::pool::breaker::BreakerLimits;
 use moriio_proxy::pool::{Engine, Pool, State, Vitals};
-use moriio_proxy::routing::{PickRules, Selector};
+use moriio_proxy::routing::Selector;
+use moriio_proxy::settings::{BreakerLimits, PickRules};
 use moriio_proxy::sim::{self, Settings};
 
 use crate::support::{Plan, generate, until};

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::request::TokenBudget;
 use crate::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Role};
+use crate::settings::TokenBudget;
 
 fn engine(role: Role, host: &str, ports: [u16; 3]) -> Registration {
     let [http, handshake, notify] = ports;

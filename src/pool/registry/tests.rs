@@ -3,6 +3,7 @@
 use super::entry::{OLD_PINGS, PROBE_AGAIN};
 use super::*;
 use crate::engine::{Dialect, KvEndpoint, Role};
+use crate::settings::BreakerLimits;
 
 const LIMITS: RegistryLimits = RegistryLimits {
     ttl: Duration::from_secs(15),
