@@ -4,7 +4,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::HeaderValue;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -22,10 +21,7 @@ use crate::pool::registry::Registry;
 use crate::registration::membership::Discovery;
 use crate::registration::socket::listener::{self, Incident, Listener, ListenerSettings};
 use crate::routing::Selector;
-use crate::settings::{
-    BreakerLimits, Config, DecodeTokenBudget, Endpoint, Keys, PickRules, RegistryLimits, ServerSettings, TokenBudget,
-    WriteDispatch,
-};
+use crate::settings::{Config, DoorLimits, Endpoint, Parts, Times};
 use crate::upstream::Upstream;
 
 /// Registration messages between the listener's thread and the membership task.
@@ -78,7 +74,7 @@ pub enum Finish {
 
 /// A proxy whose sockets are bound.
 pub struct App {
-    config: Config,
+    door: DoorLimits,
     listener: Listener,
     heard: mpsc::Receiver<listener::Heard>,
     clients: TcpListener,
@@ -95,53 +91,37 @@ impl App {
     ///
     /// # Errors
     /// A port that cannot be bound, or a part that cannot be made.
-    pub fn bind(mut config: Config) -> Result<Self, StartError> {
+    pub fn bind(config: Config) -> Result<Self, StartError> {
+        let Parts { listen, mut door, server, origins, allowed, registry, picking, times, serial_write, kv_release } =
+            config.parts;
         let metrics = Arc::new(Metrics::new());
-        let clients =
-            first(&addresses(&config.listen.http)?, bind, |address, error| StartError::Http { address, error })?;
-        let (max_peers, max_connections) = fit(
-            config.discovery.max_engines,
-            config.http.max_connections,
-            config.http.max_in_flight,
-            raise_descriptors(),
-        );
-        if max_connections < config.http.max_connections {
+        let clients = first(&addresses(&listen.http)?, bind, |address, error| StartError::Http { address, error })?;
+        let wanted = door.max_connections;
+        let (max_peers, max_connections) = fit(registry.max_engines, wanted, server.max_in_flight, raise_descriptors());
+        if max_connections < wanted {
             tracing::warn!(
                 max_connections,
                 max_peers,
                 "the limit on open files leaves room for fewer connections than configured"
             );
-            config.http.max_connections = max_connections;
+            door.max_connections = max_connections;
         }
         let (sink, heard) = mpsc::channel(HEARD);
-        let listen = |address| {
+        let hear = |address| {
             let counted = metrics.clone();
             let settings = ListenerSettings { max_peers, ..ListenerSettings::new(address) };
             listener::start(settings, sink.clone(), move |incident| count(&counted, incident))
         };
         let failed = |address, error| StartError::Discovery { address, error };
-        let listener = first(&addresses(&config.listen.discovery)?, listen, failed)?;
+        let listener = first(&addresses(&listen.discovery)?, hear, failed)?;
         let parts = |error: &dyn std::fmt::Display| StartError::Parts(error.to_string());
         let address = clients.local_addr().map_err(|error| parts(&error))?;
 
-        let selector = Selector::new(PickRules {
-            engine_in_flight: config.discovery.engine_in_flight.unwrap_or(0),
-            first_contact: config.exchange.first_contact,
-            allow_stale: config.exchange.allow_stale_pairs,
-        });
-        let limits = RegistryLimits {
-            ttl: config.discovery.engine_ttl,
-            max_engines: config.discovery.max_engines,
-            breaker: BreakerLimits {
-                failures: config.breaker.failures.unwrap_or(0),
-                open: config.breaker.open,
-                open_max: config.breaker.open_max,
-            },
-        };
-        let registry = Registry::new(limits, metrics.clone());
+        let selector = Selector::new(picking);
+        let registry = Registry::new(registry, metrics.clone());
         let pool = registry.subscribe();
-        let upstream = Upstream::new(config.upstream.connect).map_err(|error| parts(&error))?;
-        let notifier = Notifier::start(config.exchange.kv_release, metrics.clone()).map_err(|error| parts(&error))?;
+        let upstream = Upstream::new(times.connect).map_err(|error| parts(&error))?;
+        let notifier = Notifier::start(kv_release, metrics.clone()).map_err(|error| parts(&error))?;
         let (tasks, cut) = (TaskTracker::new(), CancellationToken::new());
         let means = Arc::new(Means {
             upstream: upstream.clone(),
@@ -150,20 +130,18 @@ impl App {
             notifier,
             metrics: metrics.clone(),
             background: tasks.clone(),
-            limits: attempt_limits(&config),
-            serial_write: config.exchange.write_dispatch == WriteDispatch::Serial,
+            limits: attempt_limits(&times),
+            serial_write,
             cut: cut.clone(),
         });
-        let allowed = config.discovery.engine_allow.clone();
         let discovery =
             Discovery::new(registry, selector.pairs.clone(), metrics.clone(), upstream.client().clone(), allowed);
-        let server = Server::new(server_settings(&config), means, metrics.clone());
-        let origins = &config.access.origins;
+        let server = Server::new(server, means, metrics.clone());
         let routers = Routers {
-            serving: browsers::allow(routes::router(server.clone()), origins),
-            refusing: browsers::allow(routes::refusing(server), origins),
+            serving: browsers::allow(routes::router(server.clone()), &origins),
+            refusing: browsers::allow(routes::refusing(server), &origins),
         };
-        Ok(App { config, listener, heard, clients, address, routers, discovery, metrics, tasks, cut })
+        Ok(App { door, listener, heard, clients, address, routers, discovery, metrics, tasks, cut })
     }
 
     /// Where clients connect.
@@ -178,11 +156,11 @@ impl App {
 
     /// Serves until `stop` resolves, then drains.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Finish {
-        let App { config, listener, heard, clients, routers, discovery, metrics, tasks, cut, .. } = self;
+        let App { door, listener, heard, clients, routers, discovery, metrics, tasks, cut, .. } = self;
         let ended = CancellationToken::new();
         let discovery = tokio::spawn(discovery.run(heard, ended.clone()));
         let connections = tokio::select! {
-            served = accept(&config, clients, routers, &metrics, stop) => served,
+            served = accept(&door, clients, routers, &metrics, stop) => served,
             _ = listener.ended() => {
                 tracing::error!("the registration listener has ended");
                 return Finish::Failed;
@@ -190,7 +168,7 @@ impl App {
         };
         // The ports are closed from here on: other nodes take that for the end of the job (protocol E3).
         listener.stop().await;
-        let cut = drain(&config, connections, &metrics, &tasks, &cut).await;
+        let cut = drain(door.drain, connections, &metrics, &tasks, &cut).await;
         ended.cancel();
         let _ = discovery.await;
         match cut {
@@ -222,39 +200,14 @@ fn first<T>(
     Err(last)
 }
 
-fn attempt_limits(config: &Config) -> AttemptLimits {
-    let times = &config.upstream;
+fn attempt_limits(times: &Times) -> AttemptLimits {
     AttemptLimits {
         prefill: times.prefill,
         first_byte: times.first_byte,
         answer: times.answer,
-        idle: times.stream_idle,
+        idle: times.idle,
         hand_over: times.hand_over,
         unpark: times.unpark,
-    }
-}
-
-fn server_settings(config: &Config) -> ServerSettings {
-    let bearer = |key: &str| {
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}")).ok()?;
-        value.set_sensitive(true);
-        Some(value)
-    };
-    ServerSettings {
-        budget: match config.exchange.decode_token_budget {
-            DecodeTokenBudget::MinusOne => TokenBudget::MinusOne,
-            DecodeTokenBudget::Exact => TokenBudget::Exact,
-        },
-        max_body: config.http.max_body_bytes as u64,
-        body_time: config.http.body_timeout,
-        max_in_flight: config.http.max_in_flight,
-        retries: config.retry.retries,
-        retry_percent: config.retry.budget_percent,
-        keys: Keys {
-            api_key: config.access.api_key.clone(),
-            engine_key: config.access.engine_key.as_ref().and_then(|key| bearer(key.expose())),
-        },
-        health_waits: config.http.health_waits_for_pair,
     }
 }
 

@@ -130,7 +130,7 @@ fn serve(options: &ServeOptions) -> ExitCode {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    block_on(config.process.workers, async move {
+    block_on(config.workers, async move {
         let effective: Vec<String> =
             config.describe().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
         let fingerprint = config.fingerprint();

@@ -21,7 +21,7 @@ use super::stream::{Answer, Serving, Stream, Visit};
 use crate::http::descriptors::{Spares, is_exhausted};
 use crate::http::routes::PROBES;
 use crate::metrics::Metrics;
-use crate::settings::Config;
+use crate::settings::DoorLimits;
 
 /// How long connections may take to notice that they were cut, or that the proxy stops.
 const AFTER_CUT: Duration = Duration::from_secs(1);
@@ -60,14 +60,14 @@ struct Door {
 
 /// Serves connections until `stop`; then the port is closed and what is left is handed back.
 pub(crate) async fn accept(
-    config: &Config,
+    limits: &DoorLimits,
     clients: TcpListener,
     routers: Routers,
     metrics: &Arc<Metrics>,
     stop: impl Future<Output = ()>,
 ) -> Connections {
-    let door = Door::new(config, routers, metrics.clone());
-    let places = Arc::new(Places::new(config.http.max_connections, metrics.clone()));
+    let door = Door::new(limits, routers, metrics.clone());
+    let places = Arc::new(Places::new(limits.max_connections, metrics.clone()));
     let mut spares = Spares::new();
     let mut tasks = JoinSet::new();
     let mut look = tokio::time::interval(LOOK);
@@ -113,16 +113,12 @@ pub(crate) async fn accept(
 }
 
 impl Door {
-    fn new(config: &Config, routers: Routers, metrics: Arc<Metrics>) -> Self {
+    fn new(limits: &DoorLimits, routers: Routers, metrics: Arc<Metrics>) -> Self {
         let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
         // One timer bounds the idle time between requests and the head of the next; the first head has its own limit.
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(config.http.keep_alive_timeout)
-            .max_buf_size(64 * 1024);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.keep_alive).max_buf_size(64 * 1024);
         let [serving, refusing] = [routers.serving, routers.refusing].map(TowerToHyperService::new);
-        let head_time = config.http.header_timeout;
+        let head_time = limits.head_time;
         Door { builder, serving, refusing, metrics, head_time, stopping: CancellationToken::new() }
     }
 
@@ -208,13 +204,12 @@ impl Door {
 
 /// Lets exchanges come to their end up to the drain's limit and cuts the rest. Says how many were cut.
 pub(crate) async fn drain(
-    config: &Config,
+    limit: Duration,
     mut connections: Connections,
     metrics: &Metrics,
     tasks: &TaskTracker,
     cut: &CancellationToken,
 ) -> usize {
-    let limit = config.process.drain_timeout;
     tracing::info!(in_flight = metrics.exchanges_open(), parked = metrics.parked_in_flight.get(), "draining");
     tasks.close();
     let quiet = async {

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use http::{HeaderValue, Uri};
 
-use super::values::{Refusal, number};
+use super::values::{Parsed, Refusal, number, plain};
 
 /// The longest name of the domain name system, and the longest part between its dots.
 const NAME_MAX: usize = 253;
@@ -75,18 +75,18 @@ impl fmt::Display for Endpoint {
     }
 }
 
-pub(super) fn host(text: &str) -> Result<Host, Refusal> {
+pub(super) fn host(text: &str) -> Parsed<Host> {
     let address = match text {
-        "*" => return Ok(Host::ANY),
-        "localhost" => return Ok(Host::Address(IpAddr::V4(Ipv4Addr::LOCALHOST))),
+        "*" => return Ok(plain(Host::ANY)),
+        "localhost" => return Ok(plain(Host::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)))),
         _ => match text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
             Some(bracketed) => Ipv6Addr::from_str(bracketed).map(IpAddr::V6),
             None => IpAddr::from_str(text),
         },
     };
     match address {
-        Ok(address) => Ok(Host::Address(address)),
-        Err(_) if is_name(text) => Ok(Host::Name(text.to_owned())),
+        Ok(address) => Ok(plain(Host::Address(address))),
+        Err(_) if is_name(text) => Ok(plain(Host::Name(text.to_owned()))),
         Err(_) => Err(Refusal::Host),
     }
 }
@@ -103,18 +103,16 @@ fn is_name(text: &str) -> bool {
 }
 
 /// A host with a port.
-pub(super) fn address(text: &str) -> Result<(Host, u16), Refusal> {
+pub(super) fn address(text: &str) -> Parsed<(Host, u16)> {
     // A bare `::1:80` would be read as an address without a port, so only the bracketed form has colons.
     let (name, port) = text.rsplit_once(':').ok_or(Refusal::Address)?;
     if name.contains(':') && !name.starts_with('[') {
         return Err(Refusal::Address);
     }
-    let host = host(name).map_err(|_| Refusal::Address)?;
-    Ok((host, number(port, 0, u16::MAX).map_err(|_| Refusal::Address)?))
-}
-
-pub(super) fn show_address((host, port): &(Host, u16)) -> String {
-    Endpoint { host: host.clone(), port: *port, named: String::new() }.to_string()
+    let (host, _) = host(name).map_err(|_| Refusal::Address)?;
+    let (port, _) = number(0, u16::MAX)(port).map_err(|_| Refusal::Address)?;
+    let shown = Endpoint { host: host.clone(), port, named: String::new() }.to_string();
+    Ok(((host, port), shown))
 }
 
 /// Origins whose pages may call from a browser.
@@ -142,13 +140,13 @@ impl fmt::Display for Origins {
     }
 }
 
-pub(super) fn origins(text: &str) -> Result<Origins, Refusal> {
+pub(super) fn origins(text: &str) -> Parsed<Origins> {
     let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     if parts.contains(&"*") {
-        return if parts.len() == 1 { Ok(Origins::Any) } else { Err(Refusal::Origins) };
+        return if parts.len() == 1 { Ok(plain(Origins::Any)) } else { Err(Refusal::Origins) };
     }
     let origins = parts.into_iter().map(|part| origin(part).ok_or(Refusal::Origins)).collect::<Result<Vec<_>, _>>()?;
-    if origins.is_empty() { Err(Refusal::Origins) } else { Ok(Origins::Listed(origins)) }
+    if origins.is_empty() { Err(Refusal::Origins) } else { Ok(plain(Origins::Listed(origins))) }
 }
 
 /// An origin as browsers write it: small letters, no path, no port that its scheme implies.
@@ -168,7 +166,7 @@ fn origin(text: &str) -> Option<HeaderValue> {
     };
     // What is no number is no port, and an empty one is not how a browser writes it.
     let port = match authority.as_str().strip_prefix(host)?.strip_prefix(':') {
-        Some(port) => Some(number::<u16>(port, 1, u16::MAX).ok()?),
+        Some(port) => Some(number(1, u16::MAX)(port).ok()?.0),
         None => None,
     };
     let port = port.filter(|port| Some(*port) != implied).map(|port| format!(":{port}")).unwrap_or_default();
@@ -177,7 +175,7 @@ fn origin(text: &str) -> Option<HeaderValue> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Host, address, host, origins, show_address};
+    use super::{Host, address, host, origins};
 
     #[test]
     fn hosts_are_addresses_or_names() {
@@ -191,16 +189,16 @@ mod tests {
             ("rank_0.job.example.", "rank_0.job.example."),
             ("0a", "0a"),
         ] {
-            assert_eq!(host(text).map(|host| host.to_string()), Ok(shown.to_owned()), "{text}");
+            assert_eq!(host(text).map(|(_, shown)| shown), Ok(shown.to_owned()), "{text}");
         }
-        assert!(matches!(host("node-0"), Ok(Host::Name(_))));
+        assert!(matches!(host("node-0"), Ok((Host::Name(_), _))));
         for text in
             ["", "10.0.0.300", "1.2.3", "7", "a b", "-a", "a-", "a..b", "a:1", "[a]", "[::1", "ä", &"a".repeat(64)]
         {
             assert!(host(text).is_err(), "{text}");
         }
         for text in ["node-0:36367", "[::1]:0", "127.0.0.1:65535"] {
-            assert_eq!(address(text).map(|read| show_address(&read)), Ok(text.to_owned()));
+            assert_eq!(address(text).map(|(_, shown)| shown), Ok(text.to_owned()));
         }
     }
 
@@ -212,7 +210,7 @@ mod tests {
             ("http://localhost:3000, HTTPS://a.example:443", "http://localhost:3000,https://a.example"),
             ("http://[::1]:8080", "http://[::1]:8080"),
         ] {
-            assert_eq!(origins(text).map(|origins| origins.to_string()), Ok(shown.to_owned()), "{text}");
+            assert_eq!(origins(text).map(|(_, shown)| shown), Ok(shown.to_owned()), "{text}");
         }
         for text in [
             ",",

@@ -1,79 +1,237 @@
-//! What each part is told, as it takes it.
+//! What each part is told, as the part takes it, and which option each of it is read from.
 
 use std::time::Duration;
 
 use http::HeaderValue;
+use ipnet::IpNet;
+use tracing::Level;
 
-use super::values::Secret;
+use super::hosts::{self, Endpoint, Host, Origins};
+use super::options::Key;
+use super::reader::Reader;
+use super::values::{Secret, bearer, choice, networks, number, secret, size, some, switch, time, time_or_zero};
 
-/// Settings of the data port.
-#[derive(Clone, Debug)]
-pub struct ServerSettings {
-    /// Decode's token limit (`--decode-token-budget`).
-    pub budget: TokenBudget,
-    /// The largest request body, inclusive (`--max-body-bytes`).
-    pub max_body: u64,
-    /// Time for the whole request body (`--body-timeout`).
-    pub body_time: Duration,
-    /// Requests served at once (`--max-in-flight`).
-    pub max_in_flight: usize,
-    /// Attempts beyond the first (`--retries`).
-    pub retries: u32,
-    /// Retries as a share of requests, in percent (`--retry-budget`).
-    pub retry_percent: u32,
-    /// Whose credential goes where.
-    pub keys: Keys,
-    /// `/health` is 503 until the first pair (`--health-waits-for-pair`).
-    pub health_waits: bool,
+/// The most that any count can be set to.
+const MANY: usize = 1_000_000;
+
+/// Declares the settings of each part. A field is read from an option, by the parser after the option's name, or it is a
+/// struct of settings itself.
+macro_rules! parts {
+    ($($(#[$about:meta])* $part:ident { $($(#[$doc:meta])* $field:ident: $type:ty $(= $key:ident $parse:expr)?;)* })*) => {$(
+        $(#[$about])*
+        #[derive(Clone, Debug)]
+        pub struct $part { $($(#[$doc])* pub $field: $type,)* }
+
+        impl $part {
+            pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+                Self { $($field: parts!(@ reader $type $(, $key $parse)?),)* }
+            }
+        }
+    )*};
+    (@ $reader:ident $type:ty) => { <$type>::read($reader) };
+    (@ $reader:ident $type:ty, $key:ident $parse:expr) => { $reader.get(Key::$key, $parse) };
 }
 
-/// Whose credential goes where.
-#[derive(Clone, Debug)]
-pub struct Keys {
-    /// What clients must send (`--api-key`).
-    pub api_key: Option<Secret>,
-    /// Sent to engines when the client's credential is for the proxy, or there is none (`OPENAI_API_KEY`).
-    pub engine_key: Option<HeaderValue>,
+parts! {
+    /// Everything that the proxy's parts are told.
+    Parts {
+        /// Addresses to listen on.
+        listen: Listen;
+        /// The clients' connections.
+        door: DoorLimits;
+        /// The data port.
+        server: ServerSettings;
+        /// Origins whose pages may call (`--cors-allow-origin`).
+        origins: Origins = CorsAllowOrigin hosts::origins;
+        /// Networks engines may advertise addresses in; empty allows any (`--engine-allow`).
+        allowed: Vec<IpNet> = EngineAllow networks;
+        /// The registry of engines.
+        registry: RegistryLimits;
+        /// How engines are chosen.
+        picking: PickRules;
+        /// How long engines may take.
+        times: Times;
+        /// WRITE: whether decode waits for prefill's answer (`--write-dispatch serial`).
+        serial_write: bool = WriteDispatch choice(&[("concurrent", false), ("serial", true)]);
+        /// Whether blocks nobody will read are released where the engine understands it (`--kv-release`).
+        kv_release: bool = KvRelease choice(&[("auto", true), ("off", false)]);
+    }
+
+    /// Limits on the clients' connections.
+    #[derive(Copy)]
+    DoorLimits {
+        /// Time for the head of a connection's first request (`--header-timeout`).
+        head_time: Duration = HeaderTimeout time;
+        /// Life of an idle connection (`--keep-alive-timeout`).
+        keep_alive: Duration = KeepAliveTimeout time;
+        /// Connections open at once, at least 1 (`--max-connections`).
+        max_connections: usize = MaxConnections number(1, MANY);
+        /// What running answers get to end after a stop; zero cuts them at once (`--drain-timeout`).
+        drain: Duration = DrainTimeout time_or_zero;
+    }
+
+    /// Settings of the data port.
+    ServerSettings {
+        /// Decode's token limit (`--decode-token-budget`).
+        budget: TokenBudget = DecodeTokenBudget choice(&BUDGETS);
+        /// The largest request body, inclusive (`--max-body-bytes`).
+        max_body: u64 = MaxBodyBytes size;
+        /// Time for the whole request body (`--body-timeout`).
+        body_time: Duration = BodyTimeout time;
+        /// Requests served at once, at least 1 (`--max-in-flight`).
+        max_in_flight: usize = MaxInFlight number(1, MANY);
+        /// Attempts beyond the first (`--retries`).
+        retries: u32 = Retries number(0, 10);
+        /// Retries as a share of requests, in percent (`--retry-budget`).
+        retry_percent: u32 = RetryBudget number(0, 100);
+        /// Whose credential goes where.
+        keys: Keys;
+        /// `/health` is 503 until the first pair (`--health-waits-for-pair`).
+        health_waits: bool = HealthWaitsForPair switch;
+    }
+
+    /// Whose credential goes where.
+    Keys {
+        /// What clients must send (`--api-key`).
+        api_key: Option<Secret> = ApiKey some(secret);
+        /// Sent to engines when the client's credential is for the proxy, or there is none (`OPENAI_API_KEY`).
+        engine_key: Option<HeaderValue> = OpenaiApiKey some(bearer);
+    }
+
+    /// Settings of the registry.
+    #[derive(Copy)]
+    RegistryLimits {
+        /// Silence after which an engine is suspect; at least a second (`--engine-ttl`).
+        ttl: Duration = EngineTtl time;
+        /// Engines that are kept, at least 2 (`--max-engines`).
+        max_engines: usize = MaxEngines number(2, 65_536);
+        /// For the breakers of new engines.
+        breaker: BreakerLimits;
+    }
+
+    /// Limits of a breaker.
+    #[derive(Copy)]
+    BreakerLimits {
+        /// Consecutive failures that open it; 0 switches the breaker off (`--breaker-failures`).
+        failures: u32 = BreakerFailures number(0, 100_000);
+        /// How long it stays open the first time (`--breaker-open`).
+        open: Duration = BreakerOpen time;
+        /// The longest that it stays open; every failed trial doubles the time up to this (`--breaker-open-max`).
+        open_max: Duration = BreakerOpenMax time;
+    }
+
+    /// What a pick must respect beyond the state of the engines.
+    #[derive(Copy)]
+    PickRules {
+        /// Legs that an engine may have in flight; 0 is no limit (`--engine-in-flight`).
+        engine_in_flight: usize = EngineInFlight number(0, MANY);
+        /// Whether a pair's first exchange goes alone where the engines need it (`--first-contact`).
+        first_contact: bool = FirstContact choice(&[("auto", true), ("off", false)]);
+        /// Whether pairs that should fail for ever are used all the same (`--allow-stale-pairs`).
+        allow_stale: bool = AllowStalePairs switch;
+    }
+
+    /// How long engines may take. All are above zero.
+    #[derive(Copy)]
+    Times {
+        /// Connecting to an engine (`--connect-timeout`).
+        connect: Duration = ConnectTimeout time;
+        /// Prefill's whole answer, from dispatch; longer than `connect` (`--prefill-timeout`).
+        prefill: Duration = PrefillTimeout time;
+        /// A streamed answer's first output, once prefill is done; longer than `connect` (`--first-byte-timeout`).
+        first_byte: Duration = FirstByteTimeout time;
+        /// Silence between bytes of decode's stream (`--stream-idle-timeout`).
+        idle: Duration = StreamIdleTimeout time;
+        /// An answer in one piece, from the same moment; longer than `connect` (`--answer-timeout`).
+        answer: Duration = AnswerTimeout time;
+        /// READ: from prefill's answer to decode's dispatch; shorter than engines keep the blocks (`--hand-over-limit`).
+        hand_over: Duration = HandOverLimit time;
+        /// WRITE: waiting for the first byte of a decode leg whose prefill failed (`--unpark-timeout`).
+        unpark: Duration = UnparkTimeout time;
+    }
 }
 
 /// What decode is told of the client's token limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TokenBudget {
     /// One less, never below one: what the proxies do that users compare with.
+    #[default]
     MinusOne,
     /// The client's number: decode samples the first token itself, so as many come back as were asked for.
     Exact,
 }
 
-/// What a pick must respect beyond the state of the engines.
-#[derive(Clone, Copy, Debug)]
-pub struct PickRules {
-    /// Legs that an engine may have in flight; 0 is no limit (`--engine-in-flight`).
-    pub engine_in_flight: usize,
-    /// Whether a pair's first exchange goes alone (`--first-contact`).
-    pub first_contact: bool,
-    /// Whether pairs that should fail for ever are used all the same (`--allow-stale-pairs`).
-    pub allow_stale: bool,
+const BUDGETS: [(&str, TokenBudget); 2] = [("minus-one", TokenBudget::MinusOne), ("exact", TokenBudget::Exact)];
+
+/// What is logged and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The least important level that is written (`--log-level`).
+    pub level: Level,
+    /// The form of a line (`--log-format`).
+    pub format: LogFormat,
 }
 
-/// Settings of the registry.
-#[derive(Clone, Copy, Debug)]
-pub struct RegistryLimits {
-    /// Silence after which an engine is suspect (`--engine-ttl`).
-    pub ttl: Duration,
-    /// Engines that are kept (`--max-engines`).
-    pub max_engines: usize,
-    /// For the breakers of new engines.
-    pub breaker: BreakerLimits,
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
-/// Limits of a breaker.
-#[derive(Clone, Copy, Debug)]
-pub struct BreakerLimits {
-    /// Consecutive failures that open it; 0 switches the breaker off.
-    pub failures: u32,
-    /// How long it stays open the first time.
-    pub open: Duration,
-    /// The longest that it stays open; every failed trial doubles the time up to this.
-    pub open_max: Duration,
+impl Log {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        let levels = [
+            ("trace", Level::TRACE),
+            ("debug", Level::DEBUG),
+            ("info", Level::INFO),
+            ("warn", Level::WARN),
+            ("error", Level::ERROR),
+            ("warning", Level::WARN),
+        ];
+        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+        let level = reader.find(Key::LogLevel, choice(&levels)).unwrap_or(Level::INFO);
+        Self { level, format: reader.get(Key::LogFormat, choice(&formats)) }
+    }
+}
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Where clients are served.
+    pub http: Endpoint,
+    /// Where engines register.
+    pub discovery: Endpoint,
+}
+
+impl Listen {
+    fn read(reader: &mut Reader<'_>) -> Self {
+        let (host, named) = (reader.find(Key::Host, hosts::host).unwrap_or(Host::ANY), reader.named(Key::Host));
+        let http = Endpoint { host, port: reader.get(Key::Port, number(0, u16::MAX)), named };
+        let ping_host = reader.find(Key::PingHost, hosts::host);
+        let ping_port = reader.get(Key::PingPort, number(0, u16::MAX));
+        let both = reader.find(Key::VllmDiscoveryAddress, hosts::address);
+        let (key, host, port) = match (both, ping_host) {
+            (Some((host, port)), ping_host) => {
+                let keys = [Key::VllmDiscoveryAddress, Key::PingHost];
+                reader.require(ping_host.is_none_or(|ping| ping == host), &keys, "name different addresses");
+                let same = !reader.is_given(Key::PingPort) || ping_port == port;
+                reader.require(same, &[Key::VllmDiscoveryAddress, Key::PingPort], "name different ports");
+                (Key::VllmDiscoveryAddress, host, port)
+            }
+            (None, Some(host)) => (Key::PingHost, host, ping_port),
+            (None, None) => (Key::Host, http.host.clone(), ping_port),
+        };
+        reader.show(Key::PingHost, host.to_string());
+        reader.show(Key::PingPort, port.to_string());
+        let discovery = Endpoint { host, port, named: reader.named(key) };
+        let overlap = http.host == discovery.host || http.host.is_unspecified() || discovery.host.is_unspecified();
+        let ping = if key == Key::VllmDiscoveryAddress { key } else { Key::PingPort };
+        let apart = !overlap || http.port != port || port == 0;
+        reader.require(apart, &[Key::Port, ping], "must be different ports");
+        Self { http, discovery }
+    }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use clap::Parser;
 use proptest::prelude::{any, proptest};
 
-use super::{Config, DecodeTokenBudget, LogFormat, Mistakes, Origins, PolicyName, WriteDispatch};
+use super::{Config, LogFormat, Mistakes, Origins, Parts, TokenBudget};
 use crate::settings::options::{Key, Kind, ServeOptions, TABLE};
 
 type Resolved = Result<(Config, Vec<String>), Mistakes>;
@@ -36,37 +36,34 @@ fn refused(typed: &[(Key, &str)], variables: &[(&str, &str)], named: &str, why: 
 #[test]
 fn defaults_are_those_promised() {
     let config = good(&[], &[]);
+    let Parts { listen, door, server, origins, allowed, registry, picking, times, serial_write, kv_release } =
+        config.parts;
     let seconds = Duration::from_secs;
-    assert_eq!(config.listen.http.to_string(), "0.0.0.0:30000");
-    assert_eq!(config.listen.discovery.to_string(), "0.0.0.0:36367");
-    assert_eq!(config.http.max_body_bytes, 268_435_456);
-    assert_eq!((config.http.max_connections, config.http.max_in_flight), (16384, 8192));
-    assert_eq!((config.http.header_timeout, config.http.body_timeout), (seconds(30), seconds(120)));
-    assert_eq!((config.http.keep_alive_timeout, config.http.health_waits_for_pair), (seconds(65), false));
-    assert_eq!((config.access.api_key, config.access.engine_key, config.access.origins), (None, None, Origins::None));
-    assert_eq!((config.discovery.engine_ttl, config.discovery.max_engines), (seconds(15), 4096));
-    assert_eq!((config.discovery.engine_allow, config.discovery.engine_in_flight), (Vec::new(), None));
-    assert_eq!(config.exchange.decode_token_budget, DecodeTokenBudget::MinusOne);
-    assert_eq!(config.exchange.write_dispatch, WriteDispatch::Concurrent);
-    assert!(config.exchange.kv_release && config.exchange.first_contact && !config.exchange.allow_stale_pairs);
-    let upstream = config.upstream;
-    assert_eq!((upstream.connect, upstream.prefill), (seconds(5), seconds(600)));
-    assert_eq!((upstream.first_byte, upstream.stream_idle), (seconds(300), seconds(300)));
-    assert_eq!((upstream.answer, upstream.hand_over, upstream.unpark), (seconds(1800), seconds(20), seconds(30)));
-    assert_eq!((config.retry.retries, config.retry.budget_percent), (2, 10));
-    assert_eq!(config.breaker.failures, Some(5));
-    assert_eq!((config.breaker.open, config.breaker.open_max), (seconds(5), seconds(30)));
-    assert_eq!((config.policy.prefill, config.policy.decode), (PolicyName::RoundRobin, PolicyName::RoundRobin));
+    assert_eq!(listen.http.to_string(), "0.0.0.0:30000");
+    assert_eq!(listen.discovery.to_string(), "0.0.0.0:36367");
+    assert_eq!((door.max_connections, door.head_time, door.keep_alive), (16384, seconds(30), seconds(65)));
+    assert_eq!(door.drain, seconds(25));
+    assert_eq!((server.max_body, server.body_time, server.max_in_flight), (268_435_456, seconds(120), 8192));
+    assert_eq!((server.retries, server.retry_percent, server.health_waits), (2, 10, false));
+    assert_eq!(server.budget, TokenBudget::MinusOne);
+    assert_eq!((server.keys.api_key, server.keys.engine_key, origins), (None, None, Origins::None));
+    assert_eq!((registry.ttl, registry.max_engines, allowed), (seconds(15), 4096, Vec::new()));
+    let breaker = registry.breaker;
+    assert_eq!((breaker.failures, breaker.open, breaker.open_max), (5, seconds(5), seconds(30)));
+    assert_eq!((picking.engine_in_flight, picking.first_contact, picking.allow_stale), (0, true, false));
+    assert_eq!((times.connect, times.prefill), (seconds(5), seconds(600)));
+    assert_eq!((times.first_byte, times.idle), (seconds(300), seconds(300)));
+    assert_eq!((times.answer, times.hand_over, times.unpark), (seconds(1800), seconds(20), seconds(30)));
+    assert_eq!((serial_write, kv_release), (false, true));
     assert_eq!((config.log.level, config.log.format), (tracing::Level::INFO, LogFormat::Text));
-    assert!((1..=8).contains(&config.process.workers));
-    assert_eq!(config.process.drain_timeout, seconds(25));
+    assert!((1..=8).contains(&config.workers));
 }
 
 #[test]
 fn a_flag_wins_over_a_variable_and_an_empty_variable_is_unset() {
-    assert_eq!(good(&[], &[("PROXY_HTTP_PORT", "8001")]).listen.http.port, 8001);
-    assert_eq!(good(&[(Key::Port, "0")], &[("PROXY_HTTP_PORT", "8001")]).listen.http.port, 0);
-    assert_eq!(good(&[(Key::Port, "8000")], &[("PROXY_HTTP_PORT", "rubbish")]).listen.http.port, 8000);
+    assert_eq!(good(&[], &[("PROXY_HTTP_PORT", "8001")]).parts.listen.http.port, 8001);
+    assert_eq!(good(&[(Key::Port, "0")], &[("PROXY_HTTP_PORT", "8001")]).parts.listen.http.port, 0);
+    assert_eq!(good(&[(Key::Port, "8000")], &[("PROXY_HTTP_PORT", "rubbish")]).parts.listen.http.port, 8000);
     let empty: Vec<(&str, &str)> = TABLE.iter().map(|row| (row.variable, " ")).collect();
     assert_eq!(good(&[], &empty).describe(), good(&[], &[]).describe());
     let explicit = TABLE.iter().filter(|row| !row.default.is_empty()).map(|row| (row.variable, row.default));
@@ -92,22 +89,22 @@ fn the_command_line_of_vllm_router_is_accepted_as_it_stands() {
         --log-level info";
     let options = Cli::try_parse_from(line.split_whitespace()).unwrap().serve;
     let (config, warnings) = Config::resolve(&options, std::iter::empty()).unwrap();
-    assert_eq!(config.listen.discovery.to_string(), "10.2.3.4:36367");
-    assert_eq!(config.listen.http.to_string(), "0.0.0.0:30000");
+    assert_eq!(config.parts.listen.discovery.to_string(), "10.2.3.4:36367");
+    assert_eq!(config.parts.listen.http.to_string(), "0.0.0.0:30000");
     assert_eq!(warnings, ["--policy, --decode-policy: not available, round_robin is used"]);
 }
 
 #[test]
 fn the_old_discovery_address_must_agree_with_the_new_options() {
     let old = (Key::VllmDiscoveryAddress, "127.0.0.1:4000");
-    assert_eq!(good(&[old], &[("PROXY_PING_PORT", "4000")]).listen.discovery.to_string(), "127.0.0.1:4000");
+    assert_eq!(good(&[old], &[("PROXY_PING_PORT", "4000")]).parts.listen.discovery.to_string(), "127.0.0.1:4000");
     let both = "--vllm-discovery-address and PROXY_PING_PORT";
     refused(&[old], &[("PROXY_PING_PORT", "36367")], both, "127.0.0.1:4000 and 36367 name different ports");
     let both = "--vllm-discovery-address and --ping-host";
     refused(&[old, (Key::PingHost, "::")], &[], both, "different addresses");
-    assert_eq!(good(&[(Key::Host, "[::1]")], &[]).listen.discovery.to_string(), "[::1]:36367");
-    assert_eq!(good(&[(Key::Host, "::1")], &[]).listen.http.to_string(), "[::1]:30000");
-    let named = good(&[(Key::VllmDiscoveryAddress, "node-0:4000")], &[("PROXY_HOST", "rank0.example")]).listen;
+    assert_eq!(good(&[(Key::Host, "[::1]")], &[]).parts.listen.discovery.to_string(), "[::1]:36367");
+    assert_eq!(good(&[(Key::Host, "::1")], &[]).parts.listen.http.to_string(), "[::1]:30000");
+    let named = good(&[(Key::VllmDiscoveryAddress, "node-0:4000")], &[("PROXY_HOST", "rank0.example")]).parts.listen;
     assert_eq!((named.http.to_string(), named.http.named), ("rank0.example:30000".into(), "PROXY_HOST".into()));
     assert_eq!(
         (named.discovery.to_string(), named.discovery.named.as_str()),
@@ -185,11 +182,12 @@ fn unknown_variables_of_our_prefix_are_one_warning() {
 fn off_means_off() {
     let off = [(Key::Retries, "0"), (Key::BreakerFailures, "0"), (Key::KvRelease, "off"), (Key::FirstContact, "OFF")];
     let config = good(&off, &[("PROXY_DRAIN_TIMEOUT", "0")]);
-    assert_eq!((config.retry.retries, config.breaker.failures), (0, None));
-    assert!(!config.exchange.kv_release && !config.exchange.first_contact);
-    assert_eq!(config.process.drain_timeout, Duration::ZERO);
+    let Parts { server, registry, kv_release, picking, door, .. } = config.parts;
+    assert_eq!((server.retries, registry.breaker.failures), (0, 0));
+    assert!(!kv_release && !picking.first_contact);
+    assert_eq!(door.drain, Duration::ZERO);
     assert_eq!(good(&[], &[("PROXY_LOG_LEVEL", "warning")]).log.level, tracing::Level::WARN);
-    assert_eq!(good(&[], &[("PROXY_ENGINE_IN_FLIGHT", "7")]).discovery.engine_in_flight, Some(7));
+    assert_eq!(good(&[], &[("PROXY_ENGINE_IN_FLIGHT", "7")]).parts.picking.engine_in_flight, 7);
 }
 
 #[test]
@@ -204,9 +202,9 @@ fn the_description_covers_every_option_and_no_secret() {
     assert_eq!((value("ping-host"), value("ping-port")), (Some("::1"), Some("9")));
     assert_eq!((value("max-body-bytes"), value("engine-ttl")), (Some("256MiB"), Some("15s")));
     assert!(!format!("{config:?} {described:?}").contains("hush"));
-    let key = config.access.api_key.unwrap();
+    let key = config.parts.server.keys.api_key.unwrap();
     assert_eq!((key.expose(), key.to_string()), ("hush", "***".to_owned()));
-    assert_eq!(config.access.engine_key.unwrap().expose(), "hush-too");
+    assert_eq!(config.parts.server.keys.engine_key.unwrap(), "Bearer hush-too");
     assert!(key.matches(b"hush") && !key.matches(b"hus") && !key.matches(b"hush!") && !key.matches(b"husH"));
     let text = mistakes(&[(Key::ApiKey, "two words")], &[("OPENAI_API_KEY", "b\u{e4}d")]);
     assert!(text.contains("--api-key: must be") && text.contains("OPENAI_API_KEY: must be"), "{text}");

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use http::HeaderValue;
 use ipnet::IpNet;
 
 use crate::settings::options::MASKED;
@@ -13,7 +14,7 @@ use crate::settings::options::MASKED;
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// No JSON body of a prompt is larger on purpose.
-const LARGEST: usize = 1 << 36;
+const LARGEST: u64 = 1 << 36;
 
 /// Why a text is not the value it should be; reads on after the text itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,9 +79,31 @@ impl fmt::Display for Secret {
     }
 }
 
-pub(super) fn secret(text: &str) -> Result<Secret, Refusal> {
+/// A value and the text it is shown as.
+pub(super) type Parsed<T> = Result<(T, String), Refusal>;
+
+/// A value whose own form is the one that is shown.
+pub(super) fn plain<T: fmt::Display>(value: T) -> (T, String) {
+    let text = value.to_string();
+    (value, text)
+}
+
+/// A value that may be unset.
+pub(super) fn some<T>(parse: impl Fn(&str) -> Parsed<T>) -> impl Fn(&str) -> Parsed<Option<T>> {
+    move |text| parse(text).map(|(value, shown)| (Some(value), shown))
+}
+
+pub(super) fn secret(text: &str) -> Parsed<Secret> {
     let fits_a_header = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-    if fits_a_header { Ok(Secret(text.to_owned())) } else { Err(Refusal::Secret) }
+    if fits_a_header { Ok(plain(Secret(text.to_owned()))) } else { Err(Refusal::Secret) }
+}
+
+/// A key in the form of the header that carries it.
+pub(super) fn bearer(text: &str) -> Parsed<HeaderValue> {
+    let (key, shown) = secret(text)?;
+    let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose())).map_err(|_| Refusal::Secret)?;
+    value.set_sensitive(true);
+    Ok((value, shown))
 }
 
 /// Splits `30s` into `30` and `s`.
@@ -90,7 +113,7 @@ fn split_unit(text: &str) -> (&str, &str) {
     (number, unit.trim_start())
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, Refusal> {
+pub(super) fn time_or_zero(text: &str) -> Parsed<Duration> {
     let (number, unit) = split_unit(text);
     let scale = match unit {
         "ms" => 0.001,
@@ -101,20 +124,15 @@ pub(super) fn duration(text: &str) -> Result<Duration, Refusal> {
     };
     // Only digits and points come this far, so neither NaN nor a sign does; the conversion refuses what is left.
     let seconds = f64::from_str(number).map_err(|_| Refusal::Duration)? * scale;
-    let duration = Duration::try_from_secs_f64(seconds).map_err(|_| Refusal::TooLong)?;
-    if duration > LONGEST { Err(Refusal::TooLong) } else { Ok(duration) }
+    let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| *time <= LONGEST).ok_or(Refusal::TooLong)?;
+    Ok((time, format!("{time:?}")))
 }
 
-pub(super) fn positive_duration(text: &str) -> Result<Duration, Refusal> {
-    let duration = duration(text)?;
-    if duration.is_zero() { Err(Refusal::Zero) } else { Ok(duration) }
+pub(super) fn time(text: &str) -> Parsed<Duration> {
+    time_or_zero(text).and_then(|(time, shown)| if time.is_zero() { Err(Refusal::Zero) } else { Ok((time, shown)) })
 }
 
-pub(super) fn show_duration(duration: &Duration) -> String {
-    format!("{duration:?}")
-}
-
-const SIZE_UNITS: [(&str, usize); 8] = [
+const SIZE_UNITS: [(&str, u64); 8] = [
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
     ("KiB", 1 << 10),
@@ -125,67 +143,70 @@ const SIZE_UNITS: [(&str, usize); 8] = [
     ("", 1),
 ];
 
-pub(super) fn size(text: &str) -> Result<usize, Refusal> {
+/// A number of bytes, shown in the largest unit that it is a multiple of.
+pub(super) fn size(text: &str) -> Parsed<u64> {
     let (number, unit) = split_unit(text);
     let scale = SIZE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or(Refusal::Size)?.1;
     if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Refusal::Size);
     }
-    match usize::from_str(number).ok().and_then(|number| number.checked_mul(scale)) {
-        Some(0) => Err(Refusal::Zero),
-        Some(bytes) if bytes <= LARGEST => Ok(bytes),
-        _ => Err(Refusal::TooLarge),
-    }
-}
-
-pub(super) fn show_size(bytes: &usize) -> String {
-    let fits = |(_, scale): &&(&str, usize)| *bytes >= *scale && bytes.is_multiple_of(*scale);
+    let bytes =
+        u64::from_str(number).ok().and_then(|number| number.checked_mul(scale)).filter(|bytes| *bytes <= LARGEST);
+    let bytes = bytes.ok_or(Refusal::TooLarge)?;
+    let fits = |(_, scale): &&(&str, u64)| bytes.is_multiple_of(*scale);
     let (name, scale) = SIZE_UNITS[..3].iter().find(fits).unwrap_or(&("", 1));
-    format!("{}{name}", bytes / scale)
+    if bytes == 0 { Err(Refusal::Zero) } else { Ok((bytes, format!("{}{name}", bytes / scale))) }
 }
 
-pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, Refusal> {
+pub(super) fn networks(text: &str) -> Parsed<Vec<IpNet>> {
     let network = |text: &str| {
         let bare = || IpAddr::from_str(text).map(IpNet::from);
         IpNet::from_str(text).map(|network| network.trunc()).or_else(|_| bare()).map_err(|_| Refusal::Networks)
     };
     let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     let networks = parts.map(network).collect::<Result<Vec<_>, _>>()?;
+    let shown = networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",");
     // A list that was given and names nothing must not mean that everything is allowed.
-    if networks.is_empty() { Err(Refusal::Networks) } else { Ok(networks) }
+    if networks.is_empty() { Err(Refusal::Networks) } else { Ok((networks, shown)) }
 }
 
-pub(super) fn show_networks(networks: &[IpNet]) -> String {
-    networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",")
-}
-
-pub(super) fn number<T: FromStr + PartialOrd + fmt::Display>(text: &str, low: T, high: T) -> Result<T, Refusal> {
-    let signless = text.bytes().all(|byte| byte.is_ascii_digit());
-    match T::from_str(text) {
-        Ok(number) if signless && number >= low && number <= high => Ok(number),
-        _ => Err(Refusal::Number(low.to_string(), high.to_string())),
+/// A whole number within limits, both included.
+pub(super) fn number<T: FromStr + PartialOrd + fmt::Display>(low: T, high: T) -> impl Fn(&str) -> Parsed<T> {
+    move |text| {
+        let signless = text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = T::from_str(text).ok().filter(|number| signless && *number >= low && *number <= high);
+        number.map(plain).ok_or_else(|| Refusal::Number(low.to_string(), high.to_string()))
     }
 }
 
-pub(super) fn switch(text: &str) -> Result<bool, Refusal> {
+pub(super) fn switch(text: &str) -> Parsed<bool> {
     match text.to_ascii_lowercase().as_str() {
-        "1" | "true" | "yes" | "on" => Ok(true),
-        "0" | "false" | "no" | "off" => Ok(false),
+        "1" | "true" | "yes" | "on" => Ok(plain(true)),
+        "0" | "false" | "no" | "off" => Ok(plain(false)),
         _ => Err(Refusal::Switch),
     }
 }
 
-pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, Refusal> {
-    let named = choices.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
-    let names = || choices.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    named.map(|(_, value)| *value).ok_or_else(|| Refusal::Choice(names()))
+/// One of several names, shown by the first that means the same.
+pub(super) fn choice<T: Copy + PartialEq>(choices: &[(&'static str, T)]) -> impl Fn(&str) -> Parsed<T> {
+    move |text| match choices.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)) {
+        Some((named, value)) => {
+            let first = choices.iter().find(|(_, other)| other == value).map_or(*named, |(name, _)| *name);
+            Ok((*value, first.to_owned()))
+        }
+        None => Err(Refusal::Choice(choices.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{Refusal, duration, networks, positive_duration, show_networks, show_size, size, switch};
+    use super::{Parsed, Refusal, networks, size, switch, time, time_or_zero};
+
+    fn value<T>(parsed: Parsed<T>) -> Result<T, Refusal> {
+        parsed.map(|(value, _)| value)
+    }
 
     #[test]
     fn values_are_read_in_every_form() {
@@ -198,13 +219,13 @@ mod tests {
             ("0.5", 500),
             ("1 s", 1000),
         ] {
-            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+            assert_eq!(value(time_or_zero(text)), Ok(Duration::from_millis(milliseconds)), "{text}");
         }
         for text in ["", "s", "-1", "+1", "1e3", "inf", "NaN", "1.2.3", ".", "1d", "1s2", "½"] {
-            assert_eq!(duration(text), Err(Refusal::Duration), "{text}");
+            assert_eq!(time_or_zero(text), Err(Refusal::Duration), "{text}");
         }
-        assert_eq!(duration(&"9".repeat(400)), Err(Refusal::TooLong));
-        assert_eq!(positive_duration("0.00000000001"), Err(Refusal::Zero));
+        assert_eq!(time_or_zero(&"9".repeat(400)), Err(Refusal::TooLong));
+        assert_eq!(time("0.00000000001"), Err(Refusal::Zero));
         for (text, bytes) in [
             ("268435456", 268_435_456),
             ("256MiB", 268_435_456),
@@ -212,8 +233,8 @@ mod tests {
             ("64kib", 65536),
             ("1 GiB", 1 << 30),
         ] {
-            assert_eq!(size(text), Ok(bytes), "{text}");
-            assert_eq!(size(&show_size(&bytes)), Ok(bytes), "{text}");
+            let (read, shown) = size(text).unwrap();
+            assert_eq!((read, value(size(&shown))), (bytes, Ok(bytes)), "{text}");
         }
         assert_eq!(size("0KiB"), Err(Refusal::Zero));
         assert_eq!(size("99999999999999999999"), Err(Refusal::TooLarge));
@@ -222,10 +243,10 @@ mod tests {
 
     #[test]
     fn lists_and_switches_are_read_in_every_form() {
-        let read = networks("10.1.2.3/8, 192.168.1.7,,fd00::/8").unwrap();
-        assert_eq!(show_networks(&read), "10.0.0.0/8,192.168.1.7/32,fd00::/8");
-        for (text, value) in [("1", true), ("YES", true), ("on", true), ("true", true), ("0", false), ("Off", false)] {
-            assert_eq!(switch(text), Ok(value), "{text}");
+        let (_, shown) = networks("10.1.2.3/8, 192.168.1.7,,fd00::/8").unwrap();
+        assert_eq!(shown, "10.0.0.0/8,192.168.1.7/32,fd00::/8");
+        for (text, on) in [("1", true), ("YES", true), ("on", true), ("true", true), ("0", false), ("Off", false)] {
+            assert_eq!(value(switch(text)), Ok(on), "{text}");
         }
     }
 }

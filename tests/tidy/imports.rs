@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::tidy::{code, is_test, read, sources};
 
 /// Imports that close a circle of files and stand until the code around them is written anew: from, to.
-const KNOWN_CIRCLES: [(&str, &str); 12] = [
-    ("settings::reader", "settings"),
+const KNOWN_CIRCLES: [(&str, &str); 11] = [
     ("sim::answer", "sim::http"),
     ("sim::answer", "sim::messages"),
     ("sim::ask", "sim::messages"),
