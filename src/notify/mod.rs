@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use zeromq::{Socket, SocketSend};
 
 use crate::engine::Registration;
@@ -74,6 +75,7 @@ async fn all(answers: Vec<Answer>) -> Acknowledged {
 pub struct Notifier {
     queue: Option<mpsc::Sender<Message>>,
     metrics: Arc<Metrics>,
+    ended: CancellationToken,
 }
 
 impl Notifier {
@@ -82,15 +84,26 @@ impl Notifier {
     /// # Errors
     /// When the thread or its runtime cannot be made.
     pub fn start(enabled: bool, metrics: Arc<Metrics>) -> std::io::Result<Self> {
+        let ended = CancellationToken::new();
         if !enabled {
-            return Ok(Notifier { queue: None, metrics });
+            return Ok(Notifier { queue: None, metrics, ended });
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (queue, messages) = mpsc::channel(QUEUE);
         let counted = metrics.clone();
+        let alive = ended.clone().drop_guard();
         // The thread ends with the last handle: the channel closes, and what is queued is still sent.
-        std::thread::Builder::new().name("kv-notify".into()).spawn(move || runtime.block_on(run(messages, counted)))?;
-        Ok(Notifier { queue: Some(queue), metrics })
+        std::thread::Builder::new().name("kv-notify".into()).spawn(move || {
+            // Dropped at the end, also at one by a panic.
+            let _alive = alive;
+            runtime.block_on(run(messages, counted));
+        })?;
+        Ok(Notifier { queue: Some(queue), metrics, ended })
+    }
+
+    /// Resolves when the sending thread has ended; never, if there is none. Is no handle.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.ended.clone().cancelled_owned()
     }
 
     /// Whether messages are sent at all (`--kv-release`).
