@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -74,7 +74,9 @@ pub(crate) async fn accept(
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut stop = std::pin::pin!(stop);
     loop {
-        while tasks.try_join_next().is_some() {}
+        while let Some(ended) = tasks.try_join_next() {
+            note_panic(ended);
+        }
         tokio::select! {
             biased;
             () = &mut stop => break,
@@ -202,6 +204,13 @@ impl Door {
     }
 }
 
+/// A defect that costs one connection is for the log; the others are served on.
+fn note_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "serving a connection has panicked");
+    }
+}
+
 /// Lets exchanges come to their end up to the drain's limit and cuts the rest. Says how many were cut.
 pub(crate) async fn drain(
     limit: Duration,
@@ -213,7 +222,9 @@ pub(crate) async fn drain(
     tracing::info!(in_flight = metrics.exchanges_open(), parked = metrics.parked_in_flight.get(), "draining");
     tasks.close();
     let quiet = async {
-        while connections.tasks.join_next().await.is_some() {}
+        while let Some(ended) = connections.tasks.join_next().await {
+            note_panic(ended);
+        }
         tasks.wait().await;
     };
     if tokio::time::timeout(limit, quiet).await.is_ok() {
