@@ -1,5 +1,9 @@
 //! Wiring: binds all sockets, builds the parts in order, serves until told to stop, drains.
 
+mod background;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::background::Background;
 use crate::exchange::drive::{AttemptLimits, Means};
 use crate::http::accept::{Routers, accept, drain};
 use crate::http::descriptors::{fit, raise_descriptors};
@@ -19,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pool::registry::Registry;
 use crate::registration::membership::Discovery;
-use crate::registration::socket::listener::{self, Incident, Listener, ListenerSettings};
+use crate::registration::socket::listener::{self, Heard, Incident, Listener, ListenerSettings};
 use crate::routing::Selector;
 use crate::settings::{Config, DoorLimits, Endpoint, Parts, Times};
 use crate::upstream::Upstream;
@@ -75,15 +80,14 @@ pub enum Finish {
 /// A proxy whose sockets are bound.
 pub struct App {
     door: DoorLimits,
-    listener: Listener,
-    heard: mpsc::Receiver<listener::Heard>,
+    listener: Arc<Listener>,
     clients: TcpListener,
     address: SocketAddr,
     routers: Routers,
-    discovery: Discovery,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     cut: CancellationToken,
+    background: Background,
 }
 
 impl App {
@@ -92,19 +96,20 @@ impl App {
     /// # Errors
     /// A port that cannot be bound, or a part that cannot be made.
     pub fn bind(config: Config) -> Result<Self, StartError> {
-        let Parts { listen, mut door, server, origins, allowed, registry, picking, times, serial_write, kv_release } =
-            config.parts;
+        let mut parts = config.parts;
         let metrics = Arc::new(Metrics::new());
-        let clients = first(&addresses(&listen.http)?, bind, |address, error| StartError::Http { address, error })?;
-        let wanted = door.max_connections;
-        let (max_peers, max_connections) = fit(registry.max_engines, wanted, server.max_in_flight, raise_descriptors());
+        let failed = |address, error| StartError::Http { address, error };
+        let clients = first(&addresses(&parts.listen.http)?, bind, failed)?;
+        let wanted = parts.door.max_connections;
+        let (max_peers, max_connections) =
+            fit(parts.registry.max_engines, wanted, parts.server.max_in_flight, raise_descriptors());
         if max_connections < wanted {
             tracing::warn!(
                 max_connections,
                 max_peers,
                 "the limit on open files leaves room for fewer connections than configured"
             );
-            door.max_connections = max_connections;
+            parts.door.max_connections = max_connections;
         }
         let (sink, heard) = mpsc::channel(HEARD);
         let hear = |address| {
@@ -113,15 +118,26 @@ impl App {
             listener::start(settings, sink.clone(), move |incident| count(&counted, incident))
         };
         let failed = |address, error| StartError::Discovery { address, error };
-        let listener = first(&addresses(&listen.discovery)?, hear, failed)?;
-        let parts = |error: &dyn std::fmt::Display| StartError::Parts(error.to_string());
-        let address = clients.local_addr().map_err(|error| parts(&error))?;
+        let listener = first(&addresses(&parts.listen.discovery)?, hear, failed)?;
+        App::build(parts, clients, (listener, heard), metrics).map_err(StartError::Parts)
+    }
 
+    /// Builds the parts and starts the background tasks.
+    fn build(
+        parts: Parts,
+        clients: TcpListener,
+        (listener, heard): (Listener, mpsc::Receiver<Heard>),
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, String> {
+        let Parts { door, server, origins, allowed, registry, picking, times, serial_write, kv_release, .. } = parts;
+        let address = clients.local_addr().map_err(|error| error.to_string())?;
         let selector = Selector::new(picking);
         let registry = Registry::new(registry, metrics.clone());
         let pool = registry.subscribe();
-        let upstream = Upstream::new(times.connect).map_err(|error| parts(&error))?;
-        let notifier = Notifier::start(kv_release, metrics.clone()).map_err(|error| parts(&error))?;
+        let upstream = Upstream::new(times.connect).map_err(|error| error.to_string())?;
+        let notifier = Notifier::start(kv_release, metrics.clone()).map_err(|error| error.to_string())?;
+        let mut background = Background::default();
+        background.start("notifier", ended(notifier.ended()));
         let (tasks, cut) = (TaskTracker::new(), CancellationToken::new());
         let means = Arc::new(Means {
             upstream: upstream.clone(),
@@ -134,14 +150,18 @@ impl App {
             serial_write,
             cut: cut.clone(),
         });
-        let discovery =
-            Discovery::new(registry, selector.pairs.clone(), metrics.clone(), upstream.client().clone(), allowed);
+        let (client, pairs) = (upstream.client().clone(), selector.pairs.clone());
+        let discovery = Discovery::new(registry, pairs, metrics.clone(), client, allowed);
+        background.start("membership", ended(discovery.run(heard)));
+        let listener = Arc::new(listener);
+        let listening = listener.clone();
+        background.start("registration listener", async move { listening.ended().await });
         let server = Server::new(server, means, metrics.clone());
         let routers = Routers {
             serving: browsers::allow(routes::router(server.clone()), &origins),
             refusing: browsers::allow(routes::refusing(server), &origins),
         };
-        Ok(App { door, listener, heard, clients, address, routers, discovery, metrics, tasks, cut })
+        Ok(App { door, listener, clients, address, routers, metrics, tasks, cut, background })
     }
 
     /// Where clients connect.
@@ -154,28 +174,36 @@ impl App {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` resolves, then drains.
+    /// Serves until `stop` resolves or a background task ends, then drains.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Finish {
-        let App { door, listener, heard, clients, routers, discovery, metrics, tasks, cut, .. } = self;
-        let ended = CancellationToken::new();
-        let discovery = tokio::spawn(discovery.run(heard, ended.clone()));
-        let connections = tokio::select! {
-            served = accept(&door, clients, routers, &metrics, stop) => served,
-            _ = listener.ended() => {
-                tracing::error!("the registration listener has ended");
-                return Finish::Failed;
+        let App { door, listener, clients, routers, metrics, tasks, cut, mut background, .. } = self;
+        let mut failed = false;
+        let stop = async {
+            tokio::select! {
+                () = stop => {}
+                (task, reason) = background.ended() => {
+                    tracing::error!(task, reason, "a background task has ended, so the proxy drains and ends");
+                    failed = true;
+                }
             }
         };
+        let connections = accept(&door, clients, routers, &metrics, stop).await;
         // The ports are closed from here on: other nodes take that for the end of the job (protocol E3).
         listener.stop().await;
         let cut = drain(door.drain, connections, &metrics, &tasks, &cut).await;
-        ended.cancel();
-        let _ = discovery.await;
+        background.end().await;
         match cut {
+            _ if failed => Finish::Failed,
             0 => Finish::Drained,
             count => Finish::Cut(count),
         }
     }
+}
+
+/// Runs a part that has no reason to end.
+async fn ended(part: impl Future<Output = ()>) -> &'static str {
+    part.await;
+    "it returned"
 }
 
 /// What an endpoint's host stands for.

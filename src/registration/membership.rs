@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_util::sync::CancellationToken;
 
 use super::probe;
 use super::tell::Teller;
@@ -71,8 +70,8 @@ impl Discovery {
         }
     }
 
-    /// Runs until `stop`, or until the listener is gone.
-    pub async fn run(mut self, mut heard: mpsc::Receiver<Heard>, stop: CancellationToken) {
+    /// Runs until it is dropped. When the listener is gone it only waits for that.
+    pub async fn run(mut self, mut heard: mpsc::Receiver<Heard>) {
         // A result is awaited before its engine is probed again, so that this cannot hold more than one for each engine.
         let (results_in, mut results) = mpsc::unbounded_channel::<Probed>();
         let mut tick = tokio::time::interval(TICK);
@@ -80,10 +79,9 @@ impl Discovery {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let look = tokio::select! {
-                () = stop.cancelled() => return,
                 count = heard.recv_many(&mut batch, BATCH) => {
                     if count == 0 {
-                        return;
+                        return std::future::pending().await;
                     }
                     // A new engine is probed at once, and so is one whose address another claims.
                     let mut added = false;
