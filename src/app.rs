@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::background::Background;
-use crate::exchange::drive::{AttemptLimits, Means};
+use crate::exchange::drive::Means;
 use crate::http::accept::{Routers, accept, drain};
 use crate::http::descriptors::{fit, raise_descriptors};
 use crate::http::port::bind;
@@ -26,7 +26,7 @@ use crate::pool::registry::Registry;
 use crate::registration::membership::Discovery;
 use crate::registration::socket::listener::{self, Heard, Incident, Listener, ListenerSettings};
 use crate::routing::Selector;
-use crate::settings::{Config, DoorLimits, Endpoint, Parts, Times};
+use crate::settings::{Config, DoorLimits, Endpoint, Parts};
 use crate::upstream::Upstream;
 
 /// Registration messages between the listener's thread and the membership task.
@@ -146,7 +146,7 @@ impl App {
             notifier,
             metrics: metrics.clone(),
             background: tasks.clone(),
-            limits: attempt_limits(&times),
+            limits: times,
             serial_write,
             cut: cut.clone(),
         });
@@ -226,17 +226,6 @@ fn first<T>(
         }
     }
     Err(last)
-}
-
-fn attempt_limits(times: &Times) -> AttemptLimits {
-    AttemptLimits {
-        prefill: times.prefill,
-        first_byte: times.first_byte,
-        answer: times.answer,
-        idle: times.idle,
-        hand_over: times.hand_over,
-        unpark: times.unpark,
-    }
 }
 
 fn count(metrics: &Metrics, incident: Incident) {

@@ -30,25 +30,9 @@ use crate::notify::Notifier;
 use crate::pool::pairs::Contact;
 use crate::pool::{Engine, LegEnd, Pool, Seat};
 use crate::routing::{Picked, Selector};
+use crate::settings::Times;
 use crate::upstream::gauges::Queue;
 use crate::upstream::{Repeat, Sent, Upstream};
-
-/// Limits on the phases of an attempt.
-#[derive(Clone, Copy, Debug)]
-pub struct AttemptLimits {
-    /// Prefill's whole answer (`--prefill-timeout`).
-    pub prefill: Duration,
-    /// A streamed answer's first output, from the moment that prefill was done (`--first-byte-timeout`).
-    pub first_byte: Duration,
-    /// An answer in one piece, from the same moment (`--answer-timeout`).
-    pub answer: Duration,
-    /// Between bytes of a stream (`--stream-idle-timeout`).
-    pub idle: Duration,
-    /// READ: from prefill's answer to decode's acceptance (`--hand-over-limit`).
-    pub hand_over: Duration,
-    /// A woken leg's time for its report (`--unpark-timeout`).
-    pub unpark: Duration,
-}
 
 /// What all attempts have in common.
 pub struct Means {
@@ -65,7 +49,7 @@ pub struct Means {
     /// The background set: attempts whose clients have left, and legs that are seen out. The stop waits for these.
     pub background: TaskTracker,
     /// Time limits.
-    pub limits: AttemptLimits,
+    pub limits: Times,
     /// WRITE: whether decode waits for prefill's answer (`--write-dispatch serial`).
     pub serial_write: bool,
     /// Fires when the drain is over and what is left is cut.

@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use moriio_proxy::api::Api;
 use moriio_proxy::api::request::Request;
 use moriio_proxy::engine::{Mode, Role};
-use moriio_proxy::exchange::drive::{Asked, AttemptLimits, Drive, Head, Means, RelayLimits};
+use moriio_proxy::exchange::drive::{Asked, Drive, Head, Means, RelayLimits};
 use moriio_proxy::exchange::opening::Opening;
 use moriio_proxy::exchange::record::Exchange;
 use moriio_proxy::exchange::relay::Relay;
@@ -20,7 +20,7 @@ use moriio_proxy::registration::decode::{self, Message};
 use moriio_proxy::registration::socket::guard::gate::{GREETING, Gate, Output};
 use moriio_proxy::registration::socket::guard::identity::Identity;
 use moriio_proxy::routing::Selector;
-use moriio_proxy::settings::{BreakerLimits, PickRules, TokenBudget};
+use moriio_proxy::settings::{BreakerLimits, PickRules, Times, TokenBudget};
 use moriio_proxy::upstream::Upstream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -108,7 +108,8 @@ fn relay(means: &Arc<Means>, asked: &Arc<Asked>, pieces: Vec<Bytes>) -> Relay {
 /// What attempts of a pool need.
 fn means(pool: Pool, metrics: &Arc<Metrics>) -> Arc<Means> {
     let limit = Duration::from_secs(2);
-    let limits = AttemptLimits {
+    let limits = Times {
+        connect: limit,
         prefill: limit,
         first_byte: limit,
         answer: limit,
