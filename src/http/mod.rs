@@ -9,6 +9,7 @@ mod pass_through;
 mod places;
 pub(crate) mod port;
 mod respond;
+mod retries;
 pub(crate) mod routes;
 pub mod server;
 mod status;

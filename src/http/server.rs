@@ -1,7 +1,7 @@
 //! The data port: limits, and the attempt loop of an exchange.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use super::access;
 use super::health::Health;
 use super::respond::respond;
+use super::retries::RetryBudget;
 use crate::api::Api;
 use crate::api::request;
 use crate::error::ProxyError;
@@ -32,10 +33,6 @@ const PARSE_APART: usize = 1024 * 1024;
 const BUSY_WAIT: Duration = Duration::from_secs(30);
 /// How often a waiting request looks again, since a freed place has no signal of its own.
 const BUSY_LOOK: Duration = Duration::from_millis(50);
-/// Retries that are allowed whatever the traffic.
-const RETRY_RESERVE: i64 = 10;
-/// One retry, in the budget's unit: requests times percent.
-const RETRY_COST: i64 = 100;
 
 /// What every request handler shares.
 pub struct Server {
@@ -45,7 +42,7 @@ pub struct Server {
     pool: watch::Receiver<Arc<Pool>>,
     pub(super) metrics: Arc<Metrics>,
     room: Arc<Semaphore>,
-    retry_budget: AtomicI64,
+    retry_budget: RetryBudget,
     /// Whose turn it is on routes that any engine answers alike.
     pub(super) neutral_turn: AtomicUsize,
     pub(super) health: Health,
@@ -57,7 +54,7 @@ impl Server {
         let (selector, pool) = (means.selector.clone(), means.pool.clone());
         let room = Arc::new(Semaphore::new(settings.max_in_flight));
         let health = Health::new(settings.health_waits);
-        let retry_budget = AtomicI64::new(RETRY_RESERVE * RETRY_COST);
+        let retry_budget = RetryBudget::new(settings.retry_percent);
         Arc::new(Server {
             settings,
             means,
@@ -116,8 +113,7 @@ impl Server {
         let streams = request.stream;
         let headers = access::forwarded(&self.settings.keys, &head.headers);
         let asked = Arc::new(Asked { request, headers });
-        self.retry_budget.fetch_min(RETRY_RESERVE * RETRY_COST, Ordering::Relaxed);
-        self.retry_budget.fetch_add(i64::from(self.settings.retry_percent), Ordering::Relaxed);
+        self.retry_budget.request();
         let mut last: Option<ProxyError> = None;
         let mut attempts = 0;
         loop {
@@ -134,7 +130,7 @@ impl Server {
                 Err(Failure { error, repeat })
                     if repeat == Repeat::Safe || (repeat == Repeat::Once && attempts == 1) =>
                 {
-                    if attempts > self.settings.retries || !self.may_retry() {
+                    if attempts > self.settings.retries || !self.retry_budget.take() {
                         return Err(self.exhausted(attempts, error));
                     }
                     self.metrics.attempt("retry");
@@ -153,11 +149,6 @@ impl Server {
         let pool = self.pool();
         let open_circuits = pool.open_circuits(Instant::now());
         ProxyError::Exhausted { attempts, pool: pool.engines().count(), open_circuits, last: Box::new(last) }
-    }
-
-    fn may_retry(&self) -> bool {
-        let take = |budget: i64| (budget >= RETRY_COST).then_some(budget - RETRY_COST);
-        self.retry_budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
     /// The checks that need no body.
