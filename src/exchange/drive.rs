@@ -78,7 +78,7 @@ pub struct RelayLimits {
     /// On the first output: the limit, what it is a limit on, and the option that sets it.
     pub first_byte: (Duration, &'static str, &'static str),
     /// When prefill was done, from which the limit on the first output counts.
-    pub from: Instant,
+    pub from: tokio::time::Instant,
     /// Between bytes (`--stream-idle-timeout`).
     pub idle: Duration,
 }
@@ -303,7 +303,7 @@ impl Attempt {
             true => (limits.first_byte, "first output", "--first-byte-timeout"),
             false => (limits.answer, "answer", "--answer-timeout"),
         };
-        RelayLimits { first_byte, idle: limits.idle, from: self.from }
+        RelayLimits { first_byte, idle: limits.idle, from: self.from.into() }
     }
 
     fn opening(&mut self) -> Option<&mut Opening> {

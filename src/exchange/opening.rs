@@ -2,12 +2,13 @@
 //! the client (protocol W7, D12). Comments are dropped until then.
 
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use tokio::time::Instant;
 
 use crate::api::Api;
 use crate::api::output::{EventError, Scanner, Stage, without_comments};
@@ -62,7 +63,7 @@ impl Opening {
     /// Reads one more part. Safe to drop and ask again.
     pub async fn step(&mut self) -> Step {
         let frame = match self.begun {
-            Some(begun) => match tokio::time::timeout_at((begun + GRACE).into(), self.body.frame()).await {
+            Some(begun) => match tokio::time::timeout_at(begun + GRACE, self.body.frame()).await {
                 Ok(frame) => frame,
                 Err(_) => return Step::Ready,
             },

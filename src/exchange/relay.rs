@@ -4,11 +4,11 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::api::Api;
@@ -102,7 +102,7 @@ impl Relay {
             ended: false,
             last_part: limits.from,
             gathered: BytesMut::new(),
-            timer: Box::pin(tokio::time::sleep_until((limits.from + limits.first_byte.0).into())),
+            timer: Box::pin(tokio::time::sleep_until(limits.from + limits.first_byte.0)),
             cut: Box::pin(cut.cancelled_owned()),
         }
     }
@@ -273,12 +273,12 @@ impl Relay {
                 true => self.waiting_since + limit.saturating_sub(self.waited),
                 false => self.limits.from + limit,
             };
-            if self.timer.deadline() > due.into() {
-                self.timer.as_mut().reset(due.into());
+            if self.timer.deadline() > due {
+                self.timer.as_mut().reset(due);
             }
             ready!(self.timer.as_mut().poll(cx));
             if Instant::now() < due {
-                self.timer.as_mut().reset(due.into());
+                self.timer.as_mut().reset(due);
             } else if self.ended {
                 self.close();
                 return Poll::Ready(None);

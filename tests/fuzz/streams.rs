@@ -98,7 +98,7 @@ fn relay(means: &Arc<Means>, asked: &Arc<Asked>, pieces: Vec<Bytes>) -> Relay {
     let head = Head { role: Role::Decode, status, headers, is_events: true };
     let limits = RelayLimits {
         first_byte: (Duration::from_secs(2), "first byte", ""),
-        from: Instant::now(),
+        from: Instant::now().into(),
         idle: Duration::from_millis(50),
     };
     let exchange = Exchange::open(means.metrics.clone(), "completions", None);
