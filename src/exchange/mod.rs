@@ -6,3 +6,6 @@ pub mod opening;
 pub mod record;
 pub mod relay;
 pub mod transfer;
+
+#[cfg(test)]
+mod tests;

@@ -176,3 +176,6 @@ impl Opening {
         if self.kept.is_empty() { self.body.size_hint() } else { http_body::SizeHint::default() }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -324,3 +324,6 @@ impl Body for Relay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
