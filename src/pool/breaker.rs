@@ -192,4 +192,30 @@ mod tests {
         }
         assert_eq!(off.admit(now), Some(Admission::Regular));
     }
+
+    #[test]
+    fn legs_from_before_say_nothing_and_a_closed_circuit_begins_anew() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut breaker = Breaker::new(LIMITS);
+        assert!(breaker.refuse(Admission::Regular, start));
+        // Legs that were let through before it opened make it no longer.
+        assert!(!breaker.fail(Admission::Regular, at(4)));
+        assert!(!breaker.refuse(Admission::Regular, at(4)));
+        breaker.succeed(Admission::Regular);
+        assert!(!breaker.usable(at(4)));
+        assert!(breaker.usable(at(5)));
+        assert_eq!(breaker.circuit(at(5)), Circuit::Probation);
+        assert_eq!(breaker.admit(at(5)), Some(Admission::Trial));
+        // Nor do they decide in place of the trial, or give its place back.
+        assert!(!breaker.fail(Admission::Regular, at(6)));
+        breaker.abstain(Admission::Regular);
+        assert!(!breaker.usable(at(6)));
+        assert!(breaker.refuse(Admission::Trial, at(6)));
+        assert_eq!((breaker.usable(at(15)), breaker.usable(at(16))), (false, true), "twice as long");
+        assert_eq!(breaker.admit(at(16)), Some(Admission::Trial));
+        breaker.succeed(Admission::Trial);
+        assert!(breaker.refuse(Admission::Regular, at(20)));
+        assert_eq!((breaker.usable(at(24)), breaker.usable(at(25))), (false, true), "as the first time");
+    }
 }
