@@ -12,11 +12,9 @@ use crate::support::{Plan, World};
 
 /// A READ world with a simulated prefill and a made-up decode that answers `reply`.
 async fn with_fake_decode(
-    options: &[(moriio_proxy::settings::options::Key, &'static str)],
     reply: impl Fn(&FakeLeg) -> axum::response::Response + Send + Sync + 'static,
 ) -> (World, Fake) {
     let mut plan = Plan::new(Mode::Read).engines(1, 0);
-    plan.options.extend(options);
     // Nobody fetches what this prefill computes.
     plan.adjust = |settings| settings.defer_timeout = std::time::Duration::from_millis(200);
     let world = plan.start().await;

@@ -150,7 +150,7 @@ impl Story {
 async fn silence_ends_a_stream_at_its_limit() {
     let mut story = Story::stream(&[(1, Says(A)), (700, Says(B)), (1399, Says(A))]);
     story.passes(&[(1, A), (700, B), (1399, A)]).await;
-    story.closes(2099, Close::Event("--stream-idle-timeout"), "timeout").await;
+    story.closes(2099, Close::Event("decode engine: no byte within 0.7s (--stream-idle-timeout)"), "timeout").await;
     // What the engine left unfinished is closed, so that the error is an event of its own.
     let mut story = Story::stream(&[(1, Says(A)), (2, Says("data: {\"te"))]);
     story.passes(&[(1, A), (2, "data: {\"te")]).await;
