@@ -156,26 +156,25 @@ async fn a_leg_that_has_only_a_preamble_outlives_its_client() {
 async fn a_stream_stalls_behind_comments() {
     let options =
         [(Key::FirstByteTimeout, "1500ms"), (Key::StreamIdleTimeout, "700ms"), (Key::ConnectTimeout, "500ms")];
-    for mode in [Mode::Read, Mode::Write] {
-        let stalls = [
-            (Api::Completions, 0, "--first-byte-timeout"),
-            (Api::Responses, 0, "--first-byte-timeout"),
-            (Api::Completions, 3, "--stream-idle-timeout"),
-        ];
-        join_all(stalls.map(|(api, tokens, option)| async move {
-            let world = world(mode, "0.32.0", &options).await;
-            strike(&world.decode[0], Fault::times(FaultKind::HangAfterTokens { tokens }, 1)).await;
-            let answer = ask(&world, api, 9).await;
-            assert!(answer.body.contains(option), "{mode:?} {}", answer.body);
-            assert_eq!(answer.record["error"], "engine_timeout");
-            assert_eq!(answer.record["decode_leg"], "timeout");
-            if tokens > 0 {
-                assert!(answer.body.contains(": keep-alive"), "later comments pass: {}", answer.body);
-            }
-            world.settle().await;
-        }))
-        .await;
-    }
+    let stalls = [
+        (Api::Completions, 0, "--first-byte-timeout"),
+        (Api::Responses, 0, "--first-byte-timeout"),
+        (Api::Completions, 3, "--stream-idle-timeout"),
+    ];
+    let stories = [Mode::Read, Mode::Write].into_iter().flat_map(|mode| stalls.map(|stall| (mode, stall)));
+    join_all(stories.map(|(mode, (api, tokens, option))| async move {
+        let world = world(mode, "0.32.0", &options).await;
+        strike(&world.decode[0], Fault::times(FaultKind::HangAfterTokens { tokens }, 1)).await;
+        let answer = ask(&world, api, 9).await;
+        assert!(answer.body.contains(option), "{mode:?} {}", answer.body);
+        assert_eq!(answer.record["error"], "engine_timeout");
+        assert_eq!(answer.record["decode_leg"], "timeout");
+        if tokens > 0 {
+            assert!(answer.body.contains(": keep-alive"), "later comments pass: {}", answer.body);
+        }
+        world.settle().await;
+    }))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
