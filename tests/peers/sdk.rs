@@ -60,8 +60,8 @@ async fn world(mode: Mode) -> World {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn completions_and_chat_come_back_whole() {
+    let mut client = Client::start();
     for mode in [Mode::Read, Mode::Write] {
-        let mut client = Client::start();
         let world = world(mode).await;
         client.talks_to(&world.proxy);
         let tokens = 9;
@@ -98,8 +98,8 @@ async fn completions_and_chat_come_back_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_streams_at_once() {
+    let mut client = Client::start();
     for mode in [Mode::Read, Mode::Write] {
-        let mut client = Client::start();
         let world = world(mode).await;
         client.talks_to(&world.proxy);
         let body = |n: usize| json!({"prompt": prompt(n), "max_tokens": 8 + n % 5, "stream": true});
@@ -172,8 +172,8 @@ async fn no_engines_a_slow_engine_and_a_wrong_key_have_their_classes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_stream_is_an_error_and_no_silent_end() {
+    let mut client = Client::start();
     for mode in [Mode::Read, Mode::Write] {
-        let mut client = Client::start();
         let world = Plan::new(mode).start().await;
         client.talks_to(&world.proxy);
         for reset in [false, true] {
