@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::engine::Role;
-use crate::engine::versions::Release;
+use crate::engine::versions::EngineVersion;
 
 /// Names whose fault an answer is; present on every answer that is not a success.
 pub const ERROR_SOURCE: HeaderName = HeaderName::from_static("x-moriio-error-source");
@@ -76,7 +76,7 @@ pub enum ProxyError {
         /// What the request needs.
         what: &'static str,
         /// The first release that has it.
-        since: Release,
+        since: EngineVersion,
     },
     /// `--api-key` is set and the client did not send it.
     #[error("missing or wrong API key")]
@@ -300,7 +300,7 @@ impl ProxyError {
             E::Overloaded,
             E::PoolBusy,
             E::Internal,
-            E::EngineTooOld { what: "the Responses API", since: Release::new(0, 24, 0) },
+            E::EngineTooOld { what: "the Responses API", since: EngineVersion::new(0, 24, 0) },
             E::AnswerTooLarge { role: Role::Prefill, limit: 1 },
             E::Broken { role: Role::Decode },
             E::Redirected { role: Role::Decode },

@@ -98,14 +98,14 @@ pub struct Metrics {
     registrations: Family<Labels, Counter>,
     guard_rejects: Family<Labels, Counter>,
     kv_messages: Family<Labels, Counter>,
-    parked: Family<Labels, Counter>,
+    orphans: Family<Labels, Counter>,
     attempts: Family<Labels, Counter>,
     decisions: Family<Labels, Counter>,
     places_missing: Family<Labels, Counter>,
     /// Client requests being served, from accept to account.
     pub in_flight: Gauge,
     /// Decode legs that outlived their client because closing them would lose KV blocks.
-    pub parked_in_flight: Gauge,
+    pub orphans_in_flight: Gauge,
     /// Client connections that are open.
     pub connections: Gauge,
     /// Places that client connections hold, at most `--max-connections`.
@@ -157,12 +157,12 @@ impl Metrics {
             registrations: Family::default(),
             guard_rejects: Family::default(),
             kv_messages: Family::default(),
-            parked: Family::default(),
+            orphans: Family::default(),
             attempts: Family::default(),
             decisions: Family::default(),
             places_missing: Family::default(),
             in_flight: Gauge::default(),
-            parked_in_flight: Gauge::default(),
+            orphans_in_flight: Gauge::default(),
             connections: Gauge::default(),
             places_in_use: Gauge::default(),
             places_full: Gauge::default(),
@@ -206,14 +206,14 @@ impl Metrics {
             self.guard_rejects.clone(),
         );
         r.register("kv_messages", "Messages to engines' notify ports by kind and outcome", self.kv_messages.clone());
-        r.register("drained_legs", "Decode legs that outlived their client, by outcome", self.parked.clone());
+        r.register("drained_legs", "Decode legs that outlived their client, by outcome", self.orphans.clone());
         r.register("attempts", "Attempts beyond the first, by cause", self.attempts.clone());
         r.register("policy_decisions", "Pairs picked, by policy", self.decisions.clone());
         r.register("requests_in_flight", "Client requests being served", self.in_flight.clone());
         r.register(
             "parked_legs_in_flight",
             "Decode legs that outlive their client at the moment",
-            self.parked_in_flight.clone(),
+            self.orphans_in_flight.clone(),
         );
         r.register("connections", "Open client connections", self.connections.clone());
         r.register("places_in_use", "Places that client connections hold", self.places_in_use.clone());
@@ -323,9 +323,9 @@ impl Metrics {
         self.kv_messages.get_or_create(&vec![("kind", kind.to_owned()), ("outcome", outcome.to_owned())]).inc();
     }
 
-    /// A parked leg ended.
-    pub fn parked(&self, outcome: &'static str) {
-        self.parked.get_or_create(&vec![("outcome", outcome.to_owned())]).inc();
+    /// An orphaned WRITE decode leg ended.
+    pub fn orphan_ended(&self, outcome: &'static str) {
+        self.orphans.get_or_create(&vec![("outcome", outcome.to_owned())]).inc();
     }
 
     /// An attempt beyond an exchange's first.

@@ -158,7 +158,7 @@ fn every_family() -> String {
     metrics.registration("added");
     metrics.guard_reject("size");
     metrics.kv_message("release", "sent");
-    metrics.parked("written");
+    metrics.orphan_ended("written");
     metrics.attempt("connect");
     metrics.decision("round_robin");
     metrics.place_missing("refused");

@@ -8,9 +8,9 @@ use std::ops::RangeInclusive;
 
 use crate::engine::{Dialect, Mode, Registration};
 
-/// A vLLM release. Pre-releases sort below the final release of the same number.
+/// A vLLM version. Pre-releases sort below the final release of the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Release {
+pub struct EngineVersion {
     /// 0 in every release so far.
     pub major: u16,
     /// Grows with features.
@@ -21,14 +21,14 @@ pub struct Release {
     pub is_final: bool,
 }
 
-impl Release {
+impl EngineVersion {
     /// A final release.
-    pub const fn new(major: u16, minor: u16, patch: u16) -> Release {
-        Release { major, minor, patch, is_final: true }
+    pub const fn new(major: u16, minor: u16, patch: u16) -> EngineVersion {
+        EngineVersion { major, minor, patch, is_final: true }
     }
 
     /// Reads what `GET /version` says: `0.32.0`, `v0.30.0`, `0.33.0rc1`, `0.11.2.dev12+gabc`, `0.32.0+rocm700`.
-    pub fn parse(text: &str) -> Option<Release> {
+    pub fn parse(text: &str) -> Option<EngineVersion> {
         let text = text.trim();
         let public = text.split('+').next()?;
         let public = public.strip_prefix(['v', 'V']).unwrap_or(public);
@@ -51,11 +51,11 @@ impl Release {
         let is_final = suffix.is_empty() || suffix.starts_with("post");
         let known = is_final || ["rc", "dev", "a", "b", "c"].iter().any(|word| suffix.starts_with(word));
         let [major, minor, patch] = numbers;
-        known.then_some(Release { major, minor, patch, is_final })
+        known.then_some(EngineVersion { major, minor, patch, is_final })
     }
 }
 
-impl std::fmt::Display for Release {
+impl std::fmt::Display for EngineVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mark = if self.is_final { "" } else { " (pre-release)" };
         write!(f, "{}.{}.{}{mark}", self.major, self.minor, self.patch)
@@ -104,7 +104,7 @@ pub struct Traits {
     /// The releases of this row, for logs and the reference.
     pub name: &'static str,
     /// First release of the row; none in the row for unknown releases.
-    pub since: Option<Release>,
+    pub since: Option<EngineVersion>,
     /// The registration wording of these releases (protocol R2, R3).
     pub dialect: Option<Dialect>,
     /// READ as released (protocol V2, V3).
@@ -127,10 +127,10 @@ pub struct Traits {
     /// Whether a release may come before prefill has finished: it is kept until then. Older engines end when they are told
     /// to free what still runs or was left (an assertion of their scheduler; source of 0.24.0 to 0.32.0).
     pub early_release: bool,
-    /// Whether a parked decode wakes at a `write_done` map (protocol K10, K11). It must go to every notify port of
+    /// Whether a decode leg's waiting ends with a `write_done` map (protocol K10, K11). It must go to every notify port of
     /// decode's data-parallel rank, one for each tensor-parallel rank: [`notify_ports`]. It must come once: the engine ends
     /// at a second one for a request that is at work (seen on 0.32.0, the same assertion since 0.18.0).
-    pub unpark: bool,
+    pub wake: bool,
     /// Whether decode understands `write_failed` (protocol K10).
     pub write_failed: bool,
     /// Whether a request without transfer params is safe on either role (protocol V4).
@@ -152,7 +152,7 @@ impl Traits {
     }
 
     /// Whether every engine of this row is of `release` or newer; unknown ones are not. It must be a release that begins a row.
-    pub fn is_since(&self, release: Release) -> bool {
+    pub fn is_since(&self, release: EngineVersion) -> bool {
         debug_assert!(ROWS.iter().any(|row| row.since == Some(release)), "{release} begins no row");
         self.since.is_some_and(|since| since >= release)
     }
@@ -178,7 +178,7 @@ static UNKNOWN: Traits = Traits {
     bound_pairs: true,
     release: ReleaseForm::None,
     early_release: false,
-    unpark: false,
+    wake: false,
     write_failed: false,
     plain_requests: false,
     alone: false,
@@ -195,7 +195,7 @@ const NO_BARRIER: &str = "decode may compute before its KV has landed; READ need
 static ROWS: [Traits; 10] = [
     Traits {
         name: "0.14.0 to 0.16.0",
-        since: Some(Release::new(0, 14, 0)),
+        since: Some(EngineVersion::new(0, 14, 0)),
         dialect: Some(Dialect::A),
         read: Support::Broken,
         write: Support::Broken,
@@ -204,7 +204,7 @@ static ROWS: [Traits; 10] = [
     },
     Traits {
         name: "0.17.0 to 0.17.1",
-        since: Some(Release::new(0, 17, 0)),
+        since: Some(EngineVersion::new(0, 17, 0)),
         dialect: Some(Dialect::A),
         read: Support::Broken,
         write: Support::Legacy,
@@ -213,7 +213,7 @@ static ROWS: [Traits; 10] = [
     },
     Traits {
         name: "0.18.0 to 0.19.1",
-        since: Some(Release::new(0, 18, 0)),
+        since: Some(EngineVersion::new(0, 18, 0)),
         dialect: Some(Dialect::A),
         read: Support::Broken,
         write: Support::Legacy,
@@ -223,7 +223,7 @@ static ROWS: [Traits; 10] = [
     },
     Traits {
         name: "0.20.0 to 0.22.1",
-        since: Some(Release::new(0, 20, 0)),
+        since: Some(EngineVersion::new(0, 20, 0)),
         dialect: Some(Dialect::B),
         read: Support::Broken,
         write: Support::Broken,
@@ -232,7 +232,7 @@ static ROWS: [Traits; 10] = [
     },
     Traits {
         name: "0.23.0",
-        since: Some(Release::new(0, 23, 0)),
+        since: Some(EngineVersion::new(0, 23, 0)),
         dialect: Some(Dialect::B),
         read: Support::Legacy,
         write: Support::Works,
@@ -244,36 +244,41 @@ static ROWS: [Traits; 10] = [
     },
     Traits {
         name: "0.24.0 to 0.27.1",
-        since: Some(Release::new(0, 24, 0)),
+        since: Some(EngineVersion::new(0, 24, 0)),
         dialect: Some(Dialect::B),
         read: Support::Legacy,
         write: Support::Works,
         advice: NO_BARRIER,
         plain_id: true,
         release: ReleaseForm::Map,
-        unpark: true,
+        wake: true,
         alone: true,
         proved: "WRITE on 0.26.0 and 0.27.0; READ there, some texts differ",
         ..ONE_HOST
     },
     Traits {
         name: "0.28.0 to 0.30.0",
-        since: Some(Release::new(0, 28, 0)),
+        since: Some(EngineVersion::new(0, 28, 0)),
         first_contact_gate: true,
         bound_pairs: true,
         proved: "READ and WRITE on 0.29.0 and 0.30.0",
         ..SINCE_31
     },
-    Traits { name: "0.31.0", since: Some(Release::new(0, 31, 0)), proved: "READ and WRITE on 0.31.0", ..SINCE_31 },
+    Traits {
+        name: "0.31.0",
+        since: Some(EngineVersion::new(0, 31, 0)),
+        proved: "READ and WRITE on 0.31.0",
+        ..SINCE_31
+    },
     Traits {
         name: "0.32.0",
-        since: Some(Release::new(0, 32, 0)),
+        since: Some(EngineVersion::new(0, 32, 0)),
         proved: "READ, WRITE, release, un-park, restarts, DP 2 and load on 0.32.0",
         ..SINCE_31
     },
     Traits {
         name: "0.33.0 and newer",
-        since: Some(Release::new(0, 33, 0)),
+        since: Some(EngineVersion::new(0, 33, 0)),
         write_failed: true,
         plain_requests: true,
         ..SINCE_31
@@ -293,7 +298,7 @@ const SINCE_31: Traits = Traits {
     bound_pairs: false,
     release: ReleaseForm::Map,
     early_release: true,
-    unpark: true,
+    wake: true,
     write_failed: false,
     plain_requests: false,
     alone: true,
@@ -302,7 +307,7 @@ const SINCE_31: Traits = Traits {
 
 /// The row for an engine. A release that cannot have sent this wording (a patched build, an answer from something else
 /// on that port) counts as unknown.
-pub fn traits(release: Option<Release>, dialect: Dialect) -> &'static Traits {
+pub fn traits(release: Option<EngineVersion>, dialect: Dialect) -> &'static Traits {
     let row = release.and_then(|release| ROWS.iter().rev().find(|row| row.since.is_some_and(|since| since <= release)));
     row.filter(|row| row.dialect == Some(dialect)).unwrap_or(&UNKNOWN)
 }
@@ -359,7 +364,7 @@ pub fn reference_table() -> String {
             if row.plain_id { "plain" } else { "with both addresses" },
             if row.first_contact_gate { "alone" } else { "free" },
             if row.bound_pairs { "bound" } else { "free" },
-            yes(row.unpark),
+            yes(row.wake),
             yes(row.write_failed),
             yes(row.plain_requests),
             yes(row.alone),

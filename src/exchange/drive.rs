@@ -24,10 +24,10 @@ use crate::error::ProxyError;
 use crate::exchange::leg::{AnswerLeg, PrefillLeg};
 use crate::exchange::opening::Opening;
 use crate::exchange::record::Exchange;
-use crate::exchange::transfer::{Acknowledged, Action, Event, Message, Orphan, Plan, Releases, Terms, Transfer};
+use crate::exchange::transfer::{Acknowledged, Action, Event, Notice, Orphan, Plan, Releases, Terms, Transfer};
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
-use crate::pool::pairs::Contact;
+use crate::pool::pairs::Meeting;
 use crate::pool::{Engine, LegEnd, Pool, Seat};
 use crate::routing::{Picked, Selector};
 use crate::settings::Times;
@@ -65,7 +65,7 @@ pub struct Asked {
 }
 
 /// Why an attempt gave no answer.
-pub struct Failure {
+pub struct Failed {
     /// What the client is told, if this was the last attempt.
     pub error: ProxyError,
     /// Whether another attempt is safe.
@@ -107,10 +107,10 @@ pub struct Head {
 enum Verdict {
     Commit(Head),
     CommitMessage(Value),
-    Fail(Failure),
+    Fail(Failed),
 }
 
-type Acknowledgement = Pin<Box<dyn Future<Output = (Message, Acknowledged)> + Send>>;
+type Acknowledgement = Pin<Box<dyn Future<Output = (Notice, Acknowledged)> + Send>>;
 type Look = Pin<Box<dyn Future<Output = Option<Queue>> + Send>>;
 
 /// All that an attempt holds.
@@ -136,7 +136,7 @@ struct Attempt {
     prefill_sent: Arc<Sent>,
     answer: Option<AnswerLeg>,
     answer_sent: Arc<Sent>,
-    contact: Option<Contact>,
+    meeting: Option<Meeting>,
     /// READ: prefill's params for decode.
     params: Option<PrefillParams>,
     /// Prefill's message, where it is the whole answer.
@@ -167,12 +167,12 @@ impl Drive {
         let terms = terms(means, &picked, &asked.request);
         let prefill_engine = prefill.clone();
         // Alone, decode's place is given back at once: one on trial or a first contact must not wait for this answer.
-        let (prefill_seat, answer_seat, contact) = match terms.plan {
+        let (prefill_seat, answer_seat, meeting) = match terms.plan {
             Plan::Alone => {
                 record.alone();
                 (None, picked.prefill, None)
             }
-            Plan::Write { .. } | Plan::Read => (Some(picked.prefill), picked.decode, Some(picked.contact)),
+            Plan::Write { .. } | Plan::Read => (Some(picked.prefill), picked.decode, Some(picked.meeting)),
         };
         let attempt = Box::new(Attempt {
             means: means.clone(),
@@ -192,7 +192,7 @@ impl Drive {
             prefill_sent: Arc::default(),
             answer: None,
             answer_sent: Arc::default(),
-            contact,
+            meeting,
             params: None,
             message: None,
             failure: None,
@@ -224,7 +224,7 @@ impl Drive {
     ///
     /// # Errors
     /// The failure that came first; what is owed to engines is seen to in the background.
-    pub async fn run(mut self, record: &mut Exchange) -> Result<Outcome, Failure> {
+    pub async fn run(mut self, record: &mut Exchange) -> Result<Outcome, Failed> {
         self.0.tell(Event::Start);
         let verdict = loop {
             if let Some(verdict) = self.0.verdict.take() {
@@ -282,16 +282,16 @@ impl Attempt {
     async fn see_to_its_end(mut self: Box<Self>) {
         let (metrics, is_orphaned) = (self.means.metrics.clone(), self.transfer.is_orphaned());
         if is_orphaned {
-            metrics.parked_in_flight.inc();
+            metrics.orphans_in_flight.inc();
         }
         while !self.transfer.is_over() {
             self.step().await;
         }
         if is_orphaned {
-            metrics.parked_in_flight.dec();
+            metrics.orphans_in_flight.dec();
         }
         if let Some(orphan) = self.orphan {
-            metrics.parked(orphan.as_str());
+            metrics.orphan_ended(orphan.as_str());
         }
     }
 
@@ -331,10 +331,10 @@ fn terms(means: &Means, picked: &Picked, request: &Request) -> Terms {
             ReleaseForm::Text | ReleaseForm::Map if prefill.early_release => Releases::Always,
             ReleaseForm::Text | ReleaseForm::Map => Releases::Answered,
         },
-        wakes: means.notifier.is_on() && (decode.unpark || decode.write_failed),
+        wakes: means.notifier.is_on() && (decode.wake || decode.write_failed),
         first_output: if request.stream { limits.first_byte } else { limits.answer },
         orphan: limits.first_byte,
         hand_over: limits.hand_over,
-        unpark: limits.unpark,
+        wake: limits.wake,
     }
 }

@@ -17,7 +17,7 @@ use crate::engine::Role;
 use crate::upstream::failure::{Kind, Repeat};
 use states::{Attempt, Blocks, Decode, Prefill};
 
-pub use words::{Acknowledged, Action, Answer, Cause, Edge, Event, Left, Message, Orphan, Plan, Releases, Terms};
+pub use words::{Acknowledged, Action, Answer, Cause, Edge, Event, Left, Notice, Orphan, Plan, Releases, Terms};
 
 /// One attempt.
 #[derive(Debug)]

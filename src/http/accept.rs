@@ -219,7 +219,7 @@ pub(crate) async fn drain(
     tasks: &TaskTracker,
     cut: &CancellationToken,
 ) -> usize {
-    tracing::info!(in_flight = metrics.exchanges_open(), parked = metrics.parked_in_flight.get(), "draining");
+    tracing::info!(in_flight = metrics.exchanges_open(), parked = metrics.orphans_in_flight.get(), "draining");
     tasks.close();
     let quiet = async {
         while let Some(ended) = connections.tasks.join_next().await {

@@ -112,7 +112,7 @@ async fn forward(
     }
     let pool = server.pool();
     let ready: Vec<&Arc<Engine>> = pool.engines().filter(|e| e.state == EngineState::Ready).collect();
-    let turn = server.neutral_turn.fetch_add(1, Ordering::Relaxed);
+    let turn = server.pass_through_turn.fetch_add(1, Ordering::Relaxed);
     let Some(engine) = ready.get(turn % ready.len().max(1)) else {
         return Err(no_pair(&pool, std::time::Instant::now()));
     };

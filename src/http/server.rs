@@ -19,7 +19,7 @@ use super::retries::RetryBudget;
 use crate::api::Api;
 use crate::api::request;
 use crate::error::ProxyError;
-use crate::exchange::drive::{Asked, Drive, Failure, Means, Outcome};
+use crate::exchange::drive::{Asked, Drive, Failed, Means, Outcome};
 use crate::exchange::record::Exchange;
 use crate::metrics::Metrics;
 use crate::pool::{FIRST_PROBE_WAIT, Pool};
@@ -44,7 +44,7 @@ pub struct Server {
     room: Arc<Semaphore>,
     retry_budget: RetryBudget,
     /// Whose turn it is on routes that any engine answers alike.
-    pub(super) neutral_turn: AtomicUsize,
+    pub(super) pass_through_turn: AtomicUsize,
     pub(super) health: Health,
 }
 
@@ -63,7 +63,7 @@ impl Server {
             metrics,
             room,
             retry_budget,
-            neutral_turn: AtomicUsize::new(0),
+            pass_through_turn: AtomicUsize::new(0),
             health,
         })
     }
@@ -127,7 +127,7 @@ impl Server {
             attempts += 1;
             match Drive::new(&self.means, &asked, picked, record).run(record).await {
                 Ok(outcome) => return Ok((outcome, streams)),
-                Err(Failure { error, repeat })
+                Err(Failed { error, repeat })
                     if repeat == Repeat::Safe || (repeat == Repeat::Once && attempts == 1) =>
                 {
                     if attempts > self.settings.retries || !self.retry_budget.take() {
@@ -136,7 +136,7 @@ impl Server {
                     self.metrics.attempt("retry");
                     last = Some(error);
                 }
-                Err(Failure { error, .. }) => return Err(error),
+                Err(Failed { error, .. }) => return Err(error),
             }
         }
     }

@@ -10,7 +10,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
 use super::server::{Server, json as answer};
-use crate::pool::history::Standing;
+use crate::pool::history::PairState;
 use crate::pool::{Claim, Engine, Pool};
 
 fn counts(pool: &Pool) -> (usize, usize) {
@@ -49,7 +49,7 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
     let (prefills, decodes) = (at_work(&pool.prefill), at_work(&pool.decode));
     for (p, d) in prefills.iter().flat_map(|p| decodes.iter().map(move |d| (p, d))) {
         let Some(mode) = pool.mode else { break };
-        let barred = server.selector.pairs.standing(p, d, mode) == Standing::Stale;
+        let barred = server.selector.pairs.state(p, d, mode) == PairState::Stale;
         usable |= !barred;
         // With hundreds of engines the list could be long; the operator needs the first few.
         if barred && stale.len() < 64 {
@@ -83,7 +83,7 @@ fn describe(server: &Server, pool: &Pool, engine: &Engine, now: Instant) -> serd
         "state": engine.state.as_str(),
         "reason": server.selector.pairs.reason(pool, engine, now).map(|reason| reason.to_string()),
         "mode": says.mode.as_str(),
-        "release": engine.release.map(|release| release.to_string()),
+        "release": engine.version.map(|release| release.to_string()),
         "dp_size": says.dp_size,
         "tp_size": says.tp_size,
         "circuit": engine.vitals.circuit(now).as_str(),

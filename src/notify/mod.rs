@@ -145,7 +145,7 @@ impl Notifier {
         traits: &Traits,
         transfer_id: &str,
     ) -> impl Future<Output = Acknowledged> + Send + use<> {
-        let message = match (traits.write_failed, traits.unpark) {
+        let message = match (traits.write_failed, traits.wake) {
             (true, _) => Some(("write_failed", "write_failed")),
             (false, true) => Some(("unpark", "write_done")),
             (false, false) => None,

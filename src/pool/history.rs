@@ -13,7 +13,7 @@ const REMEMBERED: usize = 65_536;
 type Key = (u64, u64);
 
 #[derive(Clone, Copy, Debug)]
-struct Contact {
+struct Met {
     /// The incarnation that the dialer met first: its session cache keeps that one.
     peer: u64,
     /// A first exchange that produced a byte.
@@ -24,21 +24,21 @@ struct Contact {
 
 /// What the past of a pair says about its next exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum PairState {
     /// Nothing is in the way.
-    Open,
+    Known,
     /// The two have not met; the exchange must go alone.
-    First,
+    Cold,
     /// Their first exchange is under way.
-    Waiting,
+    FirstContact,
     /// The dialing side knows an earlier life of the other.
     Stale,
 }
 
 /// All meetings of engines since the start.
 #[derive(Debug, Default)]
-pub struct Contacts {
-    met: HashMap<Key, Contact>,
+pub struct PairHistory {
+    met: HashMap<Key, Met>,
     complained: HashSet<(u64, u64)>,
 }
 
@@ -52,16 +52,16 @@ fn key(prefill: &Engine, decode: &Engine, mode: Mode) -> (Key, u64) {
     ((dialer.incarnation, peer.endpoint), peer.incarnation)
 }
 
-impl Contacts {
+impl PairHistory {
     /// How a pair stands.
-    pub fn standing(&self, prefill: &Engine, decode: &Engine, mode: Mode) -> Standing {
+    pub fn state(&self, prefill: &Engine, decode: &Engine, mode: Mode) -> PairState {
         let (key, life) = key(prefill, decode, mode);
         match self.met.get(&key) {
-            None => Standing::First,
-            Some(contact) if contact.peer != life => Standing::Stale,
-            Some(contact) if contact.proved => Standing::Open,
-            Some(contact) if contact.trying => Standing::Waiting,
-            Some(_) => Standing::First,
+            None => PairState::Cold,
+            Some(met) if met.peer != life => PairState::Stale,
+            Some(met) if met.proved => PairState::Known,
+            Some(met) if met.trying => PairState::FirstContact,
+            Some(_) => PairState::Cold,
         }
     }
 
@@ -71,15 +71,15 @@ impl Contacts {
             self.met.clear();
         }
         let (key, peer) = key(prefill, decode, mode);
-        self.met.entry(key).or_insert(Contact { peer, proved: false, trying: true }).trying = true;
+        self.met.entry(key).or_insert(Met { peer, proved: false, trying: true }).trying = true;
     }
 
     /// The pair's exchange produced its first byte, or ended without one.
     pub fn end(&mut self, prefill: &Engine, decode: &Engine, mode: Mode, proved: bool) {
         let (key, _) = key(prefill, decode, mode);
-        if let Some(contact) = self.met.get_mut(&key) {
-            contact.trying = false;
-            contact.proved |= proved;
+        if let Some(met) = self.met.get_mut(&key) {
+            met.trying = false;
+            met.proved |= proved;
         }
     }
 
@@ -110,30 +110,30 @@ mod tests {
     #[test]
     fn the_first_exchange_goes_alone() {
         let (prefill, decode) = (engine(1, Role::Prefill, 1), engine(2, Role::Decode, 2));
-        let mut contacts = Contacts::default();
+        let mut history = PairHistory::default();
         for proved in [false, true] {
-            assert_eq!(contacts.standing(&prefill, &decode, Mode::Read), Standing::First);
-            contacts.begin(&prefill, &decode, Mode::Read);
-            assert_eq!(contacts.standing(&prefill, &decode, Mode::Read), Standing::Waiting);
-            contacts.end(&prefill, &decode, Mode::Read, proved);
+            assert_eq!(history.state(&prefill, &decode, Mode::Read), PairState::Cold);
+            history.begin(&prefill, &decode, Mode::Read);
+            assert_eq!(history.state(&prefill, &decode, Mode::Read), PairState::FirstContact);
+            history.end(&prefill, &decode, Mode::Read, proved);
         }
-        assert_eq!(contacts.standing(&prefill, &decode, Mode::Read), Standing::Open);
-        assert_eq!(contacts.standing(&prefill, &decode, Mode::Write), Standing::First, "the other side dials");
+        assert_eq!(history.state(&prefill, &decode, Mode::Read), PairState::Known);
+        assert_eq!(history.state(&prefill, &decode, Mode::Write), PairState::Cold, "the other side dials");
     }
 
     #[test]
     fn a_pair_is_stale_until_its_dialing_side_is_new() {
         let (prefill, decode) = (engine(1, Role::Prefill, 1), engine(2, Role::Decode, 2));
-        let mut contacts = Contacts::default();
-        contacts.begin(&prefill, &decode, Mode::Write);
-        contacts.end(&prefill, &decode, Mode::Write, true);
+        let mut history = PairHistory::default();
+        history.begin(&prefill, &decode, Mode::Write);
+        history.end(&prefill, &decode, Mode::Write, true);
         let decode_again = engine(2, Role::Decode, 3);
-        assert_eq!(contacts.standing(&prefill, &decode_again, Mode::Write), Standing::Stale);
+        assert_eq!(history.state(&prefill, &decode_again, Mode::Write), PairState::Stale);
         let moved = engine(3, Role::Decode, 4);
-        assert_eq!(contacts.standing(&prefill, &moved, Mode::Write), Standing::First, "new ports are a stranger's");
+        assert_eq!(history.state(&prefill, &moved, Mode::Write), PairState::Cold, "new ports are a stranger's");
         let prefill_again = engine(1, Role::Prefill, 5);
-        contacts.forget_dialer(1);
-        assert_eq!(contacts.standing(&prefill_again, &decode_again, Mode::Write), Standing::First);
-        assert_eq!(contacts.standing(&prefill_again, &decode, Mode::Read), Standing::First);
+        history.forget_dialer(1);
+        assert_eq!(history.state(&prefill_again, &decode_again, Mode::Write), PairState::Cold);
+        assert_eq!(history.state(&prefill_again, &decode, Mode::Read), PairState::Cold);
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::engine::versions::{self, Release, Traits};
+use crate::engine::versions::{self, EngineVersion, Traits};
 use crate::engine::{KvEndpoint, Mode, Registration, Role};
 use crate::metrics::{EngineMetrics, LegStatus, Metrics};
 use crate::pool::breaker::{Admission, Breaker, Circuit};
@@ -125,9 +125,9 @@ pub struct Engine {
     pub name: String,
     /// Its address as a URL, parsed once.
     pub base: reqwest::Url,
-    /// Its release, once its `/version` answered.
-    pub release: Option<Release>,
-    /// What that release needs and understands.
+    /// Its version, once its `/version` answered.
+    pub version: Option<EngineVersion>,
+    /// What that version needs and understands.
     pub traits: &'static Traits,
     /// Where it stands.
     pub state: State,
@@ -145,7 +145,7 @@ impl Engine {
     /// A record of an engine. `None` when its address makes no URL, which decoding has ruled out.
     pub fn new(
         registration: Registration,
-        release: Option<Release>,
+        version: Option<EngineVersion>,
         state: State,
         incarnation: u64,
         vitals: Arc<Vitals>,
@@ -155,8 +155,8 @@ impl Engine {
         Some(Engine {
             name: registration.http.to_string(),
             base: registration.http.url("/").parse().ok()?,
-            release,
-            traits: versions::traits(release, registration.dialect),
+            version,
+            traits: versions::traits(version, registration.dialect),
             state,
             incarnation,
             endpoint: hasher.finish(),

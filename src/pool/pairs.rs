@@ -1,18 +1,18 @@
 //! What is known of pairs beyond the state of their engines: who has met whom, and who is bound to whom. Exchanges tell it by
-//! their [`Contact`]; whoever picks asks it under one lock.
+//! their [`Meeting`]; whoever picks asks it under one lock.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::engine::{Mode, Role};
 use crate::pool::bonds::{self, Bonds};
-use crate::pool::history::{Contacts, Standing};
+use crate::pool::history::{PairHistory, PairState};
 use crate::pool::reason::Reason;
 use crate::pool::{Engine, Pool, State};
 
-/// A pair's exchange as far as [`Contacts`] is concerned.
+/// A pair's exchange as far as [`PairHistory`] is concerned.
 #[derive(Debug)]
-pub struct Contact {
+pub struct Meeting {
     pairs: Arc<Pairs>,
     prefill: Arc<Engine>,
     decode: Arc<Engine>,
@@ -23,7 +23,7 @@ pub struct Contact {
     bound: bool,
 }
 
-impl Contact {
+impl Meeting {
     /// Decode's first byte came: the two engines know each other.
     pub fn prove(&mut self) {
         self.tell(true);
@@ -35,7 +35,7 @@ impl Contact {
         }
         let mut memory = self.pairs.memory();
         if std::mem::take(&mut self.first) {
-            memory.contacts.end(&self.prefill, &self.decode, self.mode, proved);
+            memory.history.end(&self.prefill, &self.decode, self.mode, proved);
         }
         if std::mem::take(&mut self.bound) {
             memory.bonds.end(&self.prefill);
@@ -45,7 +45,7 @@ impl Contact {
     }
 }
 
-impl Drop for Contact {
+impl Drop for Meeting {
     fn drop(&mut self) {
         self.tell(false);
     }
@@ -54,7 +54,7 @@ impl Drop for Contact {
 /// Who has met whom, and who is bound to whom.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    pub(crate) contacts: Contacts,
+    pub(crate) history: PairHistory,
     pub(crate) bonds: Bonds,
 }
 
@@ -85,28 +85,28 @@ impl Pairs {
         prefill: &Arc<Engine>,
         decode: &Arc<Engine>,
         mode: Mode,
-    ) -> Contact {
-        let first = matches!(memory.contacts.standing(prefill, decode, mode), Standing::First | Standing::Waiting);
+    ) -> Meeting {
+        let first = matches!(memory.history.state(prefill, decode, mode), PairState::Cold | PairState::FirstContact);
         if first {
-            memory.contacts.begin(prefill, decode, mode);
+            memory.history.begin(prefill, decode, mode);
         }
         let bound = bonds::binds(prefill, mode);
         if bound {
             memory.bonds.begin(prefill, decode);
         }
-        Contact { pairs: self.clone(), prefill: prefill.clone(), decode: decode.clone(), mode, first, bound }
+        Meeting { pairs: self.clone(), prefill: prefill.clone(), decode: decode.clone(), mode, first, bound }
     }
 
     /// An engine's life has ended.
     pub fn forget(&self, incarnation: u64) {
         let mut memory = self.memory();
-        memory.contacts.forget_dialer(incarnation);
+        memory.history.forget_dialer(incarnation);
         memory.bonds.forget(incarnation);
     }
 
     /// How a pair stands, for status pages.
-    pub fn standing(&self, prefill: &Engine, decode: &Engine, mode: Mode) -> Standing {
-        self.memory().contacts.standing(prefill, decode, mode)
+    pub fn state(&self, prefill: &Engine, decode: &Engine, mode: Mode) -> PairState {
+        self.memory().history.state(prefill, decode, mode)
     }
 
     /// Why no work is sent to an engine of the pool, if so; asked for status pages, the log and metrics.
@@ -118,7 +118,7 @@ impl Pairs {
         let memory = self.memory();
         // Each stale pair stands in a bounded memory, so that a long look here is rare however large the pool.
         let is_stale = |prefill: &Engine, decode: &Engine| {
-            !self.allow_stale && memory.contacts.standing(prefill, decode, mode) == Standing::Stale
+            !self.allow_stale && memory.history.state(prefill, decode, mode) == PairState::Stale
         };
         let stranded = |peers: &[Arc<Engine>], stale: &dyn Fn(&Engine) -> bool| {
             let mut ready = peers.iter().filter(|peer| peer.state == State::Ready).peekable();
@@ -148,22 +148,22 @@ impl Pairs {
         let Some(mode) = pool.mode.filter(|mode| *mode == Mode::Write && pool.has_pair()) else { return };
         let ready = pool.prefill.iter().filter(|prefill| prefill.state == State::Ready);
         for prefill in ready.filter(|prefill| bonds::binds(prefill, mode)) {
-            let Memory { contacts, bonds } = &mut *self.memory();
-            bonds.partner(pool, prefill, |decode| self.is_fit(contacts, prefill, decode, mode, now));
+            let Memory { history, bonds } = &mut *self.memory();
+            bonds.partner(pool, prefill, |decode| self.is_fit(history, prefill, decode, mode, now));
         }
-        let Memory { contacts, bonds } = &mut *self.memory();
-        bonds.spread(pool, mode, |prefill, decode| self.is_fit(contacts, prefill, decode, mode, now));
+        let Memory { history, bonds } = &mut *self.memory();
+        bonds.spread(pool, mode, |prefill, decode| self.is_fit(history, prefill, decode, mode, now));
     }
 
     /// Whether a prefill engine may be bound to a decode engine.
     pub(crate) fn is_fit(
         &self,
-        contacts: &Contacts,
+        history: &PairHistory,
         prefill: &Engine,
         decode: &Engine,
         mode: Mode,
         now: Instant,
     ) -> bool {
-        decode.is_usable(now) && (self.allow_stale || contacts.standing(prefill, decode, mode) != Standing::Stale)
+        decode.is_usable(now) && (self.allow_stale || history.state(prefill, decode, mode) != PairState::Stale)
     }
 }

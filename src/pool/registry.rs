@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::engine::versions::Release;
+use crate::engine::versions::EngineVersion;
 use crate::engine::{HttpAddress, Mode, Registration};
 use crate::metrics::Metrics;
 use crate::pool::reason::Failure;
@@ -30,7 +30,7 @@ const PROBE_READY: Duration = Duration::from_secs(10);
 
 /// What came of a registration message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Entered {
     /// An engine that was not known.
     Added,
     /// Nothing new.
@@ -43,15 +43,15 @@ pub enum Outcome {
     Full,
 }
 
-impl Outcome {
+impl Entered {
     /// The value of the label `result`.
     pub fn as_str(self) -> &'static str {
         match self {
-            Outcome::Added => "added",
-            Outcome::Refreshed => "refreshed",
-            Outcome::Restarted => "restarted",
-            Outcome::Claimed => "claimed",
-            Outcome::Full => "full",
+            Entered::Added => "added",
+            Entered::Refreshed => "refreshed",
+            Entered::Restarted => "restarted",
+            Entered::Claimed => "claimed",
+            Entered::Full => "full",
         }
     }
 }
@@ -60,7 +60,7 @@ impl Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// `/health` answered below 500 and no KV port refused.
-    Alive(Option<Release>),
+    Alive(Option<EngineVersion>),
     /// It cannot be used, for this reason.
     Failed(Failure),
 }
@@ -121,11 +121,11 @@ impl Registry {
     }
 
     /// An engine spoke.
-    pub fn hear(&mut self, registration: Registration, peer: Option<SocketAddr>, now: Instant) -> Outcome {
+    pub fn hear(&mut self, registration: Registration, peer: Option<SocketAddr>, now: Instant) -> Entered {
         let (number, ttl) = (self.number(), self.limits.ttl);
         let Some(entry) = self.entries.get_mut(&registration.http) else {
             if self.entries.len() >= self.limits.max_engines {
-                return Outcome::Full;
+                return Entered::Full;
             }
             self.warn_of_overlaps(&registration);
             let incarnation = self.returned(&registration, peer).unwrap_or(number);
@@ -133,25 +133,25 @@ impl Registry {
             if let Some(entry) = self.entries.get_mut(&registration.http) {
                 entry.hear(registration.index, peer, now, ttl);
             }
-            return Outcome::Added;
+            return Entered::Added;
         };
         if let Some(peer) = peer.filter(|_| entry.is_of_another(&registration, peer)) {
             let succeeds = entry.challenge(&registration, peer, now);
             self.dirty |= entry.tell_of_rivals();
             if !succeeds {
-                return Outcome::Claimed;
+                return Entered::Claimed;
             }
             self.replace(registration, Some(peer), now);
-            return Outcome::Restarted;
+            return Entered::Restarted;
         }
         let fell_back = entry.hear(registration.index, peer, now, ttl);
         self.dirty |= entry.tell_of_rivals();
         if entry.registration.same_engine(&registration) && !fell_back {
             entry.registration.index = registration.index;
-            return Outcome::Refreshed;
+            return Entered::Refreshed;
         }
         self.replace(registration, peer, now);
-        Outcome::Restarted
+        Entered::Restarted
     }
 
     /// A new life at a known address.
@@ -251,13 +251,13 @@ impl Registry {
             let claims = entry.claims();
             match known.get(&entry.incarnation) {
                 Some(engine)
-                    if engine.state == state && engine.release == entry.release && engine.claimed_by == claims =>
+                    if engine.state == state && engine.version == entry.version && engine.claimed_by == claims =>
                 {
                     Some((*engine).clone())
                 }
                 _ => {
                     let (registration, vitals) = (entry.registration.clone(), entry.vitals.clone());
-                    let engine = Engine::new(registration, entry.release, state, entry.incarnation, vitals)?;
+                    let engine = Engine::new(registration, entry.version, state, entry.incarnation, vitals)?;
                     Some(Arc::new(Engine { claimed_by: claims, ..engine }))
                 }
             }

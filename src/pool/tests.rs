@@ -19,7 +19,7 @@ pub(crate) fn engine_of(port: u16, role: Role, dp_size: u32, incarnation: u64) -
 }
 
 /// The same engine with another release or in another state.
-pub(crate) fn with(engine: &Engine, release: Option<Release>, state: State) -> Arc<Engine> {
+pub(crate) fn with(engine: &Engine, release: Option<EngineVersion>, state: State) -> Arc<Engine> {
     let (registration, vitals) = (engine.registration.clone(), engine.vitals.clone());
     Arc::new(Engine::new(registration, release, state, engine.incarnation, vitals).unwrap())
 }

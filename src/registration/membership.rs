@@ -15,7 +15,7 @@ use crate::engine::{HttpAddress, Registration};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::pool::pairs::Pairs;
-use crate::pool::registry::{Outcome, Probe, ProbeOrder, Registry};
+use crate::pool::registry::{Entered, Probe, ProbeOrder, Registry};
 use crate::registration::decode::{self, Message};
 use crate::registration::socket::listener::Heard;
 
@@ -136,11 +136,11 @@ impl Discovery {
         let outcome = self.registry.hear(registration, message.peer, Instant::now());
         self.metrics.registration(outcome.as_str());
         match outcome {
-            Outcome::Added => tracing::info!(%role, engine = %address, %mode, "engine registered"),
-            Outcome::Full => self.complain(message.peer, "no room for another engine (--max-engines)"),
-            Outcome::Refreshed | Outcome::Restarted | Outcome::Claimed => {}
+            Entered::Added => tracing::info!(%role, engine = %address, %mode, "engine registered"),
+            Entered::Full => self.complain(message.peer, "no room for another engine (--max-engines)"),
+            Entered::Refreshed | Entered::Restarted | Entered::Claimed => {}
         }
-        matches!(outcome, Outcome::Added | Outcome::Restarted | Outcome::Claimed)
+        matches!(outcome, Entered::Added | Entered::Restarted | Entered::Claimed)
     }
 
     /// Logs each complaint once: engines repeat themselves every few seconds.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::engine::versions::Release;
+use crate::engine::versions::EngineVersion;
 use crate::engine::{KvEndpoint, Registration};
 use crate::pool::reason::Failure;
 use crate::pool::registry::{Probe, ProbeOrder};
@@ -63,13 +63,13 @@ fn unanswered(error: &reqwest::Error) -> Failure {
     Failure::NoAnswer
 }
 
-async fn release(client: &reqwest::Client, registration: &Registration) -> Option<Release> {
+async fn release(client: &reqwest::Client, registration: &Registration) -> Option<EngineVersion> {
     let answer = client.get(registration.http.url("/version")).timeout(LIMIT).send().await.ok()?;
     let answer: http::Response<reqwest::Body> = answer.into();
     let body = http_body_util::Limited::new(answer.into_body(), VERSION_ANSWER);
     let text = http_body_util::BodyExt::collect(body).await.ok()?.to_bytes();
     let version: Version = serde_json::from_slice(&text).ok()?;
-    Release::parse(&version.version)
+    EngineVersion::parse(&version.version)
 }
 
 #[derive(serde::Deserialize)]

@@ -7,8 +7,8 @@ use std::time::Instant;
 use crate::engine::Mode;
 use crate::engine::versions;
 use crate::pool::bonds::{self, Partner};
-use crate::pool::history::Standing;
-use crate::pool::pairs::{Contact, Memory, Pairs};
+use crate::pool::history::PairState;
+use crate::pool::pairs::{Meeting, Memory, Pairs};
 use crate::pool::{Engine, Pool, Seat};
 use crate::settings::PickRules;
 
@@ -24,7 +24,7 @@ pub struct Picked {
     /// Who moves the KV cache.
     pub mode: Mode,
     /// The pair's meeting; its end is told by dropping it.
-    pub contact: Contact,
+    pub meeting: Meeting,
 }
 
 /// Why there is no pair.
@@ -73,9 +73,9 @@ impl Selector {
                 continue;
             }
             match self.pair(&mut memory, pool, prefill, (mode, turn), now) {
-                Ok((prefill_seat, decode, contact)) => {
+                Ok((prefill_seat, decode, meeting)) => {
                     let rank = (prefill.registration.dp_size > 1).then_some(slot.rank);
-                    return Ok(Picked { prefill: prefill_seat, decode, rank, mode, contact });
+                    return Ok(Picked { prefill: prefill_seat, decode, rank, mode, meeting });
                 }
                 Err(NoPick::Busy) => busy = true,
                 Err(NoPick::Nobody) => {}
@@ -92,8 +92,8 @@ impl Selector {
         prefill: &Arc<Engine>,
         (mode, turn): (Mode, usize),
         now: Instant,
-    ) -> Result<(Seat, Seat, Contact), NoPick> {
-        let fit = |decode: &Engine| self.pairs.is_fit(&memory.contacts, prefill, decode, mode, now);
+    ) -> Result<(Seat, Seat, Meeting), NoPick> {
+        let fit = |decode: &Engine| self.pairs.is_fit(&memory.history, prefill, decode, mode, now);
         let bound = bonds::binds(prefill, mode);
         let only = match if bound { memory.bonds.partner(pool, prefill, fit) } else { Partner::Any } {
             Partner::Any => None,
@@ -106,13 +106,13 @@ impl Selector {
             if only.is_some_and(|life| life != decode.incarnation) || !decode.vitals.usable(now) {
                 continue;
             }
-            let standing = memory.contacts.standing(prefill, decode, mode);
-            if !self.has_room(decode) || (standing == Standing::Waiting && self.alone(prefill, decode)) {
+            let state = memory.history.state(prefill, decode, mode);
+            if !self.has_room(decode) || (state == PairState::FirstContact && self.alone(prefill, decode)) {
                 busy = true;
                 continue;
             }
-            if standing == Standing::Stale && !self.rules.allow_stale {
-                if memory.contacts.complain(prefill, decode) {
+            if state == PairState::Stale && !self.rules.allow_stale {
+                if memory.history.complain(prefill, decode) {
                     let restart = if mode == Mode::Write { &prefill.name } else { &decode.name };
                     tracing::warn!(prefill = %prefill.name, decode = %decode.name, %restart, "pair is not used: one side remembers an earlier life of the other until it is restarted");
                 }
@@ -126,8 +126,8 @@ impl Selector {
                 busy = true;
                 continue;
             };
-            let contact = self.pairs.meet(memory, prefill, decode, mode);
-            return Ok((prefill_seat, decode_seat, contact));
+            let meeting = self.pairs.meet(memory, prefill, decode, mode);
+            return Ok((prefill_seat, decode_seat, meeting));
         }
         Err(if busy { NoPick::Busy } else { NoPick::Nobody })
     }
@@ -139,16 +139,16 @@ impl Selector {
         prefill: &Arc<Engine>,
         refused: &[u64],
         now: Instant,
-    ) -> Option<(Seat, Contact)> {
+    ) -> Option<(Seat, Meeting)> {
         let turn = usize::try_from(self.turn.load(Ordering::Relaxed)).unwrap_or(0);
         let memory = &mut *self.pairs.memory();
         for decode in cycle(&pool.decode_slots, turn) {
             let decode = &pool.decode[*decode];
-            let standing = memory.contacts.standing(prefill, decode, Mode::Read);
-            let barred = match standing {
-                Standing::Stale => !self.rules.allow_stale,
-                Standing::Waiting => self.alone(prefill, decode),
-                Standing::Open | Standing::First => false,
+            let state = memory.history.state(prefill, decode, Mode::Read);
+            let barred = match state {
+                PairState::Stale => !self.rules.allow_stale,
+                PairState::FirstContact => self.alone(prefill, decode),
+                PairState::Known | PairState::Cold => false,
             };
             if refused.contains(&decode.incarnation) || barred || !self.has_room(decode) {
                 continue;

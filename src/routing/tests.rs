@@ -5,15 +5,15 @@ use std::time::Instant;
 
 use super::*;
 use crate::engine::Role;
-use crate::engine::versions::Release;
+use crate::engine::versions::EngineVersion;
 use crate::pool::State;
 use crate::pool::reason::{Failure, Reason};
 use crate::pool::tests::{engine_of, with};
 
-const OLD: Release = Release::new(0, 29, 0);
-const NEW: Release = Release::new(0, 32, 0);
+const OLD: EngineVersion = EngineVersion::new(0, 29, 0);
+const NEW: EngineVersion = EngineVersion::new(0, 32, 0);
 
-fn engines(releases: &[Release], decodes: u16) -> Vec<Arc<Engine>> {
+fn engines(releases: &[EngineVersion], decodes: u16) -> Vec<Arc<Engine>> {
     let prefill = (1..)
         .zip(releases)
         .map(|(port, release)| with(&engine_of(port, Role::Prefill, 1, port.into()), Some(*release), State::Ready));
@@ -73,10 +73,10 @@ fn a_bond_outlives_what_is_in_flight() {
     all[at] = with(&all[at], Some(NEW), State::Unhealthy(Failure::Status(503)));
     assert_eq!(pick(&selector, &pool(&all)).unwrap_err(), NoPick::Busy, "it may be paired anew when it is idle");
     // Prefill is done; the KV may be on its way until decode's first byte.
-    let Picked { prefill, decode, mut contact, .. } = picked;
+    let Picked { prefill, decode, mut meeting, .. } = picked;
     drop((prefill, decode));
     assert_eq!(pick(&selector, &pool(&all)).unwrap_err(), NoPick::Busy);
-    contact.prove();
+    meeting.prove();
     let second = pick(&selector, &pool(&all)).unwrap().decode.engine.incarnation;
     assert_ne!(second, first);
     // Back again, it is no reason to change.

@@ -12,7 +12,7 @@ pub const MASKED: &str = "***";
 
 /// How an option takes its value on the command line; the text is the value's name in `--help`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Form {
     /// One value.
     Value(&'static str),
     /// Values separated by commas; the flag may be repeated.
@@ -35,7 +35,7 @@ pub struct Row {
     /// Environment variable.
     pub variable: &'static str,
     /// How it takes its value.
-    pub kind: Kind,
+    pub kind: Form,
     /// Default as a user would type it; empty when the option is unset by default.
     pub default: &'static str,
     /// What it means, for `--help` and the reference.
@@ -57,7 +57,7 @@ macro_rules! table {
             heading: $heading,
             flag: $flag,
             variable: $variable,
-            kind: Kind::$kind $(($name))?,
+            kind: Form::$kind $(($name))?,
             default: $default,
             meaning: $meaning,
         },)*)*];
@@ -194,21 +194,21 @@ impl Row {
     /// Whether its value must never be printed.
     #[must_use]
     pub fn is_secret(&self) -> bool {
-        matches!(self.kind, Kind::Secret(_))
+        matches!(self.kind, Form::Secret(_))
     }
 
     fn argument(&self) -> Arg {
         let mut help = self.meaning.replace('`', "");
-        if !self.default.is_empty() && self.kind != Kind::Switch {
+        if !self.default.is_empty() && self.kind != Form::Switch {
             // Writing to a String cannot fail.
             let _ = write!(help, " [default: {}]", self.default);
         }
         let _ = write!(help, " [env: {}]", self.variable);
         let argument = Arg::new(self.flag).long(self.flag).help(help).help_heading(self.heading);
         match self.kind {
-            Kind::Value(name) | Kind::Secret(name) => argument.value_name(name).allow_negative_numbers(true),
-            Kind::List(name) => argument.value_name(name).action(ArgAction::Append),
-            Kind::Switch => {
+            Form::Value(name) | Form::Secret(name) => argument.value_name(name).allow_negative_numbers(true),
+            Form::List(name) => argument.value_name(name).action(ArgAction::Append),
+            Form::Switch => {
                 let argument = argument.value_name("BOOL").num_args(0..=1).require_equals(true);
                 argument.default_missing_value("true").hide_possible_values(true)
             }

@@ -147,7 +147,7 @@ parts! {
         /// READ: from prefill's answer to decode's dispatch; shorter than engines keep the blocks (`--hand-over-limit`).
         hand_over: Duration = HandOverLimit time;
         /// WRITE: waiting for the first byte of a decode leg whose prefill failed (`--unpark-timeout`).
-        unpark: Duration = UnparkTimeout time;
+        wake: Duration = UnparkTimeout time;
     }
 }
 

@@ -5,7 +5,7 @@ use clap::Parser;
 use proptest::prelude::{any, proptest};
 
 use super::{Config, LogFormat, Mistakes, Origins, Parts, TokenBudget};
-use crate::settings::options::{Key, Kind, ServeOptions, TABLE};
+use crate::settings::options::{Form, Key, ServeOptions, TABLE};
 
 type Resolved = Result<(Config, Vec<String>), Mistakes>;
 
@@ -53,7 +53,7 @@ fn defaults_are_those_promised() {
     assert_eq!((picking.engine_in_flight, picking.first_contact, picking.allow_stale), (0, true, false));
     assert_eq!((times.connect, times.prefill), (seconds(5), seconds(600)));
     assert_eq!((times.first_byte, times.idle), (seconds(300), seconds(300)));
-    assert_eq!((times.answer, times.hand_over, times.unpark), (seconds(1800), seconds(20), seconds(30)));
+    assert_eq!((times.answer, times.hand_over, times.wake), (seconds(1800), seconds(20), seconds(30)));
     assert_eq!((serial_write, kv_release), (false, true));
     assert_eq!((config.log.level, config.log.format), (tracing::Level::INFO, LogFormat::Text));
     assert!((1..=8).contains(&config.workers));
@@ -227,7 +227,7 @@ proptest! {
         for result in [resolve(&[(row.key, &text)], &[]), resolve(&[], &[(row.variable, &text)])] {
             if let Err(mistakes) = result {
                 assert!(mistakes.to_string().lines().all(|line| line.starts_with("moriio-proxy: ")));
-                assert!(matches!(row.kind, Kind::Secret(_)) || mistakes.to_string().lines().count() == 1);
+                assert!(matches!(row.kind, Form::Secret(_)) || mistakes.to_string().lines().count() == 1);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What a decode engine's own gauges say of its queue. Asked only when a parked leg may have been woken already: to wake a
+//! What a decode engine's own gauges say of its queue. Asked only when a leg that waited may have been woken already: to wake a
 //! leg that is at work would end its engine.
 
 use std::time::{Duration, Instant};
@@ -21,8 +21,8 @@ pub struct Queue {
     pub running: f64,
     /// Waiting for their turn.
     pub waiting: f64,
-    /// Waiting for something else, such as their KV: every parked leg is among them.
-    pub parked: f64,
+    /// Waiting for something else, such as their KV: every leg that waits for KV is among them.
+    pub deferred: f64,
     /// Of those, the ones whose KV has arrived; told by 0.32.0 and newer.
     pub arrived: Option<f64>,
     /// Tokens made since the engine began.
@@ -30,9 +30,9 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Whether no leg can be parked, now or by the next step.
-    pub fn none_parked(&self) -> bool {
-        self.parked == 0.0 && self.waiting == 0.0
+    /// Whether no leg can wait for KV, now or by the next step.
+    pub fn none_waits(&self) -> bool {
+        self.deferred == 0.0 && self.waiting == 0.0
     }
 }
 
@@ -79,10 +79,10 @@ fn read(metrics: &str) -> Option<Queue> {
     };
     let running = sum("vllm:num_requests_running", "")?;
     let waiting = sum("vllm:num_requests_waiting_by_reason", "reason=\"capacity\"")?;
-    let parked = sum("vllm:num_requests_waiting_by_reason", "reason=\"deferred\"")?;
+    let deferred = sum("vllm:num_requests_waiting_by_reason", "reason=\"deferred\"")?;
     let arrived = sum("vllm:num_requests_kv_fetch_by_stage", "stage=\"completed_waiting\"");
     let tokens = sum("vllm:generation_tokens_total", "")?;
-    Some(Queue { running, waiting, parked, arrived, tokens })
+    Some(Queue { running, waiting, deferred, arrived, tokens })
 }
 
 #[cfg(test)]
@@ -98,7 +98,10 @@ mod tests {
             vllm:generation_tokens_total{engine=\"0\"} 70.0\n\
             vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"capacity\"} 4.0\n\
             vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"deferred\"} 7.0\n";
-        assert_eq!(read(metrics), Some(Queue { running: 3.0, waiting: 4.0, parked: 7.0, arrived: None, tokens: 70.0 }));
+        assert_eq!(
+            read(metrics),
+            Some(Queue { running: 3.0, waiting: 4.0, deferred: 7.0, arrived: None, tokens: 70.0 })
+        );
         assert_eq!(read(""), None);
         assert_eq!(read("vllm:num_requests_running{} 0.0\n"), None, "one without the others");
         assert_eq!(read(&metrics.replace("4.0", "four")), None);

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use moriio_proxy::api::Api;
 use moriio_proxy::api::legs::{Ids, Pair, PrefillParams, alone_leg, decode_leg_read, decode_leg_write, prefill_leg};
 use moriio_proxy::api::request::Request;
-use moriio_proxy::engine::versions::{Release, Traits, traits};
+use moriio_proxy::engine::versions::{EngineVersion, Traits, traits};
 use moriio_proxy::engine::{Dialect, Mode};
 use moriio_proxy::settings::TokenBudget;
 use serde_json::{Map, Value, json};
@@ -223,7 +223,7 @@ fn forbidden(api: Api, leg: &Value, decode: bool) -> Option<&'static str> {
 /// A release and its row.
 pub fn row(minor: u16) -> &'static Traits {
     let dialect = if minor < 20 { Dialect::A } else { Dialect::B };
-    traits(Some(Release::new(0, minor, 0)), dialect)
+    traits(Some(EngineVersion::new(0, minor, 0)), dialect)
 }
 
 fn json_of(text: Vec<u8>) -> Value {

@@ -115,7 +115,7 @@ fn means(pool: Pool, metrics: &Arc<Metrics>) -> Arc<Means> {
         answer: limit,
         idle: limit,
         hand_over: limit,
-        unpark: limit,
+        wake: limit,
     };
     Arc::new(Means {
         upstream: Upstream::new(limit).unwrap(),

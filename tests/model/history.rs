@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use moriio_proxy::engine::{Mode, Role};
 use moriio_proxy::metrics::{LegStatus, Metrics};
-use moriio_proxy::pool::pairs::Contact;
+use moriio_proxy::pool::pairs::Meeting;
 use moriio_proxy::pool::reason::Failure;
-use moriio_proxy::pool::registry::{Outcome, Probe, Registry};
+use moriio_proxy::pool::registry::{Entered, Probe, Registry};
 use moriio_proxy::pool::{Pool, Seat, State};
 use moriio_proxy::routing::{NoPick, Selector};
 use moriio_proxy::settings::{PickRules, RegistryLimits};
@@ -30,7 +30,7 @@ struct Leg {
 /// An exchange that is under way; its parts end one by one.
 struct Open {
     legs: Vec<Leg>,
-    contact: Option<Contact>,
+    meeting: Option<Meeting>,
     key: (u64, u16),
     first: bool,
 }
@@ -127,9 +127,9 @@ impl History {
         let outcome = self.registry.hear(says, None, self.now);
         self.publish();
         match (known, outcome) {
-            (false, Outcome::Full) => assert_eq!(count, MAX_ENGINES),
-            (false, Outcome::Added) => assert_eq!(self.lives.len(), count + 1),
-            (true, Outcome::Refreshed | Outcome::Restarted) => assert_eq!(self.lives.len(), count),
+            (false, Entered::Full) => assert_eq!(count, MAX_ENGINES),
+            (false, Entered::Added) => assert_eq!(self.lives.len(), count + 1),
+            (true, Entered::Refreshed | Entered::Restarted) => assert_eq!(self.lives.len(), count),
             other => panic!("{other:?}"),
         }
         // Most engines answer their first probe at once.
@@ -227,7 +227,7 @@ impl History {
             Leg { seat, life, trial: model.circuit.admit() }
         };
         let legs = vec![take(p, picked.prefill), take(d, picked.decode)];
-        self.open.push(Open { legs, contact: Some(picked.contact), key, first });
+        self.open.push(Open { legs, meeting: Some(picked.meeting), key, first });
         true
     }
 
@@ -253,12 +253,12 @@ impl History {
 
     fn end_contact(&mut self, at: usize) {
         let open = &mut self.open[at];
-        let Some(mut contact) = open.contact.take() else { return };
+        let Some(mut meeting) = open.meeting.take() else { return };
         let proved = self.random.one_in(2);
         if proved {
-            contact.prove();
+            meeting.prove();
         }
-        drop(contact);
+        drop(meeting);
         if open.first {
             self.met.trying.remove(&open.key);
             if proved && self.met.first.contains_key(&open.key) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use moriio_proxy::exchange::transfer::{Acknowledged, Action, Answer, Cause, Edge, Event, Left, Message, Orphan};
+use moriio_proxy::exchange::transfer::{Acknowledged, Action, Answer, Cause, Edge, Event, Left, Notice, Orphan};
 use moriio_proxy::upstream::failure::Repeat;
 
 /// What happened in a run.
@@ -98,7 +98,7 @@ fn place_of_event(event: &Event) -> usize {
         Event::Overdue => 14,
         Event::ClientGone => 15,
         Event::Acknowledged(message, how) => {
-            let first = if *message == Message::Release { 16 } else { 19 };
+            let first = if *message == Notice::Release { 16 } else { 19 };
             first
                 + [Acknowledged::Yes, Acknowledged::Closed, Acknowledged::No]
                     .iter()
@@ -179,7 +179,7 @@ fn place_of_action(action: &Action) -> usize {
         Action::Over(Some(Orphan::Broken)) => 23,
         Action::Over(Some(Orphan::Closed)) => 24,
         Action::Over(Some(Orphan::Ended)) => 25,
-        Action::Over(Some(Orphan::Unparked)) => 26,
+        Action::Over(Some(Orphan::Woken)) => 26,
         Action::Over(Some(Orphan::Expired)) => 27,
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use moriio_proxy::engine::Role;
 use moriio_proxy::exchange::transfer::{
-    Acknowledged, Action, Answer, Event, Left, Message, Orphan, Plan, Releases, Terms,
+    Acknowledged, Action, Answer, Event, Left, Notice, Orphan, Plan, Releases, Terms,
 };
 use moriio_proxy::upstream::failure::{Kind, Repeat};
 
@@ -142,8 +142,8 @@ impl Judge {
             Event::Output => (self.report, self.output) = (true, true),
             Event::Overdue => self.overdue = true,
             Event::ClientGone => self.client = false,
-            Event::Acknowledged(Message::Release, how) => self.release_acknowledged = Some((how, now)),
-            Event::Acknowledged(Message::Wake, how) => self.wake_acknowledged = Some((how, now)),
+            Event::Acknowledged(Notice::Release, how) => self.release_acknowledged = Some((how, now)),
+            Event::Acknowledged(Notice::Wake, how) => self.wake_acknowledged = Some((how, now)),
             Event::Seen(queue) => self.looks.seen(queue),
             Event::Another(more) => (self.another, self.asks) = (Some(more), false),
             Event::Due => {}

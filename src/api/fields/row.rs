@@ -1,7 +1,7 @@
 //! What a row of the table can say, and what it finds in a request.
 
 use crate::api::Api;
-use crate::engine::versions::Release;
+use crate::engine::versions::EngineVersion;
 use crate::engine::{Mode, Role};
 use crate::error::ProxyError;
 use crate::json::Body;
@@ -73,7 +73,7 @@ pub enum Refuse {
     /// The same as a word: whatever is neither `null` nor this one.
     CutUnless(&'static str),
     /// A forced tool, before this release.
-    ForcedTool(Release),
+    ForcedTool(EngineVersion),
 }
 
 /// One row: what becomes of a field.
@@ -117,9 +117,9 @@ pub struct Need {
     /// The field that asks for it.
     pub param: String,
     /// The first release that can; it begins a row of the table of releases.
-    pub since: Release,
+    pub since: EngineVersion,
     /// The same for a request without a token limit.
-    pub unlimited: Release,
+    pub unlimited: EngineVersion,
 }
 
 /// What the table says of one request.
@@ -165,7 +165,7 @@ pub struct ApiNeed {
     /// Only where prefill has several data-parallel ranks and the pair works in this mode.
     pub ranks: Option<Mode>,
     /// The first release that can; it begins a row of the table of releases.
-    pub since: Release,
+    pub since: EngineVersion,
     /// What is needed, for the client.
     pub what: &'static str,
 }

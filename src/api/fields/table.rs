@@ -2,7 +2,7 @@
 
 use crate::api::Api;
 use crate::engine::Mode;
-use crate::engine::versions::Release;
+use crate::engine::versions::EngineVersion;
 
 use super::hidden::PARAMS;
 use super::row::{ApiNeed, Field, Gets, Place, Refuse};
@@ -114,7 +114,7 @@ pub(super) const ROWS: &[Field] = &[
     refused(
         CHAT,
         "tool_choice",
-        Refuse::ForcedTool(Release::new(0, 24, 0)),
+        Refuse::ForcedTool(EngineVersion::new(0, 24, 0)),
         "older ones may fail on one token of it; not read",
     ),
     row(
@@ -142,18 +142,18 @@ pub(super) const ROWS: &[Field] = &[
 
 /// What whole APIs need: the peer's address in the transfer params alone, and a rank that can be asked for or is told.
 pub(super) const API_NEEDS: &[ApiNeed] = &[
-    ApiNeed { api: Api::Responses, ranks: None, since: Release::new(0, 24, 0), what: "the Responses API" },
+    ApiNeed { api: Api::Responses, ranks: None, since: EngineVersion::new(0, 24, 0), what: "the Responses API" },
     ApiNeed {
         api: Api::Responses,
         ranks: Some(Mode::Write),
-        since: Release::new(0, 33, 0),
+        since: EngineVersion::new(0, 33, 0),
         what: "the Responses API with several prefill ranks in WRITE",
     },
     ApiNeed {
         api: Api::Responses,
         ranks: Some(Mode::Read),
-        since: Release::new(0, 28, 0),
+        since: EngineVersion::new(0, 28, 0),
         what: "the Responses API with several prefill ranks in READ",
     },
-    ApiNeed { api: Api::Messages, ranks: None, since: Release::new(0, 24, 0), what: "the Messages API" },
+    ApiNeed { api: Api::Messages, ranks: None, since: EngineVersion::new(0, 24, 0), what: "the Messages API" },
 ];

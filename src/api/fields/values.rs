@@ -4,16 +4,16 @@ use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::engine::versions::Release;
+use crate::engine::versions::EngineVersion;
 use crate::error::ProxyError;
 use crate::json::Body;
 
 use super::row::{Field, Findings, Need, PromptSide, Refuse};
 
 /// From here on a cut of the prompt does not depend on the leg's limit.
-const ONE_CUT: Release = Release::new(0, 33, 0);
+const ONE_CUT: EngineVersion = EngineVersion::new(0, 33, 0);
 /// From here on it does so only where a leg has no limit.
-const ONE_CUT_BESIDE_A_LIMIT: Release = Release::new(0, 32, 0);
+const ONE_CUT_BESIDE_A_LIMIT: EngineVersion = EngineVersion::new(0, 32, 0);
 /// Tools that run inside the server: several generations a request, each with the same transfer params.
 const SERVER_TOOLS: [&str; 4] = ["web_search", "code_interpreter", "container", "mcp"];
 

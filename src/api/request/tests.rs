@@ -127,13 +127,13 @@ fn output_of_the_prompts_side_is_for_prefill_alone_or_for_nobody() {
 #[test]
 fn what_a_pair_must_be_new_enough_for() {
     use crate::engine::Dialect;
-    use crate::engine::versions::{Release, traits};
+    use crate::engine::versions::{EngineVersion, traits};
     let check = |api: Api, text: &str, ranks: u32, read: Option<(u16, &str)>, write: Option<(u16, &str)>| {
         let request = parse(api, text).unwrap();
         for (mode, since) in [(Mode::Read, read), (Mode::Write, write)] {
             for minor in [19, 22, 23, 24, 27, 28, 30, 31, 32, 33, 40] {
                 let dialect = if minor < 20 { Dialect::A } else { Dialect::B };
-                let row = traits(Some(Release::new(0, minor, 0)), dialect);
+                let row = traits(Some(EngineVersion::new(0, minor, 0)), dialect);
                 let got = match request.fits(row, row, mode, ranks) {
                     Ok(()) => None,
                     Err(ProxyError::BadRequest { param, .. }) => param,
@@ -163,7 +163,7 @@ fn what_a_pair_must_be_new_enough_for() {
     same(Chat, &format!(r#"{{"{cut}":0,"max_tokens":4}}"#), None);
     same(Chat, &format!(r#"{{"{cut}":500}}"#), None);
     let responses = |text: &str| parse(Responses, text).unwrap();
-    let row = |minor| traits(Some(Release::new(0, minor, 0)), Dialect::B);
+    let row = |minor| traits(Some(EngineVersion::new(0, minor, 0)), Dialect::B);
     for (text, minor, fits) in [
         (r#"{"truncation":"disabled"}"#, 24, true),
         (r#"{"truncation":null}"#, 24, true),

@@ -3,7 +3,7 @@ use super::*;
 #[test]
 fn releases_are_read_from_what_engines_say() {
     let check = |text: &str, want: Option<(u16, u16, u16, bool)>| {
-        let got = Release::parse(text).map(|r| (r.major, r.minor, r.patch, r.is_final));
+        let got = EngineVersion::parse(text).map(|r| (r.major, r.minor, r.patch, r.is_final));
         assert_eq!(got, want, "{text}");
     };
     check("0.32.0", Some((0, 32, 0, true)));
@@ -23,7 +23,7 @@ fn releases_are_read_from_what_engines_say() {
 
 #[test]
 fn rows_are_found_by_release_and_wording() {
-    let name = |text: &str, dialect| traits(Release::parse(text), dialect).name;
+    let name = |text: &str, dialect| traits(EngineVersion::parse(text), dialect).name;
     for (text, dialect, want) in [
         ("0.13.0", Dialect::A, "unknown"),
         ("0.14.0", Dialect::A, "0.14.0 to 0.16.0"),
@@ -51,14 +51,14 @@ fn rows_are_found_by_release_and_wording() {
 fn facts_stand_as_the_protocol_says() {
     let row = |minor| {
         let dialect = if minor < 20 { Dialect::A } else { Dialect::B };
-        traits(Some(Release::new(0, minor, 0)), dialect)
+        traits(Some(EngineVersion::new(0, minor, 0)), dialect)
     };
     for minor in 14..=35 {
         let row = row(minor);
         assert_eq!(row.plain_id, minor >= 24, "{minor}");
         assert_eq!(row.first_contact_gate, minor < 31, "{minor}");
         assert_eq!(row.bound_pairs, (28..31).contains(&minor), "{minor}");
-        assert_eq!(row.unpark, minor >= 24, "{minor}");
+        assert_eq!(row.wake, minor >= 24, "{minor}");
         assert_eq!(row.early_release, minor >= 28, "{minor}");
         assert_eq!(row.write_failed, minor >= 33, "{minor}");
         assert_eq!(row.plain_requests, minor >= 33, "{minor}");

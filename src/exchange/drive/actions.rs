@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use http::HeaderValue;
 
-use super::{Attempt, Failure, Head, Verdict};
+use super::{Attempt, Failed, Head, Verdict};
 use crate::api::legs::{self, Pair};
 use crate::engine::Role;
 use crate::error::ProxyError;
 use crate::exchange::leg::{AnswerLeg, Leg, PrefillLeg};
-use crate::exchange::transfer::{Action, Cause, Event, Left, Message, Orphan, Plan};
+use crate::exchange::transfer::{Action, Cause, Event, Left, Notice, Orphan, Plan};
 use crate::metrics::LegStatus;
 use crate::upstream::gauges;
 use crate::upstream::{LegFailure, RANK, REQUEST_ID, Verdict as EngineVerdict};
@@ -48,7 +48,7 @@ impl Attempt {
             }
             Action::Fail(cause, repeat) => {
                 let error = self.error(cause);
-                self.verdict = Some(Verdict::Fail(Failure { error, repeat }));
+                self.verdict = Some(Verdict::Fail(Failed { error, repeat }));
             }
             Action::Release => self.release(),
             Action::Leave(Left::NoMessage | Left::TooEarly) => self.means.notifier.unsupported("release"),
@@ -57,18 +57,18 @@ impl Attempt {
             Action::CannotWake => self.means.notifier.unsupported("unpark"),
             Action::Look => self.look(),
             Action::Met => {
-                if let Some(contact) = &mut self.contact {
-                    contact.prove();
+                if let Some(meeting) = &mut self.meeting {
+                    meeting.prove();
                 }
             }
-            Action::NotMet => self.contact = None,
+            Action::NotMet => self.meeting = None,
             Action::Over(orphan) => self.over(orphan),
         }
         None
     }
 
     fn over(&mut self, orphan: Option<Orphan>) {
-        (self.contact, self.orphan) = (None, orphan);
+        (self.meeting, self.orphan) = (None, orphan);
         if orphan == Some(Orphan::Expired) {
             tracing::warn!(
                 role = %Role::Decode, engine = %self.decode_engine.name, transfer_id = %self.ids.transfer_id,
@@ -136,12 +136,12 @@ impl Attempt {
         self.refused.push(self.decode_engine.incarnation);
         let pool = self.means.pool.borrow().clone();
         let next = self.means.selector.another_decode(&pool, &self.prefill_engine, &self.refused, Instant::now());
-        let Some((seat, contact)) = next else { return false };
+        let Some((seat, meeting)) = next else { return false };
         self.means.metrics.attempt("decode_refused");
         let (from, to) = (&self.decode_engine.name, &seat.engine.name);
         tracing::warn!(%from, %to, "decode refused the connection: hand-over to another");
         (self.decode_engine, self.answer_end) = (seat.engine.clone(), seat.leg_end());
-        (self.answer_seat, self.contact) = (Some(seat), Some(contact));
+        (self.answer_seat, self.meeting) = (Some(seat), Some(meeting));
         true
     }
 
@@ -181,13 +181,13 @@ impl Attempt {
         let engine = &self.prefill_engine;
         let (rank, id) = (self.holding_rank, &self.ids.transfer_id);
         let taken = self.means.notifier.release(&engine.registration, engine.traits, rank, id);
-        self.acknowledgement = Some(Box::pin(async move { (Message::Release, taken.await) }));
+        self.acknowledgement = Some(Box::pin(async move { (Notice::Release, taken.await) }));
     }
 
     fn wake(&mut self) {
         let engine = &self.decode_engine;
         let taken = self.means.notifier.wake(&engine.registration, engine.traits, &self.ids.transfer_id);
-        self.acknowledgement = Some(Box::pin(async move { (Message::Wake, taken.await) }));
+        self.acknowledgement = Some(Box::pin(async move { (Notice::Wake, taken.await) }));
     }
 
     fn look(&mut self) {

@@ -60,7 +60,7 @@ fn means(pool: Pool) -> Arc<Means> {
         answer: FIRST,
         idle: IDLE,
         hand_over: FIRST,
-        unpark: FIRST,
+        wake: FIRST,
     };
     Arc::new(Means {
         upstream: Upstream::new(FIRST).unwrap(),

@@ -97,7 +97,7 @@ impl Judging {
 
     /// What two looks in a row say (protocol K20).
     fn compare(&self, before: Queue, now: Queue) -> Seen {
-        if now.none_parked() {
+        if now.none_waits() {
             return Seen::AtWork;
         }
         // Others get their tokens; were this one at work, it would have got its first byte with them (ranks step together). One
@@ -176,6 +176,6 @@ impl Expected {
         let taken_up = before.zip(queue).zip(self.woken).is_some_and(|((before, now), admitted)| {
             now.tokens > before.tokens && (admitted || (before.waiting == 0.0 && now.waiting == 0.0))
         });
-        taken_up || queue.is_some_and(|queue| queue.none_parked())
+        taken_up || queue.is_some_and(|queue| queue.none_waits())
     }
 }

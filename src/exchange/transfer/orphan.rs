@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::judging::{Expected, Judging, TAKEN_UP, Verdict};
 use super::states::{Attempt, Blocks, Decode, Prefill};
-use super::words::{Acknowledged, Action, Left, Message, Orphan, Plan, Releases};
+use super::words::{Acknowledged, Action, Left, Notice, Orphan, Plan, Releases};
 use super::{Role, Transfer};
 
 /// How long a prefill that has heard that it shall stop, but may have been writing, is left to end that (protocol K14): what is
@@ -147,8 +147,8 @@ impl Transfer {
     fn ended(&self, how: Orphan) -> Option<Orphan> {
         let is_orphan = self.is_write() && self.decode.is_orphan();
         is_orphan.then_some(match self.decode {
-            Decode::Woken(_) => Orphan::Unparked,
-            Decode::Awaited(_) if self.woken => Orphan::Unparked,
+            Decode::Woken(_) => Orphan::Woken,
+            Decode::Awaited(_) if self.woken => Orphan::Woken,
             _ => how,
         })
     }
@@ -248,22 +248,22 @@ impl Transfer {
             self.act(Action::Wake);
         } else {
             // What is left is patience: closing the leg would lose its blocks, another end may still come (protocol K24, K25).
-            self.set_decode(Decode::Awaited(Expected::wake(now, self.terms.unpark, self.terms.streams, None)));
+            self.set_decode(Decode::Awaited(Expected::wake(now, self.terms.wake, self.terms.streams, None)));
             self.act(Action::CannotWake);
         }
     }
 
-    pub(super) fn acknowledged(&mut self, message: Message, acknowledged: Acknowledged, now: Instant) {
+    pub(super) fn acknowledged(&mut self, message: Notice, acknowledged: Acknowledged, now: Instant) {
         match (message, self.decode) {
-            (Message::Release, Decode::Doubted) => {
+            (Notice::Release, Decode::Doubted) => {
                 // An engine that is gone writes nothing (protocol K22).
                 let stopped = acknowledged != Acknowledged::No;
                 self.judge(now, stopped, if stopped { STILL_WRITING } else { LEFT_ALONE });
             }
-            (Message::Wake, Decode::Woken(admitted)) => {
+            (Notice::Wake, Decode::Woken(admitted)) => {
                 self.woken = acknowledged == Acknowledged::Yes;
                 let known = self.woken.then_some(admitted);
-                self.set_decode(Decode::Awaited(Expected::wake(now, self.terms.unpark, self.terms.streams, known)));
+                self.set_decode(Decode::Awaited(Expected::wake(now, self.terms.wake, self.terms.streams, known)));
             }
             _ => {}
         }

@@ -51,7 +51,7 @@ pub struct Terms {
     /// READ: from prefill's 2xx until decode's request is on an open connection (`--hand-over-limit`).
     pub hand_over: Duration,
     /// A woken leg's time for its report (`--unpark-timeout`).
-    pub unpark: Duration,
+    pub wake: Duration,
 }
 
 /// What prefill's 2xx has in it.
@@ -67,7 +67,7 @@ pub enum Answer {
 
 /// A message to an engine's notify ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Message {
+pub enum Notice {
     /// To prefill.
     Release,
     /// To decode.
@@ -105,7 +105,7 @@ pub enum Event {
     /// The client has left, or the process stops waiting for it.
     ClientGone,
     /// What came of a message that an action sent.
-    Acknowledged(Message, Acknowledged),
+    Acknowledged(Notice, Acknowledged),
     /// Answers [`Action::Look`]: decode's own word, if it has one.
     Seen(Option<Queue>),
     /// Answers [`Action::Another`]: whether there is another decode engine; if so, the driver has it.
@@ -154,7 +154,7 @@ pub enum Orphan {
     /// It was at work, or never taken up, and was closed.
     Ended,
     /// It was woken.
-    Unparked,
+    Woken,
     /// Its time was over: its blocks may be lost.
     Expired,
 }
@@ -168,7 +168,7 @@ impl Orphan {
             Orphan::Broken => "broken",
             Orphan::Closed => "closed",
             Orphan::Ended => "ended",
-            Orphan::Unparked => "unparked",
+            Orphan::Woken => "unparked",
             Orphan::Expired => "expired",
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::peers::Peers;
 use crate::engine::Registration;
-use crate::engine::versions::Release;
+use crate::engine::versions::EngineVersion;
 use crate::pool::{State, Vitals};
 
 /// The first wait before a failed probe is repeated; it doubles up to [`super::PROBE_AGAIN_MAX`].
@@ -33,7 +33,7 @@ pub(super) struct Entry {
     pub(super) incarnation: u64,
     pub(super) vitals: Arc<Vitals>,
     pub(super) state: State,
-    pub(super) release: Option<Release>,
+    pub(super) version: Option<EngineVersion>,
     pub(super) last_ping: Instant,
     pub(super) probing: bool,
     pub(super) next_probe: Instant,
@@ -65,7 +65,7 @@ impl Entry {
             incarnation,
             vitals,
             state: State::Probing,
-            release: None,
+            version: None,
             last_ping: now,
             probing: false,
             next_probe: now,

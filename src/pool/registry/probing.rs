@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::entry::PROBE_AGAIN;
 use super::{PROBE_AGAIN_MAX, PROBE_READY, Probe, ProbeOrder, Registry};
-use crate::engine::versions::{self, Release};
+use crate::engine::versions::{self, EngineVersion};
 use crate::engine::{HttpAddress, Registration};
 use crate::pool::State;
 use crate::pool::reason::Failure;
@@ -22,7 +22,7 @@ impl Registry {
         }
     }
 
-    fn alive(&mut self, address: &HttpAddress, release: Option<Release>, now: Instant) {
+    fn alive(&mut self, address: &HttpAddress, release: Option<EngineVersion>, now: Instant) {
         let ttl = self.limits.ttl;
         let number = self.number();
         let Some(entry) = self.entries.get_mut(address) else { return };
@@ -49,11 +49,11 @@ impl Registry {
         entry.next_probe = now + again.min(ttl);
         entry.probe_wait = PROBE_AGAIN;
         entry.was_ready = true;
-        if entry.state != State::Ready || (release.is_some() && entry.release != release) {
+        if entry.state != State::Ready || (release.is_some() && entry.version != release) {
             entry.state = State::Ready;
-            entry.release = release.or(entry.release);
-            let traits = versions::traits(entry.release, entry.registration.dialect);
-            log_ready(&entry.registration, entry.release, traits);
+            entry.version = release.or(entry.version);
+            let traits = versions::traits(entry.version, entry.registration.dialect);
+            log_ready(&entry.registration, entry.version, traits);
             self.dirty = true;
         }
     }
@@ -105,7 +105,7 @@ impl Registry {
     }
 }
 
-fn log_ready(registration: &Registration, release: Option<Release>, traits: &versions::Traits) {
+fn log_ready(registration: &Registration, release: Option<EngineVersion>, traits: &versions::Traits) {
     let release = release.map_or_else(|| "unknown".to_owned(), |r| r.to_string());
     tracing::info!(
         role = %registration.role, engine = %registration.http, kv = %registration.kv.text, mode = %registration.mode,

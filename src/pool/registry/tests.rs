@@ -54,7 +54,7 @@ fn only_incarnation(registry: &Registry) -> u64 {
 #[test]
 fn an_engine_is_probed_before_it_is_used() {
     let (mut registry, now) = registry();
-    assert_eq!(registry.hear(says(1, Role::Prefill), None, now), Outcome::Added);
+    assert_eq!(registry.hear(says(1, Role::Prefill), None, now), Entered::Added);
     registry.publish();
     assert_eq!((pool(&registry).probing, pool(&registry).prefill_slots.len()), (1, 0));
     assert_eq!(probe(&mut registry, now, Probe::Failed(Failure::Refused)), 1);
@@ -72,18 +72,18 @@ fn cases_4_7_8_refresh_restart_and_move() {
     registry.hear(says(1, Role::Prefill), None, now);
     probe(&mut registry, now, Probe::Alive(None));
     let before = pool(&registry);
-    assert_eq!(registry.hear(Registration { index: Some(2), ..says(1, Role::Prefill) }, None, now), Outcome::Refreshed);
+    assert_eq!(registry.hear(Registration { index: Some(2), ..says(1, Role::Prefill) }, None, now), Entered::Refreshed);
     assert!(registry.publish().is_empty());
     assert!(Arc::ptr_eq(&before, &pool(&registry)), "a ping publishes nothing");
 
-    assert_eq!(registry.hear(says(1, Role::Prefill), None, now), Outcome::Restarted, "the index fell back");
+    assert_eq!(registry.hear(says(1, Role::Prefill), None, now), Entered::Restarted, "the index fell back");
     let mut moved = Registration { index: Some(2), ..says(1, Role::Prefill) };
     moved.kv.handshake = 6401;
-    assert_eq!(registry.hear(moved, None, now), Outcome::Restarted);
+    assert_eq!(registry.hear(moved, None, now), Entered::Restarted);
     assert_eq!(registry.publish().len(), 2, "two lives have ended");
     assert_eq!((pool(&registry).prefill.len(), pool(&registry).prefill[0].registration.kv.handshake), (1, 6401));
 
-    assert_eq!(registry.hear(says(1, Role::Decode), None, now), Outcome::Restarted);
+    assert_eq!(registry.hear(says(1, Role::Decode), None, now), Entered::Restarted);
     registry.publish();
     assert_eq!((pool(&registry).prefill.len(), pool(&registry).decode.len()), (0, 1));
 }
@@ -120,7 +120,7 @@ fn refused_and_back_is_another_incarnation() {
     assert_eq!(probe(&mut registry, back, Probe::Alive(None)), 1);
     assert_eq!(pool(&registry).prefill_slots.len(), 0, "its ports may be others now");
     let here = Some(([127, 0, 0, 1], 4000).into());
-    assert_eq!(registry.hear(says(1, Role::Prefill), here, back), Outcome::Refreshed);
+    assert_eq!(registry.hear(says(1, Role::Prefill), here, back), Entered::Refreshed);
     assert_eq!(probe(&mut registry, back + PROBE_AGAIN_MAX, Probe::Alive(None)), 1);
     assert_eq!(pool(&registry).prefill_slots.len(), 1);
     assert_ne!(only_incarnation(&registry), life);
@@ -153,7 +153,7 @@ fn an_engine_that_was_out_of_reach_is_the_same() {
         registry.due(gone);
         registry.probed(&says(1, Role::Prefill).http, life, Probe::Failed(Failure::NoAnswer), gone);
         assert!(registry.publish().is_empty(), "what it knew may still hold");
-        assert_eq!(registry.hear(says(1, Role::Prefill), back_from, gone), Outcome::Added);
+        assert_eq!(registry.hear(says(1, Role::Prefill), back_from, gone), Entered::Added);
         assert_eq!(registry.publish(), if same { vec![] } else { vec![life] });
         assert_eq!(only_incarnation(&registry) == life, same);
     }
@@ -193,10 +193,10 @@ fn cases_9_22_one_mode_until_its_last_engine_leaves() {
 fn the_number_of_engines_is_bounded() {
     let (mut registry, now) = registry();
     for port in 1..=3 {
-        assert_eq!(registry.hear(says(port, Role::Prefill), None, now), Outcome::Added);
+        assert_eq!(registry.hear(says(port, Role::Prefill), None, now), Entered::Added);
     }
-    assert_eq!(registry.hear(says(4, Role::Prefill), None, now), Outcome::Full);
-    assert_eq!(registry.hear(says(3, Role::Prefill), None, now), Outcome::Refreshed);
+    assert_eq!(registry.hear(says(4, Role::Prefill), None, now), Entered::Full);
+    assert_eq!(registry.hear(says(3, Role::Prefill), None, now), Entered::Refreshed);
 }
 
 #[test]
@@ -255,20 +255,20 @@ fn a_failed_probe_is_the_state_it_makes() {
 #[test]
 fn two_processes_at_one_address_do_not_restart_each_other() {
     let (mut registry, start) = registry();
-    assert_eq!(registry.hear(dialect_b(1), peer(4000), start), Outcome::Added);
+    assert_eq!(registry.hear(dialect_b(1), peer(4000), start), Entered::Added);
     probe(&mut registry, start, Probe::Alive(None));
     let life = only_incarnation(&registry);
     let mut now = start;
     for round in 0..50 {
         now += Duration::from_millis(1500);
-        assert_eq!(registry.hear(other(1), peer(5000), now), Outcome::Claimed, "{round}");
+        assert_eq!(registry.hear(other(1), peer(5000), now), Entered::Claimed, "{round}");
         let orders = registry.due(now);
         assert!(round > 0 || orders[0].contested, "asked at once, KV ports first");
         for order in orders {
             registry.probed(&order.registration.http, order.incarnation, Probe::Alive(None), now);
         }
         now += Duration::from_millis(1500);
-        assert_eq!(registry.hear(dialect_b(1), peer(4000), now), Outcome::Refreshed);
+        assert_eq!(registry.hear(dialect_b(1), peer(4000), now), Entered::Refreshed);
         assert!(registry.publish().is_empty(), "nobody's life has ended");
     }
     let engine = pool(&registry).prefill[0].clone();
@@ -277,8 +277,8 @@ fn two_processes_at_one_address_do_not_restart_each_other() {
     assert_eq!(claims, [(peer(5000), 7301)]);
 
     // The one that was there stops pinging; two of its intervals later the other has the address, whoever answers there.
-    assert_eq!(registry.hear(other(1), peer(5000), now + Duration::from_secs(5)), Outcome::Claimed);
-    assert_eq!(registry.hear(other(1), peer(5000), now + Duration::from_secs(7)), Outcome::Restarted);
+    assert_eq!(registry.hear(other(1), peer(5000), now + Duration::from_secs(5)), Entered::Claimed);
+    assert_eq!(registry.hear(other(1), peer(5000), now + Duration::from_secs(7)), Entered::Restarted);
     assert_eq!(registry.publish(), [life]);
     let engine = pool(&registry).prefill[0].clone();
     assert_eq!((engine.registration.kv.handshake, engine.claimed_by.len()), (7301, 0));
@@ -311,15 +311,15 @@ fn a_new_process_takes_over_when_the_old_ports_refuse() {
     probe(&mut registry, start, Probe::Alive(None));
     let life = only_incarnation(&registry);
     let now = start + Duration::from_secs(1);
-    assert_eq!(registry.hear(other(1), peer(5000), now), Outcome::Claimed);
+    assert_eq!(registry.hear(other(1), peer(5000), now), Entered::Claimed);
     assert_eq!(probe(&mut registry, now, Probe::Failed(Failure::KvRefused(1001))), 1);
     let engine = pool(&registry).prefill[0].clone();
     assert_ne!(engine.incarnation, life);
     assert_eq!((engine.registration.kv.handshake, engine.state), (7301, State::Probing));
-    assert_eq!(registry.hear(other(1), peer(5000), now), Outcome::Refreshed);
+    assert_eq!(registry.hear(other(1), peer(5000), now), Entered::Refreshed);
     // A last word of the old process changes nothing and is not told as a second engine.
-    assert_eq!(registry.hear(dialect_b(1), peer(4000), now), Outcome::Claimed);
-    assert_eq!(registry.hear(other(1), peer(5000), now + Duration::from_secs(3)), Outcome::Refreshed);
+    assert_eq!(registry.hear(dialect_b(1), peer(4000), now), Entered::Claimed);
+    assert_eq!(registry.hear(other(1), peer(5000), now + Duration::from_secs(3)), Entered::Refreshed);
     probe(&mut registry, now + Duration::from_secs(3), Probe::Alive(None));
     let engine = pool(&registry).prefill[0].clone();
     assert_eq!((engine.registration.kv.handshake, engine.claimed_by.len()), (7301, 0));
@@ -349,8 +349,8 @@ fn two_that_boot_at_one_address_change_places_once_at_most() {
 fn one_socket_may_change_what_it_says() {
     let (mut registry, now) = registry();
     registry.hear(dialect_b(1), peer(4000), now);
-    assert_eq!(registry.hear(other(1), peer(4000), now), Outcome::Restarted);
-    assert_eq!(registry.hear(dialect_b(1), peer(4000), now), Outcome::Restarted);
+    assert_eq!(registry.hear(other(1), peer(4000), now), Entered::Restarted);
+    assert_eq!(registry.hear(dialect_b(1), peer(4000), now), Entered::Restarted);
 }
 
 #[test]
@@ -363,7 +363,7 @@ fn equal_pings_from_several_sockets_are_one_engine() {
     let mut round = |registry: &mut Registry, result: Probe| {
         now += Duration::from_millis(1500);
         for port in 4000..4008 {
-            assert_eq!(registry.hear(dialect_b(1), peer(port), now), Outcome::Refreshed);
+            assert_eq!(registry.hear(dialect_b(1), peer(port), now), Entered::Refreshed);
         }
         let orders = registry.due(now);
         for order in orders {

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-use super::{Key, Kind, ServeOptions, TABLE, reference_table};
+use super::{Form, Key, ServeOptions, TABLE, reference_table};
 
 /// The command line as `main` uses the options: flattened beside subcommands that take them too.
 #[derive(Debug, Parser)]
@@ -40,7 +40,7 @@ fn every_row_is_complete_and_named_once() {
             Key::OpenaiApiKey => assert_eq!(row.variable, "OPENAI_API_KEY"),
             _ => assert_eq!(row.variable, expected),
         }
-        assert!(row.kind != Kind::Switch || row.default == "false", "{row:?}");
+        assert!(row.kind != Form::Switch || row.default == "false", "{row:?}");
     }
 }
 
@@ -94,7 +94,7 @@ fn help_names_every_flag_variable_and_default() {
     for row in TABLE.iter().filter(|row| !row.flag.is_empty()) {
         assert!(help.contains(&row.name()), "{row:?}");
         assert!(help.contains(&format!("[env: {}]", row.variable)), "{row:?}");
-        let shows_default = !row.default.is_empty() && row.kind != Kind::Switch;
+        let shows_default = !row.default.is_empty() && row.kind != Form::Switch;
         assert!(!shows_default || help.contains(&format!("[default: {}]", row.default)), "{row:?}");
     }
 }

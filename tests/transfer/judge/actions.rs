@@ -105,7 +105,7 @@ impl Judge {
             Some(Orphan::Broken) => matches!(failed, Some(Kind::Broken | Kind::Stale)),
             Some(Orphan::Closed) => closed && !self.report && self.answered.is_some(),
             Some(Orphan::Ended) => closed && !self.report,
-            Some(Orphan::Unparked) => woken,
+            Some(Orphan::Woken) => woken,
             Some(Orphan::Expired) => closed && !self.report,
         };
         self.must(well, "K17: the orphan did not end like that");
@@ -118,7 +118,7 @@ impl Judge {
     /// Judging ends after that time (protocol K21).
     pub(super) fn may_expire(&self, now: Micros) -> bool {
         let patience = length(self.terms.first_output).max(600 * SECOND);
-        let woken = self.wake.or(self.cannot).is_some_and(|at| now >= at + length(self.terms.unpark));
+        let woken = self.wake.or(self.cannot).is_some_and(|at| now >= at + length(self.terms.wake));
         woken || self.orphaned.is_some_and(|at| now >= at + patience)
     }
 }

@@ -22,7 +22,7 @@ impl Looks {
 
     /// No leg of the engine waits.
     pub fn none_waits(&self) -> bool {
-        self.last.is_some_and(|queue| queue.parked == 0.0 && queue.waiting == 0.0)
+        self.last.is_some_and(|queue| queue.deferred == 0.0 && queue.waiting == 0.0)
     }
 
     /// Tokens were made between two looks.
@@ -43,7 +43,7 @@ impl Looks {
         let tells = both.iter().all(|queue| queue.arrived.is_some());
         let idle = both.iter().all(|queue| queue.running == 0.0) && none_come;
         let left_out = streams && last.tokens > before.tokens && tells && none_come;
-        self.nothing_queued() && last.parked > 0.0 && (idle || left_out)
+        self.nothing_queued() && last.deferred > 0.0 && (idle || left_out)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Messages to notify ports, and looks at decode's gauges.
 
 use moriio_proxy::engine::Role;
-use moriio_proxy::exchange::transfer::{Acknowledged, Message};
+use moriio_proxy::exchange::transfer::{Acknowledged, Notice};
 use moriio_proxy::upstream::gauges::Queue;
 
 use super::{DecodeStep, Line, Next, PrefillStep, World};
@@ -11,19 +11,19 @@ use crate::transfer::rules::{Form, MS, Micros, SECOND, Stage};
 impl World<'_> {
     pub(super) fn release(&mut self) {
         let (told, takes) = (self.dice.of(Die::ReleaseTold), self.dice.of(Die::ReleaseTakes));
-        self.message(Message::Release, told, takes, Next::Prefill(PrefillStep::Released));
+        self.message(Notice::Release, told, takes, Next::Prefill(PrefillStep::Released));
     }
 
     pub(super) fn wake(&mut self) {
         let row = self.traits[1];
         let form = if row.write_failed { Form::WriteFailed } else { Form::WriteDone };
         let (told, takes) = (self.dice.of(Die::WakeTold), self.dice.of(Die::WakeTakes));
-        self.message(Message::Wake, told, takes, Next::Decode(DecodeStep::Hears { form, ours: true }));
+        self.message(Notice::Wake, told, takes, Next::Decode(DecodeStep::Hears { form, ours: true }));
     }
 
     /// A message is taken and acknowledged, or is not, or is taken all the same (protocol K22).
-    fn message(&mut self, message: Message, told: Roll, takes: Roll, arrives: Next) {
-        let role = if message == Message::Release { Role::Prefill } else { Role::Decode };
+    fn message(&mut self, message: Notice, told: Roll, takes: Roll, arrives: Next) {
+        let role = if message == Notice::Release { Role::Prefill } else { Role::Decode };
         let time = takes.spread(100, 2 * SECOND);
         if !self.up[role as usize] {
             let how = if told.one_of_1000(700) { Acknowledged::Closed } else { Acknowledged::No };
@@ -85,7 +85,7 @@ impl World<'_> {
         Queue {
             running: others(Die::OthersRun) + one_if(matches!(stage, Stage::Running | Stage::Loading)),
             waiting: others(Die::OthersQueue) + one_if(stage == Stage::Queued),
-            parked: others(Die::OthersWait) + one_if(stage == Stage::Waiting) + arrived,
+            deferred: others(Die::OthersWait) + one_if(stage == Stage::Waiting) + arrived,
             arrived: self.decode.facts.tells_arrived.then_some(arrived),
             tokens,
         }

@@ -1,7 +1,7 @@
 //! What can be to come.
 
 use moriio_proxy::engine::Role;
-use moriio_proxy::exchange::transfer::{Acknowledged, Event, Message};
+use moriio_proxy::exchange::transfer::{Acknowledged, Event, Notice};
 use moriio_proxy::upstream::gauges::Queue;
 
 use crate::transfer::rules::Form;
@@ -20,7 +20,7 @@ pub enum Next {
     Crash(Role),
     Restart(Role),
     /// Something to be told whatever the legs do.
-    Acknowledged(Message, Acknowledged),
+    Acknowledged(Notice, Acknowledged),
     Gauges,
     Seen(Option<Queue>),
     ClientLeaves,

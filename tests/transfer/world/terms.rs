@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use moriio_proxy::engine::Dialect;
-use moriio_proxy::engine::versions::{Release, ReleaseForm, Traits, traits};
+use moriio_proxy::engine::versions::{EngineVersion, ReleaseForm, Traits, traits};
 use moriio_proxy::exchange::transfer::{Plan, Releases, Terms};
 
 use super::length;
@@ -30,11 +30,11 @@ pub fn of(dice: &Dice) -> (Terms, [&'static Facts; 2], [&'static Traits; 2]) {
         plan: plan(dice),
         streams: !dice.of(Die::Whole).one_of_1000(300),
         releases,
-        wakes: enabled && (rows[1].unpark || rows[1].write_failed),
+        wakes: enabled && (rows[1].wake || rows[1].write_failed),
         first_output: seconds(dice, Die::FirstOutput, &[30, 300, 5, 1]),
         orphan: seconds(dice, Die::OrphanLimit, &[30, 300, 5, 1]),
         hand_over: seconds(dice, Die::HandOver, &[20, 5, 1]),
-        unpark: seconds(dice, Die::Unpark, &[30, 10, 2]),
+        wake: seconds(dice, Die::Unpark, &[30, 10, 2]),
     };
     (terms, facts, rows)
 }
@@ -53,7 +53,7 @@ fn seconds(dice: &Dice, die: Die, of: &[u64]) -> Duration {
 
 /// The proxy's row for an engine that answers with its version.
 fn row(facts: &'static Facts) -> &'static Traits {
-    let release = facts.version.map(|(major, minor, patch)| Release::new(major, minor, patch));
+    let release = facts.version.map(|(major, minor, patch)| EngineVersion::new(major, minor, patch));
     let dialect = match facts.version {
         Some(version) if version < (0, 20, 0) => Dialect::A,
         _ => Dialect::B,
@@ -70,5 +70,5 @@ pub fn prefill_limit(dice: &Dice) -> Micros {
 pub fn bound(terms: &Terms, prefill_limit: Micros) -> Micros {
     let patience = length(terms.first_output).max(600 * SECOND);
     let limits = prefill_limit + length(terms.first_output) + length(terms.orphan) + length(terms.hand_over);
-    limits + patience + length(terms.unpark) + 2 * 63 * SECOND + 60 * SECOND + 500 * MS
+    limits + patience + length(terms.wake) + 2 * 63 * SECOND + 60 * SECOND + 500 * MS
 }
