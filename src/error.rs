@@ -10,7 +10,7 @@ use crate::engine::Role;
 use crate::engine::versions::EngineVersion;
 
 /// Names whose fault an answer is; present on every answer that is not a success.
-pub const ERROR_SOURCE: HeaderName = HeaderName::from_static("x-moriio-error-source");
+pub(crate) const ERROR_SOURCE: HeaderName = HeaderName::from_static("x-moriio-error-source");
 
 /// Whose fault a failure is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -217,7 +217,7 @@ impl ProxyError {
     }
 
     /// Whether an engine has said that it does not do the work.
-    pub fn is_refusal(&self) -> bool {
+    pub(crate) fn is_refusal(&self) -> bool {
         matches!(self, ProxyError::Engine { .. } | ProxyError::Redirected { .. })
     }
 

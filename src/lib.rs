@@ -2,7 +2,7 @@
 //!
 //! The folders stand in reading order, and each imports only from those below it. A test holds them to it.
 //!
-//! A request: [`http`] accepts it and loops over attempts, [`routing`] picks a pair from the [`pool`], [`exchange`] sends its
+//! A request: `http` accepts it and loops over attempts, [`routing`] picks a pair from the [`pool`], [`exchange`] sends its
 //! legs, which [`api`] writes, by [`upstream`], passes decode's bytes on, and closes the record.
 //!
 //! A registration: [`registration`] hears it behind its guard, decodes it, and has the registry of the [`pool`] keep the engine
@@ -10,7 +10,7 @@
 
 pub mod demo;
 pub mod app;
-pub mod http;
+pub(crate) mod http;
 pub mod exchange;
 pub mod routing;
 pub mod registration;

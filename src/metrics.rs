@@ -1,6 +1,6 @@
 //! Every metric family, its help text and label set, and their rendering. When to count is decided elsewhere.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -126,7 +126,6 @@ pub struct Metrics {
     pub listener_rebuilds: Counter,
     /// Breaches of the accounting's invariants; anything but 0 is a defect of the proxy.
     pub invariant_breaches: Counter,
-    exchanges_opened: AtomicU64,
     exchanges_open: AtomicUsize,
 }
 
@@ -173,7 +172,6 @@ impl Metrics {
             drain_cut: Counter::default(),
             listener_rebuilds: Counter::default(),
             invariant_breaches: Counter::default(),
-            exchanges_opened: AtomicU64::new(0),
             exchanges_open: AtomicUsize::new(0),
         };
         metrics.register();
@@ -264,7 +262,7 @@ impl Metrics {
     }
 
     /// Forgets the label sets of an engine that left, so that a long-lived process does not grow with every address it saw.
-    pub fn forget_engine(&self, role: Role, engine: &str) {
+    pub(crate) fn forget_engine(&self, role: Role, engine: &str) {
         let labels = engine_labels(role, engine);
         for status in LegStatus::ALL {
             let mut labels = labels.clone();
@@ -344,14 +342,13 @@ impl Metrics {
     }
 
     /// An exchange opened.
-    pub fn open_exchange(&self) {
-        self.exchanges_opened.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn open_exchange(&self) {
         self.exchanges_open.fetch_add(1, Ordering::Relaxed);
         self.in_flight.inc();
     }
 
     /// An exchange closed.
-    pub fn close_exchange(&self) {
+    pub(crate) fn close_exchange(&self) {
         self.exchanges_open.fetch_sub(1, Ordering::Relaxed);
         self.in_flight.dec();
     }
@@ -359,11 +356,6 @@ impl Metrics {
     /// Exchanges that are open.
     pub fn exchanges_open(&self) -> usize {
         self.exchanges_open.load(Ordering::Relaxed)
-    }
-
-    /// Exchanges since the start.
-    pub fn exchanges_opened(&self) -> u64 {
-        self.exchanges_opened.load(Ordering::Relaxed)
     }
 }
 

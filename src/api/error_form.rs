@@ -9,7 +9,7 @@ use crate::error::{ERROR_SOURCE, EngineAnswer, ProxyError, Source};
 
 impl ProxyError {
     /// The error as JSON text, in the shape of the API that was asked; outside of them it is OpenAI's.
-    pub fn body_for(&self, api: Option<Api>) -> String {
+    pub(crate) fn body_for(&self, api: Option<Api>) -> String {
         match api {
             Some(Api::Messages) => self.anthropic().to_string(),
             _ => self.body(),
@@ -52,14 +52,9 @@ impl ProxyError {
         json!({"error": {"message": self.to_string(), "type": kind, "param": param, "code": code}}).to_string()
     }
 
-    /// The answer for the client in OpenAI's shape. An engine's own answer keeps its status, body and content type.
-    pub fn into_response(self) -> Response<Bytes> {
-        self.into_response_for(None)
-    }
-
     /// The answer for the client of an API. An engine's own answer keeps its status, body and content type, but that Anthropic's
     /// clients get their shape for what engines word in OpenAI's (protocol E5).
-    pub fn into_response_for(self, api: Option<Api>) -> Response<Bytes> {
+    pub(crate) fn into_response_for(self, api: Option<Api>) -> Response<Bytes> {
         use ProxyError as E;
         let mut response = match self {
             ProxyError::Engine { role, mut answer } => {

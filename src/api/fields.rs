@@ -4,10 +4,10 @@
 //! Both legs must render the same prompt, and decode must never get what ends an engine (protocol F1, F5). A field without a row
 //! passes to both legs as it came.
 
-pub mod hidden;
-pub mod row;
+pub(crate) mod hidden;
+pub(crate) mod row;
 mod table;
-pub mod values;
+pub(crate) mod values;
 
 use std::fmt::Write as _;
 

@@ -63,7 +63,7 @@ impl Ids {
 }
 
 /// The value of the prefill leg's rank header. Decode's leg carries none: its engine balances its own ranks.
-pub fn leg_rank_header(pair: &Pair<'_>) -> Option<u32> {
+pub(crate) fn leg_rank_header(pair: &Pair<'_>) -> Option<u32> {
     // A rank header is a range error on an engine with one rank.
     pair.rank.filter(|_| pair.prefill.dp_size > 1)
 }

@@ -3,7 +3,7 @@
 mod error_form;
 pub mod fields;
 pub mod legs;
-pub mod message;
+pub(crate) mod message;
 pub mod output;
 pub mod request;
 

@@ -172,7 +172,7 @@ impl Scanner {
     }
 
     /// The same, if it came in place of any output.
-    pub fn take_early_error(&mut self) -> Option<EventError> {
+    pub(crate) fn take_early_error(&mut self) -> Option<EventError> {
         self.error.take_if(|error| error.after < Stage::Output)
     }
 

@@ -60,7 +60,7 @@ impl Limits {
     }
 
     /// What decode is told. Only numbers change: what is absent stays absent.
-    pub fn for_decode(&self, budget: TokenBudget) -> Limits {
+    pub(crate) fn for_decode(&self, budget: TokenBudget) -> Limits {
         if budget == TokenBudget::Exact {
             return *self;
         }
@@ -125,7 +125,7 @@ impl Request {
     }
 
     /// The client's limits as decode shall see them.
-    pub fn decode_limits(&self) -> Limits {
+    pub(crate) fn decode_limits(&self) -> Limits {
         let mut limits = self.limits.for_decode(self.budget);
         // Engines refuse a limit that thinking alone may use up, so that it must not become one here.
         let thinking = if self.api == Api::Messages { self.body.nested("thinking") } else { None };

@@ -112,13 +112,13 @@ impl FromStr for HttpAddress {
 }
 
 /// A port as decimal digits, 1 to 65535; no sign and no white space inside.
-pub fn port_number(text: &str) -> Option<u16> {
+pub(crate) fn port_number(text: &str) -> Option<u16> {
     let digits = !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten().filter(|port| *port != 0)
 }
 
 /// A host name, IPv4 or bare IPv6 address. Whatever could change a URL's meaning is refused: `user@`, slashes, spaces.
-pub fn plausible_host(text: &str) -> Option<&str> {
+pub(crate) fn plausible_host(text: &str) -> Option<&str> {
     if text.contains(':') {
         return text.parse::<std::net::Ipv6Addr>().is_ok().then_some(text);
     }
@@ -164,7 +164,7 @@ pub struct Registration {
 
 impl Registration {
     /// Whether `other` says the same of the engine, its ping counter apart.
-    pub fn same_engine(&self, other: &Registration) -> bool {
+    pub(crate) fn same_engine(&self, other: &Registration) -> bool {
         let mut other = other.clone();
         other.index = self.index;
         *self == other

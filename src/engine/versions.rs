@@ -152,7 +152,7 @@ impl Traits {
     }
 
     /// Whether every engine of this row is of `release` or newer; unknown ones are not. It must be a release that begins a row.
-    pub fn is_since(&self, release: EngineVersion) -> bool {
+    pub(crate) fn is_since(&self, release: EngineVersion) -> bool {
         debug_assert!(ROWS.iter().any(|row| row.since == Some(release)), "{release} begins no row");
         self.since.is_some_and(|since| since >= release)
     }
@@ -313,12 +313,12 @@ pub fn traits(release: Option<EngineVersion>, dialect: Dialect) -> &'static Trai
 }
 
 /// Whether a pair's request id may be plain and so keep both addresses to itself (protocol I4).
-pub fn plain_id(prefill: &Traits, decode: &Traits) -> bool {
+pub(crate) fn plain_id(prefill: &Traits, decode: &Traits) -> bool {
     prefill.plain_id && decode.plain_id
 }
 
 /// Whether a pair's first exchange must go alone until its first byte (protocol P4).
-pub fn first_contact_gate(prefill: &Traits, decode: &Traits) -> bool {
+pub(crate) fn first_contact_gate(prefill: &Traits, decode: &Traits) -> bool {
     prefill.first_contact_gate || decode.first_contact_gate
 }
 
@@ -333,7 +333,7 @@ pub fn bound_pairs(prefill: &Traits, dialect: Dialect) -> bool {
 ///
 /// Release goes to all of those of prefill's rank, un-park and `write_failed` to all of those of decode's rank. Where
 /// decode's rank is not known, because its leg is not pinned, send to the ports of every rank.
-pub fn notify_ports(engine: &Registration, rank: u32) -> RangeInclusive<u16> {
+pub(crate) fn notify_ports(engine: &Registration, rank: u32) -> RangeInclusive<u16> {
     let first = u32::from(engine.kv.notify).saturating_add(rank);
     let last = first.saturating_add(engine.tp_size.max(1) - 1);
     let port = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);

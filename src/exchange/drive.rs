@@ -254,7 +254,7 @@ impl Drive {
     }
 
     /// The same, to look at.
-    pub fn peek(&self) -> Option<&Opening> {
+    pub(crate) fn peek(&self) -> Option<&Opening> {
         match &self.0.answer {
             Some(AnswerLeg::Open(opening)) => Some(opening),
             _ => None,

@@ -1,7 +1,7 @@
 //! One client request: its attempts with their legs, decode's bytes on their way to the client, and the record of it all.
 
 pub mod drive;
-pub mod leg;
+pub(crate) mod leg;
 pub mod opening;
 pub mod record;
 pub mod relay;

@@ -112,17 +112,17 @@ impl Opening {
     }
 
     /// Whether the leg no longer waits for KV.
-    pub fn is_begun(&self) -> bool {
+    pub(crate) fn is_begun(&self) -> bool {
         self.scanner.stage() >= Stage::Begun
     }
 
     /// The same, the first time that it is so.
-    pub fn is_newly_begun(&mut self) -> bool {
+    pub(crate) fn is_newly_begun(&mut self) -> bool {
         self.is_begun() && !std::mem::replace(&mut self.begun_told, true)
     }
 
     /// Whether so much is kept that no more is read before the commit.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.kept_bytes > KEPT
     }
 
@@ -133,19 +133,19 @@ impl Opening {
     }
 
     /// The answer's status and headers, to be asked for once.
-    pub fn take_head(&mut self) -> (StatusCode, HeaderMap) {
+    pub(crate) fn take_head(&mut self) -> (StatusCode, HeaderMap) {
         (self.head.status, std::mem::take(&mut self.head.headers))
     }
 
     /// Drops the comments that are kept.
-    pub fn drop_comments(&mut self) {
+    pub(crate) fn drop_comments(&mut self) {
         if self.scanner.comments() > 0 {
             self.kept = vec![without_comments(&self.kept.concat()).into()];
         }
     }
 
     /// What was kept.
-    pub fn take_kept(&mut self) -> Option<Bytes> {
+    pub(crate) fn take_kept(&mut self) -> Option<Bytes> {
         if self.kept.is_empty() {
             return None;
         }
@@ -157,7 +157,7 @@ impl Opening {
     }
 
     /// The next part of the body, once what was kept is taken.
-    pub fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ()>>> {
+    pub(crate) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ()>>> {
         let body = std::pin::Pin::new(&mut self.body);
         match std::task::ready!(body.poll_frame(cx)) {
             Some(Ok(frame)) => Poll::Ready(frame.into_data().ok().map(Ok)),
@@ -172,7 +172,7 @@ impl Opening {
     }
 
     /// The bytes that are left, if that is known.
-    pub fn size_hint(&self) -> http_body::SizeHint {
+    pub(crate) fn size_hint(&self) -> http_body::SizeHint {
         if self.kept.is_empty() { self.body.size_hint() } else { http_body::SizeHint::default() }
     }
 }

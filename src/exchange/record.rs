@@ -91,7 +91,7 @@ impl Exchange {
     }
 
     /// Keeps the exchange's place among those that may be in flight until its end, that of its stream included.
-    pub fn occupy(&mut self, place: OwnedSemaphorePermit) {
+    pub(crate) fn occupy(&mut self, place: OwnedSemaphorePermit) {
         self.place = Some(place);
     }
 
@@ -117,7 +117,7 @@ impl Exchange {
     }
 
     /// READ: another decode engine took the hand-over.
-    pub fn another_decode(&mut self, name: &str, end: LegEnd) {
+    pub(crate) fn another_decode(&mut self, name: &str, end: LegEnd) {
         if let Some(pair) = &mut self.pair {
             name.clone_into(&mut pair.decode);
             pair.legs[1] = end;
@@ -125,7 +125,7 @@ impl Exchange {
     }
 
     /// Prefill has answered.
-    pub fn prefill_done(&mut self) {
+    pub(crate) fn prefill_done(&mut self) {
         self.prefill_time = Some(self.started.elapsed());
     }
 
@@ -135,7 +135,7 @@ impl Exchange {
     }
 
     /// A part of the answer goes to the client.
-    pub fn relayed(&mut self, bytes: usize) {
+    pub(crate) fn relayed(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
     }
 

@@ -77,7 +77,13 @@ impl Relay {
     }
 
     /// An answer that is at hand as a whole.
-    pub fn at_hand(text: Bytes, exchange: Exchange, limits: RelayLimits, api: Api, cut: CancellationToken) -> Self {
+    pub(crate) fn at_hand(
+        text: Bytes,
+        exchange: Exchange,
+        limits: RelayLimits,
+        api: Api,
+        cut: CancellationToken,
+    ) -> Self {
         let mut relay = Relay::closed(exchange, limits, api, cut);
         relay.gathered = text.into();
         relay.exchange.first_output();

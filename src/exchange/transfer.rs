@@ -102,7 +102,7 @@ impl Transfer {
     }
 
     /// Whether a WRITE decode leg is being seen to its end for nobody.
-    pub fn is_orphaned(&self) -> bool {
+    pub(crate) fn is_orphaned(&self) -> bool {
         let sent = !matches!(self.decode, Decode::Unsent | Decode::Over);
         self.attempt == Attempt::Orphaned && self.is_write() && sent
     }

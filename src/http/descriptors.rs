@@ -16,7 +16,7 @@ const PER_PEER: u64 = 3;
 const PER_EXCHANGE: u64 = 2;
 
 /// Raises the soft limit on open descriptors to the hard limit; returns the limit that holds afterwards.
-pub fn raise_descriptors() -> u64 {
+pub(crate) fn raise_descriptors() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
     // A refusal is no reason not to start: the caps are fitted to whatever holds.
@@ -55,7 +55,7 @@ impl Spares {
     }
 
     /// Takes back what was given up. Says whether all are there again.
-    pub fn refill(&mut self) -> bool {
+    pub(crate) fn refill(&mut self) -> bool {
         while self.0.len() < IN_RESERVE {
             match File::open("/dev/null") {
                 Ok(file) => self.0.push(file),
@@ -68,7 +68,7 @@ impl Spares {
 }
 
 /// Whether a call failed because the process or the system has no descriptor left.
-pub fn is_exhausted(error: &io::Error) -> bool {
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     let codes = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(rustix::io::Errno::raw_os_error);
     error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }

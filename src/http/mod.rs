@@ -3,7 +3,7 @@
 pub(crate) mod accept;
 pub(crate) mod access;
 pub(crate) mod browsers;
-pub mod descriptors;
+pub(crate) mod descriptors;
 mod health;
 mod pass_through;
 mod places;
@@ -11,6 +11,6 @@ pub(crate) mod port;
 mod respond;
 mod retries;
 pub(crate) mod routes;
-pub mod server;
+pub(crate) mod server;
 mod status;
 mod stream;

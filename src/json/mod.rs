@@ -11,10 +11,10 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// More top-level members than any API has; the search for a key is linear in them.
-pub const MAX_MEMBERS: usize = 256;
+pub(crate) const MAX_MEMBERS: usize = 256;
 
 /// More edits than any leg needs; a test of the table of fields holds it to that.
-pub const MAX_EDITS: usize = 32;
+pub(crate) const MAX_EDITS: usize = 32;
 
 /// A kept piece shorter than this is copied into the insert beside it: that is cheaper than one more segment to send.
 const SMALL_PIECE: usize = 512;
@@ -183,12 +183,12 @@ impl Body {
     }
 
     /// As [`Body::get`], but `null` counts as absent.
-    pub fn get_some(&self, key: &str) -> Option<&[u8]> {
+    pub(crate) fn get_some(&self, key: &str) -> Option<&[u8]> {
         self.get(key).filter(|value| *value != b"null")
     }
 
     /// A member's value as a body of its own, if it is an object.
-    pub fn nested(&self, key: &str) -> Option<Result<Body, BodyError>> {
+    pub(crate) fn nested(&self, key: &str) -> Option<Result<Body, BodyError>> {
         self.find(key).map(|member| Body::parse(self.text.slice(member.value.clone())))
     }
 
@@ -320,7 +320,7 @@ impl<'a> Writer<'a> {
 }
 
 /// Writes `text` as a JSON string.
-pub fn quote(out: &mut String, text: &str) {
+pub(crate) fn quote(out: &mut String, text: &str) {
     out.push('"');
     for letter in text.chars() {
         match letter {

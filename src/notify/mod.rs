@@ -107,12 +107,12 @@ impl Notifier {
     }
 
     /// Whether messages are sent at all (`--kv-release`).
-    pub fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         self.queue.is_some()
     }
 
     /// A release or a wake was called for that the engine's version does not know, or not at this moment: that is counted.
-    pub fn unsupported(&self, kind: &'static str) {
+    pub(crate) fn unsupported(&self, kind: &'static str) {
         if self.is_on() {
             self.metrics.kv_message(kind, "unsupported");
         }

@@ -11,7 +11,7 @@ use crate::engine::versions;
 use crate::pool::{Engine, Pool};
 
 /// Whether a prefill engine works with one decode engine only.
-pub fn binds(prefill: &Engine, mode: Mode) -> bool {
+pub(crate) fn binds(prefill: &Engine, mode: Mode) -> bool {
     mode == Mode::Write && versions::bound_pairs(prefill.traits, prefill.registration.dialect)
 }
 
@@ -63,7 +63,7 @@ impl Bonds {
 
     /// With whom a prefill engine that has to be bound may work. It is bound anew when its decode engine has left or was
     /// replaced, and when that one is not `fit` and nothing is in flight.
-    pub fn partner(&mut self, pool: &Pool, prefill: &Engine, fit: impl Fn(&Engine) -> bool) -> Partner {
+    pub(crate) fn partner(&mut self, pool: &Pool, prefill: &Engine, fit: impl Fn(&Engine) -> bool) -> Partner {
         let before = self.of(prefill);
         let decode = before.and_then(|life| pool.decode.iter().find(|decode| decode.incarnation == life));
         if let Some(decode) = decode.filter(|decode| fit(decode)) {
@@ -131,7 +131,7 @@ impl Bonds {
     }
 
     /// Whether a decode engine has nothing to do because each usable prefill engine is bound to another.
-    pub fn leaves_out(&self, pool: &Pool, decode: &Engine) -> bool {
+    pub(crate) fn leaves_out(&self, pool: &Pool, decode: &Engine) -> bool {
         let mut prefills =
             pool.prefill_slots.iter().filter(|slot| slot.rank == 0).map(|slot| &pool.prefill[slot.engine]);
         let another = |prefill: &Arc<Engine>| {

@@ -91,7 +91,7 @@ impl Breaker {
     }
 
     /// The engine did its work.
-    pub fn succeed(&mut self, admission: Admission) {
+    pub(crate) fn succeed(&mut self, admission: Admission) {
         match (self.state, admission) {
             (State::Closed { .. }, _) | (State::Probation { .. }, Admission::Trial) => {
                 self.state = State::Closed { failures: 0 };
@@ -131,7 +131,7 @@ impl Breaker {
     }
 
     /// The leg ended without a verdict.
-    pub fn abstain(&mut self, admission: Admission) {
+    pub(crate) fn abstain(&mut self, admission: Admission) {
         if let (State::Probation { period, .. }, Admission::Trial) = (self.state, admission) {
             self.state = State::Probation { trial: false, period };
         }

@@ -89,7 +89,7 @@ impl PairHistory {
     }
 
     /// Forgets what a dialer that has ended knew.
-    pub fn forget_dialer(&mut self, incarnation: u64) {
+    pub(crate) fn forget_dialer(&mut self, incarnation: u64) {
         self.met.retain(|(dialer, _), _| *dialer != incarnation);
         self.complained.retain(|(prefill, decode)| *prefill != incarnation && *decode != incarnation);
     }

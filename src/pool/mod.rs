@@ -1,8 +1,8 @@
 //! The pool as a request sees it: engines with their load and breaker, and one immutable snapshot of all of them.
 
-pub mod bonds;
-pub mod breaker;
-pub mod history;
+pub(crate) mod bonds;
+pub(crate) mod breaker;
+pub(crate) mod history;
 pub mod pairs;
 pub mod reason;
 pub mod registry;
@@ -97,7 +97,7 @@ impl Vitals {
     }
 
     /// Whether a leg's connection was refused since the last call: reason to probe the engine now.
-    pub fn take_refused(&self) -> bool {
+    pub(crate) fn take_refused(&self) -> bool {
         self.refused.swap(false, Ordering::Relaxed)
     }
 
@@ -172,7 +172,7 @@ impl Engine {
     }
 
     /// Whether work may be sent to it now.
-    pub fn is_usable(&self, now: Instant) -> bool {
+    pub(crate) fn is_usable(&self, now: Instant) -> bool {
         self.state == State::Ready && self.vitals.usable(now)
     }
 
@@ -189,7 +189,7 @@ impl Engine {
 
     /// Takes a place on the engine, or not: its breaker may be open or its trial taken. The place is given back by
     /// [`Seat::end`], once, or by dropping the seat, which counts as cancelled.
-    pub fn take_seat(self: &Arc<Self>, now: Instant) -> Option<Seat> {
+    pub(crate) fn take_seat(self: &Arc<Self>, now: Instant) -> Option<Seat> {
         let admission = self.vitals.breaker(|b| b.admit(now))?;
         self.vitals.in_flight.fetch_add(1, Ordering::Relaxed);
         self.vitals.metrics.in_flight.inc();
@@ -231,7 +231,7 @@ pub struct Seat {
 
 impl Seat {
     /// The leg is about to be sent: from now on it counts as one.
-    pub fn dispatch(&mut self) {
+    pub(crate) fn dispatch(&mut self) {
         self.end.dispatched.store(true, Ordering::Relaxed);
     }
 
@@ -241,7 +241,7 @@ impl Seat {
     }
 
     /// For saying it from elsewhere.
-    pub fn leg_end(&self) -> LegEnd {
+    pub(crate) fn leg_end(&self) -> LegEnd {
         self.end.clone()
     }
 }
@@ -332,12 +332,12 @@ impl Pool {
     }
 
     /// Whether at least one engine of each role is ready.
-    pub fn has_pair(&self) -> bool {
+    pub(crate) fn has_pair(&self) -> bool {
         !self.prefill_slots.is_empty() && !self.decode_slots.is_empty()
     }
 
     /// Engines whose breaker lets nothing through.
-    pub fn open_circuits(&self, now: Instant) -> usize {
+    pub(crate) fn open_circuits(&self, now: Instant) -> usize {
         self.engines().filter(|e| e.vitals.circuit(now) == Circuit::Open).count()
     }
 
@@ -352,7 +352,7 @@ impl Pool {
 }
 
 /// How long a request waits for first probes that are in flight before it is told that there is no pair (protocol R12).
-pub const FIRST_PROBE_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const FIRST_PROBE_WAIT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -144,7 +144,7 @@ impl Pairs {
     }
 
     /// Binds the prefill engines that have to be bound, evenly, before requests come.
-    pub fn arrange(&self, pool: &Pool, now: Instant) {
+    pub(crate) fn arrange(&self, pool: &Pool, now: Instant) {
         let Some(mode) = pool.mode.filter(|mode| *mode == Mode::Write && pool.has_pair()) else { return };
         let ready = pool.prefill.iter().filter(|prefill| prefill.state == State::Ready);
         for prefill in ready.filter(|prefill| bonds::binds(prefill, mode)) {

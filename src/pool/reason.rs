@@ -25,7 +25,7 @@ pub enum Failure {
 
 impl Failure {
     /// What a connection that could not be made says; none where that proves nothing.
-    pub fn of_connection(kind: io::ErrorKind) -> Option<Failure> {
+    pub(crate) fn of_connection(kind: io::ErrorKind) -> Option<Failure> {
         match kind {
             io::ErrorKind::ConnectionRefused => Some(Failure::Refused),
             io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => {
@@ -36,13 +36,13 @@ impl Failure {
     }
 
     /// Whether nobody answered at the HTTP address: together with silence it is death.
-    pub fn is_absence(self) -> bool {
+    pub(crate) fn is_absence(self) -> bool {
         matches!(self, Failure::Unresolved | Failure::Refused | Failure::NoRoute | Failure::NoAnswer)
     }
 
     /// Whether it says little of an engine that was ready: a busy one answers late, and a name server may have its own
     /// troubles. Its pings and its legs speak for it.
-    pub fn is_doubtful(self) -> bool {
+    pub(crate) fn is_doubtful(self) -> bool {
         matches!(self, Failure::Unresolved | Failure::NoAnswer | Failure::KvUnresolved)
     }
 

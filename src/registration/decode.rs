@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration, Role, plausible_host, port_number};
 
 mod fields;
-pub mod rejection;
+pub(crate) mod rejection;
 
 use fields::{Fields, Scalar};
 use rejection::{Echo, NO_PORT, Rejection, invalid};

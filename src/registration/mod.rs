@@ -1,7 +1,7 @@
 //! Engines announce themselves: the socket that hears them, what they say in either wording, and who is a member of the pool.
 
 pub mod decode;
-pub mod membership;
+pub(crate) mod membership;
 mod probe;
 pub mod socket;
 mod tell;

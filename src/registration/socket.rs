@@ -1,4 +1,4 @@
 //! The registration socket: what an unknown peer may send, and what arrives.
 
 pub mod guard;
-pub mod listener;
+pub(crate) mod listener;

@@ -133,7 +133,7 @@ impl Selector {
     }
 
     /// READ: another decode engine for a prefill that has answered, its own refused. `refused` are not asked again.
-    pub fn another_decode(
+    pub(crate) fn another_decode(
         self: &Arc<Self>,
         pool: &Pool,
         prefill: &Arc<Engine>,

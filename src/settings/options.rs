@@ -8,7 +8,7 @@ use std::fmt::{self, Write};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 /// What stands in place of a secret wherever values are printed.
-pub const MASKED: &str = "***";
+pub(crate) const MASKED: &str = "***";
 
 /// How an option takes its value on the command line; the text is the value's name in `--help`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ macro_rules! table {
         pub enum Key { $($(#[doc = $meaning] $key,)*)* }
 
         /// Every option with its variable, default and meaning, in the order users read them.
-        pub const TABLE: &[Row] = &[$($(Row {
+        pub(crate) const TABLE: &[Row] = &[$($(Row {
             key: Key::$key,
             heading: $heading,
             flag: $flag,
@@ -193,7 +193,7 @@ impl Row {
 
     /// Whether its value must never be printed.
     #[must_use]
-    pub fn is_secret(&self) -> bool {
+    pub(crate) fn is_secret(&self) -> bool {
         matches!(self.kind, Form::Secret(_))
     }
 

@@ -7,7 +7,7 @@ use crate::engine::Role;
 use crate::error::ProxyError;
 
 /// The largest answer that is read whole.
-pub const WHOLE_ANSWER: usize = 64 * 1024 * 1024;
+pub(crate) const WHOLE_ANSWER: usize = 64 * 1024 * 1024;
 
 /// Why an answer was not read to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

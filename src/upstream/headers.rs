@@ -3,9 +3,9 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// The request id that both legs share.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The data-parallel rank that prefill is asked to use.
-pub const RANK: HeaderName = HeaderName::from_static("x-data-parallel-rank");
+pub(crate) const RANK: HeaderName = HeaderName::from_static("x-data-parallel-rank");
 
 /// Headers of a client that never reach an engine: they belong to one connection, describe a body that is rewritten, or would
 /// choose hosts, ranks or ids (protocol I2, T4, E4).
@@ -47,7 +47,7 @@ const HOP_BY_HOP: [&str; 8] = [
 ];
 
 /// The client's headers as both legs may have them, with `credential` as the only one.
-pub fn forwarded(client: &HeaderMap, credential: Option<HeaderValue>) -> HeaderMap {
+pub(crate) fn forwarded(client: &HeaderMap, credential: Option<HeaderValue>) -> HeaderMap {
     let named: Vec<&str> = client
         .get_all(header::CONNECTION)
         .iter()
@@ -69,7 +69,7 @@ pub fn forwarded(client: &HeaderMap, credential: Option<HeaderValue>) -> HeaderM
 }
 
 /// An engine's headers as the client may have them.
-pub fn relayed(mut headers: HeaderMap) -> HeaderMap {
+pub(crate) fn relayed(mut headers: HeaderMap) -> HeaderMap {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()

@@ -1,6 +1,6 @@
 //! One leg over HTTP: which headers go along, how the body is sent, what a failure means for the engine and for a retry.
 
-pub mod answer;
+pub(crate) mod answer;
 pub mod failure;
 pub mod gauges;
 
@@ -26,7 +26,7 @@ use crate::json::Segments;
 mod headers;
 
 pub use failure::{LegFailure, Repeat, Verdict};
-pub use headers::{RANK, REQUEST_ID, forwarded, relayed};
+pub(crate) use headers::{RANK, REQUEST_ID, forwarded, relayed};
 
 /// A reused connection that breaks this soon after the request was written died of its idle time, unread.
 const UNREAD: Duration = Duration::from_millis(50);
@@ -63,7 +63,7 @@ impl Sent {
     }
 
     /// When the last of the request was handed to the connection.
-    pub fn written_at(&self) -> Option<Instant> {
+    pub(crate) fn written_at(&self) -> Option<Instant> {
         self.ended.get().copied()
     }
 
@@ -193,7 +193,7 @@ fn note_fresh<T>(target: T) -> T {
 }
 
 /// Whether nobody listens at the engine's address.
-pub fn is_refused(error: &reqwest::Error) -> bool {
+pub(crate) fn is_refused(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let mut refused = false;
     while let Some(error) = cause {

@@ -23,7 +23,7 @@ const KNOWN_CIRCLES: [(&str, &str); 11] = [
 pub(super) fn folders() -> Vec<String> {
     let text = read("src/lib.rs");
     let folders: Vec<String> =
-        text.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';').map(str::to_owned)).collect();
+        text.lines().filter_map(|line| Some(line.split_once("mod ")?.1.strip_suffix(';')?.to_owned())).collect();
     assert!(folders.len() > 10, "{folders:?}");
     folders
 }

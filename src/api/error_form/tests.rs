@@ -8,7 +8,7 @@ use crate::engine::Role;
 fn every_error_is_an_openai_object_with_a_source() {
     for error in ProxyError::catalogue() {
         let code = error.code();
-        let response = error.into_response();
+        let response = error.into_response_for(None);
         assert!(response.status().is_client_error() || response.status().is_server_error());
         assert!(response.headers().contains_key(ERROR_SOURCE), "{code}");
         let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
@@ -105,7 +105,7 @@ fn an_engines_answer_passes_as_it_is() {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     let answer = EngineAnswer { status: StatusCode::IM_A_TEAPOT, headers, body: Bytes::from_static(b"no") };
-    let response = ProxyError::Engine { role: Role::Decode, answer: Box::new(answer) }.into_response();
+    let response = ProxyError::Engine { role: Role::Decode, answer: Box::new(answer) }.into_response_for(None);
     assert_eq!(response.status(), StatusCode::IM_A_TEAPOT);
     assert_eq!(response.headers()[header::CONTENT_TYPE], "text/plain");
     assert_eq!(response.headers()[ERROR_SOURCE], "decode");

@@ -7,7 +7,7 @@ use crate::json::{Body, BodyError, Edit, Json, Segments};
 use super::row::SAMPLING;
 
 /// The key of transfer params.
-pub const PARAMS: &str = "kv_transfer_params";
+pub(crate) const PARAMS: &str = "kv_transfer_params";
 
 /// Objects of free arguments, at the top level and inside [`SAMPLING`].
 const ARGUMENTS: [&str; 2] = ["vllm_xargs", "extra_args"];
@@ -27,7 +27,7 @@ pub(super) fn places() -> Vec<String> {
 ///
 /// # Errors
 /// When an object of arguments has more members than are searched.
-pub fn stripped(body: Body) -> Result<Body, ProxyError> {
+pub(crate) fn stripped(body: Body) -> Result<Body, ProxyError> {
     let Some(clean) = clean(&body, &[SAMPLING, ARGUMENTS[0], ARGUMENTS[1]], "")? else {
         return Ok(body);
     };

@@ -97,7 +97,7 @@ fn at_least(text: &[u8], param: &str, least: u64) -> Result<(), ProxyError> {
 }
 
 /// A JSON number without a fraction. `16.0` counts, because engines take it.
-pub fn whole_number(text: &[u8]) -> Option<u64> {
+pub(crate) fn whole_number(text: &[u8]) -> Option<u64> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     if !matches!(text.first(), Some(b'-' | b'0'..=b'9')) {
         return None;
@@ -115,7 +115,7 @@ fn is_word(text: &[u8], word: &str) -> bool {
 }
 
 /// Whether a messages request forces one tool by name.
-pub fn forces_one_tool(text: &[u8]) -> bool {
+pub(crate) fn forces_one_tool(text: &[u8]) -> bool {
     serde_json::from_slice::<Value>(text).is_ok_and(|choice| choice["type"] == "tool")
 }
 

@@ -12,7 +12,7 @@ use crate::exchange::leg::{AnswerLeg, Leg, PrefillLeg};
 use crate::exchange::transfer::{Action, Cause, Event, Left, Notice, Orphan, Plan};
 use crate::metrics::LegStatus;
 use crate::upstream::gauges;
-use crate::upstream::{LegFailure, RANK, REQUEST_ID, Verdict as EngineVerdict};
+use crate::upstream::{LegFailure, RANK, REQUEST_ID, Repeat, Verdict as EngineVerdict};
 
 impl Attempt {
     /// Tells the machine what has happened, and does what it says.
@@ -83,7 +83,7 @@ impl Attempt {
             Role::Prefill => self.prefill_seat.take(),
             Role::Decode => self.answer_seat.take(),
         };
-        let (Some(mut seat), Some(asked)) = (seat, self.asked.clone()) else { return };
+        let (Some(mut seat), Some(asked)) = (seat, self.asked.clone()) else { return self.breach() };
         let pair = Pair {
             prefill: &self.prefill_engine.registration,
             decode: &self.decode_engine.registration,
@@ -119,6 +119,13 @@ impl Attempt {
         }
     }
 
+    /// The machine asks for what cannot be done: a defect, of which operators are told.
+    fn breach(&mut self) {
+        debug_assert!(false, "an action that cannot be carried out");
+        self.means.metrics.invariant_breaches.inc();
+        self.verdict = Some(Verdict::Fail(Failed { error: ProxyError::Internal, repeat: Repeat::Never }));
+    }
+
     /// Gives a leg's request up, if it is not yet written.
     fn revoke(&self, role: Role) -> Event {
         let sent = match role {
@@ -150,7 +157,7 @@ impl Attempt {
             self.means.metrics.prefill_alone.inc();
         }
         let is_write = matches!(self.plan, Plan::Write { .. });
-        let Some(opening) = self.opening() else { return };
+        let Some(opening) = self.opening() else { return self.breach() };
         if is_write {
             opening.drop_comments();
         }

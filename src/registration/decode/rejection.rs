@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// The largest message that is looked at.
-pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Engines send nine keys at most.
 pub(super) const MAX_KEYS: usize = 64;
 /// The most letters of the sender's text in a rejection.
@@ -49,9 +49,6 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    /// Every label that [`Rejection::as_str`] gives.
-    pub const LABELS: [&'static str; 5] = ["too_large", "malformed", "missing_field", "invalid_field", "unknown_type"];
-
     /// The label for metrics.
     pub fn as_str(&self) -> &'static str {
         match self {

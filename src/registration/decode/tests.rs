@@ -117,7 +117,6 @@ fn what_is_wrong_is_named() {
     let check = |value: Value, label: &str, field: &str| {
         let rejection = read(&value).unwrap_err();
         assert_eq!(rejection.as_str(), label, "{value}: {rejection}");
-        assert!(Rejection::LABELS.contains(&label));
         assert!(rejection.to_string().starts_with(field), "{value}: {rejection}");
     };
     // 10.

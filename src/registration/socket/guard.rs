@@ -8,8 +8,8 @@
 
 pub mod gate;
 pub mod identity;
-pub mod link;
-pub mod reject;
+pub(crate) mod link;
+pub(crate) mod reject;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -81,7 +81,7 @@ impl Guard {
     }
 
     /// Passes new peers to another ROUTER; connections to the one before end.
-    pub fn relink(&self, link: Arc<Link>) {
+    pub(crate) fn relink(&self, link: Arc<Link>) {
         let before = std::mem::replace(&mut *self.link.lock().unwrap_or_else(PoisonError::into_inner), link);
         before.close();
     }

@@ -11,11 +11,11 @@ use crate::registration::socket::guard::identity::Identity;
 use crate::registration::socket::guard::reject::Reject;
 
 /// Most bytes of one message, summed over its frames.
-pub const MAX_MESSAGE_BYTES: u64 = 64 * 1024;
+pub(crate) const MAX_MESSAGE_BYTES: u64 = 64 * 1024;
 /// Most frames of one message.
-pub const MAX_FRAMES: usize = 8;
+pub(crate) const MAX_FRAMES: usize = 8;
 /// Most bytes of one command.
-pub const MAX_COMMAND_BYTES: u64 = 4 * 1024;
+pub(crate) const MAX_COMMAND_BYTES: u64 = 4 * 1024;
 
 /// The greeting we send: version 3.0, which is what the ROUTER speaks, mechanism NULL.
 pub const GREETING: [u8; GREETING_BYTES] = {
@@ -32,7 +32,7 @@ pub const GREETING: [u8; GREETING_BYTES] = {
     greeting
 };
 /// The READY command we send in the ROUTER's name.
-pub const ROUTER_READY: &[u8] = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER";
+pub(crate) const ROUTER_READY: &[u8] = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER";
 
 const GREETING_BYTES: usize = 64;
 /// From here on a greeting is known to be ZMTP, and a peer may be waiting for ours before it goes on.

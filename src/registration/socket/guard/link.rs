@@ -94,7 +94,7 @@ impl Link {
     }
 
     /// Resolves when the ROUTER has had as many connections as it should: it keeps some memory of each.
-    pub async fn worn(&self) {
+    pub(crate) async fn worn(&self) {
         self.worn.cancelled().await;
     }
 

@@ -42,7 +42,7 @@ impl Watchdog {
     }
 
     /// Whether `payload` is the marker; notes that it was heard.
-    pub fn recognises(&self, payload: &Bytes) -> bool {
+    pub(crate) fn recognises(&self, payload: &Bytes) -> bool {
         let own = *payload == self.marker;
         if own {
             self.heard.fetch_add(1, Ordering::Relaxed);
