@@ -16,7 +16,7 @@ use crate::api::fields::row::{Field, Gets, Place, SAMPLING};
 use crate::api::fields::values::forces_one_tool;
 use crate::api::request::{Limits, Request};
 use crate::engine::{Registration, Role};
-use crate::json::{Body, Edit, Json, Segments, quote};
+use crate::json::{Body, Edit, Json, Segments};
 
 /// The engines of one attempt.
 #[derive(Clone, Copy, Debug)]
@@ -136,10 +136,9 @@ fn less(field: &Field, from: &Limits, to: &Limits) -> Option<Edit> {
     (from.get(field.name) != Some(to)).then(|| Edit::Set(field.name, Json::Text(to.to_string())))
 }
 
+/// A text as JSON.
 fn quoted(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    quote(&mut out, text);
-    out
+    serde_json::Value::from(text).to_string()
 }
 
 /// Every key that any release indexes, with the type that it expects: a missing one ends the engine's process.
@@ -153,17 +152,17 @@ fn built_params(leg: Role, pair: &Pair<'_>, ids: &Ids) -> String {
     let (save, load) = (leg == Role::Prefill, leg == Role::Decode);
     // Writing to a String cannot fail.
     let _ = write!(out, r#"{{"do_remote_decode":{save},"do_remote_prefill":{load},"transfer_id":"#);
-    quote(&mut out, &ids.transfer_id);
+    out += &quoted(&ids.transfer_id);
     match leg {
         Role::Prefill => out.push_str(r#","remote_engine_id":null,"remote_block_ids":null"#),
         Role::Decode => {
             out.push_str(r#","remote_engine_id":"#);
-            quote(&mut out, &format!("{host}:{port}"));
+            out += &quoted(&format!("{host}:{port}"));
             out.push_str(r#","remote_block_ids":[]"#);
         }
     }
     out.push_str(r#","remote_host":"#);
-    quote(&mut out, host);
+    out += &quoted(host);
     let (notify, dp_size, tp_size) = (peer.kv.notify, peer.dp_size, peer.tp_size);
     let _ = write!(
         out,

@@ -319,19 +319,6 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Writes `text` as a JSON string.
-pub(crate) fn quote(out: &mut String, text: &str) {
-    out.push('"');
-    for letter in text.chars() {
-        match letter {
-            '"' | '\\' => out.extend(['\\', letter]),
-            control if control < ' ' => out.push_str(&format!("\\u{:04x}", control as u32)),
-            other => out.push(other),
-        }
-    }
-    out.push('"');
-}
-
 /// The members of an object, as raw texts.
 enum TopLevel<'de> {
     Members(Vec<(&'de RawValue, &'de RawValue)>),
