@@ -1,4 +1,4 @@
-//! Random histories of a pool against a simple model of it: registry, selector, seats and breakers under passed-in time.
+//! Random histories of a pool against a simple model of it: registry, selector, guards and breakers under passed-in time.
 //! `MORIIO_MODEL_SEQUENCES` (100) is the number of histories; a failure names the seed of its own.
 
 mod history;

@@ -28,7 +28,7 @@ use crate::exchange::transfer::{Acknowledged, Action, Event, Notice, Orphan, Pla
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pool::pairs::Meeting;
-use crate::pool::{Engine, LegEnd, Pool, Seat};
+use crate::pool::{Engine, InFlight, LegEnd, Pool};
 use crate::routing::{Picked, Selector};
 use crate::settings::Times;
 use crate::upstream::gauges::Queue;
@@ -129,8 +129,8 @@ struct Attempt {
     /// The rank that has the blocks.
     holding_rank: u32,
     /// Places on engines, as long as their legs are not sent.
-    prefill_seat: Option<Seat>,
-    answer_seat: Option<Seat>,
+    prefill_guard: Option<InFlight>,
+    answer_guard: Option<InFlight>,
     answer_end: LegEnd,
     prefill: Option<PrefillLeg>,
     prefill_sent: Arc<Sent>,
@@ -167,7 +167,7 @@ impl Drive {
         let terms = terms(means, &picked, &asked.request);
         let prefill_engine = prefill.clone();
         // Alone, decode's place is given back at once: one on trial or a first contact must not wait for this answer.
-        let (prefill_seat, answer_seat, meeting) = match terms.plan {
+        let (prefill_guard, answer_guard, meeting) = match terms.plan {
             Plan::Alone => {
                 record.alone();
                 (None, picked.prefill, None)
@@ -182,12 +182,12 @@ impl Drive {
             plan: terms.plan,
             ids,
             prefill_engine,
-            decode_engine: answer_seat.engine.clone(),
+            decode_engine: answer_guard.engine.clone(),
             rank: picked.rank,
             holding_rank: picked.rank.unwrap_or(0),
-            prefill_seat,
-            answer_end: answer_seat.leg_end(),
-            answer_seat: Some(answer_seat),
+            prefill_guard,
+            answer_end: answer_guard.leg_end(),
+            answer_guard: Some(answer_guard),
             prefill: None,
             prefill_sent: Arc::default(),
             answer: None,
@@ -212,11 +212,11 @@ impl Drive {
         means: &Arc<Means>,
         asked: &Arc<Asked>,
         picked: Picked,
-        answer: impl FnOnce(Seat) -> Opening,
+        answer: impl FnOnce(InFlight) -> Opening,
     ) -> Self {
         let mut record = Exchange::open(means.metrics.clone(), "test", None);
         let mut drive = Drive::new(means, asked, picked, &mut record);
-        drive.0.answer = drive.0.answer_seat.take().map(|seat| AnswerLeg::Open(Box::new(answer(seat))));
+        drive.0.answer = drive.0.answer_guard.take().map(|guard| AnswerLeg::Open(Box::new(answer(guard))));
         drive
     }
 
@@ -271,7 +271,7 @@ impl Attempt {
     /// The client has left, or has its answer. What is owed to engines is done in the background, bounded in time by the machine
     /// and counted.
     fn leave_client(mut self: Box<Self>) {
-        (self.asked, self.prefill_seat, self.answer_seat) = (None, None, None);
+        (self.asked, self.prefill_guard, self.answer_guard) = (None, None, None);
         self.tell(Event::ClientGone);
         if !self.transfer.is_over() {
             let background = self.means.background.clone();

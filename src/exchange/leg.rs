@@ -12,7 +12,7 @@ use crate::engine::Role;
 use crate::exchange::opening::{Opening, Step};
 use crate::json::Segments;
 use crate::metrics::LegStatus;
-use crate::pool::Seat;
+use crate::pool::InFlight;
 use crate::upstream::answer::whole;
 use crate::upstream::{LegFailure, Sent, Upstream, Verdict};
 
@@ -27,12 +27,12 @@ pub struct Leg {
     /// Its body.
     pub body: Segments,
     /// Its place on the engine.
-    pub seat: Seat,
+    pub guard: InFlight,
     /// How far its request is on its way.
     pub sent: Arc<Sent>,
 }
 
-/// Prefill's leg to its end; its seat is inside.
+/// Prefill's leg to its end; its guard is inside.
 pub type PrefillFuture = Pin<Box<dyn Future<Output = Result<Bytes, LegFailure>> + Send>>;
 
 /// An answering leg to its head.
@@ -44,7 +44,7 @@ impl Leg {
         Box::pin(async move {
             let began = Instant::now();
             let exchange = async {
-                let engine = self.seat.engine.clone();
+                let engine = self.guard.engine.clone();
                 let response = self
                     .upstream
                     .send(&engine.base, engine.role(), self.api.path(), self.headers, self.body, self.sent)
@@ -57,10 +57,10 @@ impl Leg {
             };
             match &result {
                 Ok(_) => {
-                    self.seat.engine.vitals.metrics.answered(began.elapsed());
-                    self.seat.end(LegStatus::Success, Verdict::Healthy);
+                    self.guard.engine.vitals.metrics.answered(began.elapsed());
+                    self.guard.end(LegStatus::Success, Verdict::Healthy);
                 }
-                Err(failure) => self.seat.end(failure.kind.status(), failure.kind.verdict()),
+                Err(failure) => self.guard.end(failure.kind.status(), failure.kind.verdict()),
             }
             result
         })
@@ -69,13 +69,13 @@ impl Leg {
     /// A leg whose answer is relayed, to the head of that.
     pub fn head(self) -> HeadFuture {
         Box::pin(async move {
-            let engine = self.seat.engine.clone();
+            let engine = self.guard.engine.clone();
             let sending =
                 self.upstream.send(&engine.base, engine.role(), self.api.path(), self.headers, self.body, self.sent);
             match sending.await {
-                Ok(response) => Ok(Box::new(Opening::new(response, self.seat, self.api))),
+                Ok(response) => Ok(Box::new(Opening::new(response, self.guard, self.api))),
                 Err(failure) => {
-                    self.seat.end(failure.kind.status(), failure.kind.verdict());
+                    self.guard.end(failure.kind.status(), failure.kind.verdict());
                     Err(failure)
                 }
             }

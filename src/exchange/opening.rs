@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::api::Api;
 use crate::api::output::{EventError, Scanner, Stage, without_comments};
 use crate::error::EngineAnswer;
-use crate::pool::Seat;
+use crate::pool::InFlight;
 use crate::upstream::LegFailure;
 
 /// How long an engine that has reported may take to show whether it computed: a token, or the error of a failed load, follows
@@ -39,7 +39,7 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Opening {
     /// The engine's place.
-    pub seat: Seat,
+    pub guard: InFlight,
     /// What has been read of it.
     pub scanner: Scanner,
     head: http::response::Parts,
@@ -52,12 +52,12 @@ pub struct Opening {
 
 impl Opening {
     /// An answer whose head has come.
-    pub fn new(response: Response<reqwest::Body>, seat: Seat, api: Api) -> Self {
+    pub fn new(response: Response<reqwest::Body>, guard: InFlight, api: Api) -> Self {
         let (head, body) = response.into_parts();
         let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let events = content_type.is_some_and(|value| value.starts_with("text/event-stream"));
         let scanner = Scanner::new(api, events);
-        Opening { seat, scanner, head, body, kept: Vec::new(), kept_bytes: 0, begun: None, begun_told: false }
+        Opening { guard, scanner, head, body, kept: Vec::new(), kept_bytes: 0, begun: None, begun_told: false }
     }
 
     /// Reads one more part. Safe to drop and ask again.
@@ -71,11 +71,11 @@ impl Opening {
         };
         match frame {
             Some(Ok(frame)) => frame.into_data().map_or(Step::Waiting, |data| self.take(data)),
-            Some(Err(_)) => Step::Failed(LegFailure::broken(self.seat.engine.role())),
+            Some(Err(_)) => Step::Failed(LegFailure::broken(self.guard.engine.role())),
             None => {
                 self.scanner.finish();
                 self.judge(self.scanner.comments()).unwrap_or_else(|| match self.scanner.is_events() {
-                    true => Step::Failed(LegFailure::broken(self.seat.engine.role())),
+                    true => Step::Failed(LegFailure::broken(self.guard.engine.role())),
                     false => Step::Ready,
                 })
             }
@@ -108,7 +108,7 @@ impl Opening {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let answer = EngineAnswer { status: error.status, headers, body: error.body };
-        LegFailure::refused(self.seat.engine.role(), answer)
+        LegFailure::refused(self.guard.engine.role(), answer)
     }
 
     /// Whether the leg no longer waits for KV.

@@ -1,5 +1,5 @@
 //! An exchange's account: opened when the request is accepted, closed exactly once, on every path, by being dropped. It counts
-//! the request and writes its one log line; the legs' seats count themselves.
+//! the request and writes its one log line; the legs' guards count themselves.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

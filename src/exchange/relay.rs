@@ -1,5 +1,5 @@
 //! The answer's body on its way to the client: the engine's bytes as they come, under an idle limit, with the exchange's account
-//! and the leg's seat inside. What the answer has proved is recorded with the part that proves it, so that no end depends on
+//! and the leg's guard inside. What the answer has proved is recorded with the part that proves it, so that no end depends on
 //! who drops the body first.
 
 use std::pin::Pin;
@@ -141,7 +141,7 @@ impl Relay {
         if stage >= Stage::Begun && !self.begun {
             self.begun = true;
             self.exchange.first_output();
-            opening.seat.engine.vitals.metrics.answered(self.limits.from.elapsed());
+            opening.guard.engine.vitals.metrics.answered(self.limits.from.elapsed());
             drive.tell(Event::Report);
         }
         if let Some(error) = error {
@@ -160,7 +160,7 @@ impl Relay {
         let Some(drive) = &mut self.drive else { return };
         let Some(opening) = drive.opening() else { return };
         let failure = opening.told(error);
-        opening.seat.end(failure.kind.status(), failure.kind.verdict());
+        opening.guard.end(failure.kind.status(), failure.kind.verdict());
         self.exchange.failed(&failure.error);
         self.ended = true;
         // After its first output that is nothing to the engines any more.
@@ -171,7 +171,7 @@ impl Relay {
     fn succeed(&mut self) {
         if let Some(drive) = &mut self.drive {
             if let Some(opening) = drive.opening() {
-                opening.seat.end(LegStatus::Success, Verdict::Healthy);
+                opening.guard.end(LegStatus::Success, Verdict::Healthy);
             }
             drive.tell(Event::Output);
         }
@@ -224,7 +224,7 @@ impl Relay {
         self.exchange.failed(error);
         if let Some(mut drive) = self.drive.take() {
             if let Some(opening) = drive.opening() {
-                opening.seat.end(end.0, end.1);
+                opening.guard.end(end.0, end.1);
                 if !opening.scanner.is_between_events() {
                     self.gathered.extend_from_slice(b"\n\n");
                 }

@@ -188,16 +188,16 @@ impl Engine {
     }
 
     /// Takes a place on the engine, or not: its breaker may be open or its trial taken. The place is given back by
-    /// [`Seat::end`], once, or by dropping the seat, which counts as cancelled.
-    pub(crate) fn take_seat(self: &Arc<Self>, now: Instant) -> Option<Seat> {
+    /// [`InFlight::end`], once, or by dropping the guard, which counts as cancelled.
+    pub(crate) fn admit(self: &Arc<Self>, now: Instant) -> Option<InFlight> {
         let admission = self.vitals.breaker(|b| b.admit(now))?;
         self.vitals.in_flight.fetch_add(1, Ordering::Relaxed);
         self.vitals.metrics.in_flight.inc();
-        Some(Seat { engine: self.clone(), admission, end: LegEnd::default() })
+        Some(InFlight { engine: self.clone(), admission, end: LegEnd::default() })
     }
 }
 
-/// What becomes of a leg. Others than the seat's holder may have it to say, when a limit passes; the first word counts.
+/// What becomes of a leg. Others than the guard's holder may have it to say, when a limit passes; the first word counts.
 #[derive(Debug, Default)]
 pub struct Fate {
     dispatched: AtomicBool,
@@ -222,14 +222,14 @@ impl Fate {
 
 /// One leg's place on an engine: the engine's load goes up with it and down when it is dropped, whatever happens.
 #[derive(Debug)]
-pub struct Seat {
+pub struct InFlight {
     /// The engine.
     pub engine: Arc<Engine>,
     admission: Admission,
     end: LegEnd,
 }
 
-impl Seat {
+impl InFlight {
     /// The leg is about to be sent: from now on it counts as one.
     pub(crate) fn dispatch(&mut self) {
         self.end.dispatched.store(true, Ordering::Relaxed);
@@ -246,7 +246,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for InFlight {
     fn drop(&mut self) {
         // Whoever reads a leg to its end has said so; what is dropped before was given up.
         let (status, verdict) = *self.end.end.get_or_init(|| (LegStatus::Cancelled, Verdict::None));

@@ -1,4 +1,4 @@
-//! Slots, seats, and engines for the tests of files below.
+//! Slots, guards, and engines for the tests of files below.
 
 use super::*;
 use crate::engine::{Dialect, HttpAddress, KvEndpoint};
@@ -43,8 +43,8 @@ fn case_35_slots_go_round_engines_before_ranks() {
 fn a_seat_lowers_the_load_once_on_every_path() {
     let engine = engine_of(1, Role::Decode, 1, 1);
     let now = Instant::now();
-    let ended = engine.take_seat(now).unwrap();
-    let dropped = engine.take_seat(now).unwrap();
+    let ended = engine.admit(now).unwrap();
+    let dropped = engine.admit(now).unwrap();
     assert_eq!(engine.vitals.in_flight(), 2);
     ended.end(LegStatus::Success, Verdict::Healthy);
     ended.end(LegStatus::Broken, Verdict::Ailing);
@@ -52,7 +52,7 @@ fn a_seat_lowers_the_load_once_on_every_path() {
     drop(dropped);
     assert_eq!(engine.vitals.in_flight(), 0);
     for _ in 0..2 {
-        engine.take_seat(now).unwrap().end(LegStatus::Failed, Verdict::Ailing);
+        engine.admit(now).unwrap().end(LegStatus::Failed, Verdict::Ailing);
     }
-    assert!(engine.take_seat(now).is_none(), "two failures in a row");
+    assert!(engine.admit(now).is_none(), "two failures in a row");
 }

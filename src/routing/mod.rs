@@ -9,16 +9,16 @@ use crate::engine::versions;
 use crate::pool::bonds::{self, Partner};
 use crate::pool::history::PairState;
 use crate::pool::pairs::{Meeting, Memory, Pairs};
-use crate::pool::{Engine, Pool, Seat};
+use crate::pool::{Engine, InFlight, Pool};
 use crate::settings::PickRules;
 
 /// A pair with its two places taken.
 #[derive(Debug)]
 pub struct Picked {
     /// The prefill engine's place.
-    pub prefill: Seat,
+    pub prefill: InFlight,
     /// The decode engine's place.
-    pub decode: Seat,
+    pub decode: InFlight,
     /// Prefill's rank, when it has more than one.
     pub rank: Option<u32>,
     /// Who moves the KV cache.
@@ -73,9 +73,9 @@ impl Selector {
                 continue;
             }
             match self.pair(&mut memory, pool, prefill, (mode, turn), now) {
-                Ok((prefill_seat, decode, meeting)) => {
+                Ok((prefill_guard, decode, meeting)) => {
                     let rank = (prefill.registration.dp_size > 1).then_some(slot.rank);
-                    return Ok(Picked { prefill: prefill_seat, decode, rank, mode, meeting });
+                    return Ok(Picked { prefill: prefill_guard, decode, rank, mode, meeting });
                 }
                 Err(NoPick::Busy) => busy = true,
                 Err(NoPick::Nobody) => {}
@@ -92,7 +92,7 @@ impl Selector {
         prefill: &Arc<Engine>,
         (mode, turn): (Mode, usize),
         now: Instant,
-    ) -> Result<(Seat, Seat, Meeting), NoPick> {
+    ) -> Result<(InFlight, InFlight, Meeting), NoPick> {
         let fit = |decode: &Engine| self.pairs.is_fit(&memory.history, prefill, decode, mode, now);
         let bound = bonds::binds(prefill, mode);
         let only = match if bound { memory.bonds.partner(pool, prefill, fit) } else { Partner::Any } {
@@ -119,15 +119,15 @@ impl Selector {
                 continue;
             }
             // Another thread may have taken a probation's only place since `usable` looked.
-            let Some(prefill_seat) = prefill.take_seat(now) else {
+            let Some(prefill_guard) = prefill.admit(now) else {
                 break;
             };
-            let Some(decode_seat) = decode.take_seat(now) else {
+            let Some(decode_guard) = decode.admit(now) else {
                 busy = true;
                 continue;
             };
             let meeting = self.pairs.meet(memory, prefill, decode, mode);
-            return Ok((prefill_seat, decode_seat, meeting));
+            return Ok((prefill_guard, decode_guard, meeting));
         }
         Err(if busy { NoPick::Busy } else { NoPick::Nobody })
     }
@@ -139,7 +139,7 @@ impl Selector {
         prefill: &Arc<Engine>,
         refused: &[u64],
         now: Instant,
-    ) -> Option<(Seat, Meeting)> {
+    ) -> Option<(InFlight, Meeting)> {
         let turn = usize::try_from(self.turn.load(Ordering::Relaxed)).unwrap_or(0);
         let memory = &mut *self.pairs.memory();
         for decode in cycle(&pool.decode_slots, turn) {
@@ -153,8 +153,8 @@ impl Selector {
             if refused.contains(&decode.incarnation) || barred || !self.has_room(decode) {
                 continue;
             }
-            let Some(seat) = decode.take_seat(now) else { continue };
-            return Some((seat, self.pairs.meet(memory, prefill, decode, Mode::Read)));
+            let Some(guard) = decode.admit(now) else { continue };
+            return Some((guard, self.pairs.meet(memory, prefill, decode, Mode::Read)));
         }
         None
     }

@@ -93,7 +93,7 @@ fn relay(means: &Arc<Means>, asked: &Arc<Asked>, pieces: Vec<Bytes>) -> Relay {
     let parts = futures::stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
     let body = reqwest::Body::wrap_stream(parts.chain(futures::stream::pending()));
     let response = http::Response::builder().header("content-type", "text/event-stream").body(body).unwrap();
-    let drive = Drive::relaying(means, asked, picked, |seat| Opening::new(response, seat, Api::Completions));
+    let drive = Drive::relaying(means, asked, picked, |guard| Opening::new(response, guard, Api::Completions));
     let (status, headers) = (http::StatusCode::OK, http::HeaderMap::new());
     let head = Head { role: Role::Decode, status, headers, is_events: true };
     let limits = RelayLimits {

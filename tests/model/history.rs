@@ -9,7 +9,7 @@ use moriio_proxy::metrics::{LegStatus, Metrics};
 use moriio_proxy::pool::pairs::Meeting;
 use moriio_proxy::pool::reason::Failure;
 use moriio_proxy::pool::registry::{Entered, Probe, Registry};
-use moriio_proxy::pool::{Pool, Seat, State};
+use moriio_proxy::pool::{InFlight, Pool, State};
 use moriio_proxy::routing::{NoPick, Selector};
 use moriio_proxy::settings::{PickRules, RegistryLimits};
 use moriio_proxy::upstream::Verdict;
@@ -22,7 +22,7 @@ const PORTS: u16 = 9;
 
 /// A leg that is under way.
 struct Leg {
-    seat: Seat,
+    guard: InFlight,
     life: u64,
     trial: bool,
 }
@@ -89,7 +89,7 @@ impl History {
             self.end_something();
         }
         self.compare();
-        assert!(self.lives.values().chain(self.ghosts.values()).all(|life| life.seats == 0));
+        assert!(self.lives.values().chain(self.ghosts.values()).all(|life| life.guards == 0));
         picks
     }
 
@@ -109,7 +109,7 @@ impl History {
         let mut lives = BTreeMap::new();
         for engine in pool.engines() {
             let fresh =
-                || Life { says: engine.registration.clone(), ready: false, seats: 0, circuit: Default::default() };
+                || Life { says: engine.registration.clone(), ready: false, guards: 0, circuit: Default::default() };
             let life = self.lives.remove(&engine.incarnation).unwrap_or_else(fresh);
             lives.insert(engine.incarnation, Life { says: engine.registration.clone(), ..life });
         }
@@ -170,7 +170,7 @@ impl History {
 
     /// Whether the model would send work to this life.
     fn free(&self, life: &Life) -> bool {
-        let room = self.rules.engine_in_flight == 0 || life.seats < self.rules.engine_in_flight;
+        let room = self.rules.engine_in_flight == 0 || life.guards < self.rules.engine_in_flight;
         life.ready && room && life.circuit.usable(self.now)
     }
 
@@ -221,10 +221,10 @@ impl History {
             self.met.first.entry(key).or_insert(dialed);
             self.met.trying.insert(key);
         }
-        let mut take = |life: u64, seat: Seat| {
+        let mut take = |life: u64, guard: InFlight| {
             let model = self.lives.get_mut(&life).unwrap();
-            model.seats += 1;
-            Leg { seat, life, trial: model.circuit.admit() }
+            model.guards += 1;
+            Leg { guard, life, trial: model.circuit.admit() }
         };
         let legs = vec![take(p, picked.prefill), take(d, picked.decode)];
         self.open.push(Open { legs, meeting: Some(picked.meeting), key, first });
@@ -268,7 +268,7 @@ impl History {
     }
 
     fn end_leg(&mut self, leg: Leg) {
-        let Leg { seat, life, trial } = leg;
+        let Leg { guard, life, trial } = leg;
         let (end, status, verdict) = match self.random.below(6) {
             0 => (End::Ailing, LegStatus::Broken, Verdict::Ailing),
             1 => (End::Refusing, LegStatus::Connect, Verdict::Refusing),
@@ -276,11 +276,11 @@ impl History {
             _ => (End::Healthy, LegStatus::Success, Verdict::Healthy),
         };
         if end != End::Nothing || self.random.one_in(2) {
-            seat.end(status, verdict);
+            guard.end(status, verdict);
             // Only the first word counts.
-            seat.end(LegStatus::Broken, Verdict::Refusing);
+            guard.end(LegStatus::Broken, Verdict::Refusing);
         }
-        drop(seat);
+        drop(guard);
         let dropped = Instant::now();
         let model = self.lives.get_mut(&life).or_else(|| self.ghosts.get_mut(&life)).unwrap();
         model.end_leg(trial, end, dropped);
@@ -291,10 +291,10 @@ impl History {
         assert!(pool.engines().count() <= MAX_ENGINES);
         for engine in pool.engines() {
             let life = &self.lives[&engine.incarnation];
-            assert_eq!(engine.vitals.in_flight(), life.seats, "seats on {}", engine.name);
+            assert_eq!(engine.vitals.in_flight(), life.guards, "guards on {}", engine.name);
         }
         for leg in self.open.iter().flat_map(|open| &open.legs) {
-            assert!(leg.seat.engine.vitals.in_flight() >= 1);
+            assert!(leg.guard.engine.vitals.in_flight() >= 1);
         }
     }
 }

@@ -57,14 +57,14 @@ pub enum End {
 pub struct Life {
     pub says: Registration,
     pub ready: bool,
-    pub seats: usize,
+    pub guards: usize,
     pub circuit: Circuit,
 }
 
 impl Life {
-    /// `at` is the moment of the real breaker, which reads the clock itself when a seat is dropped.
+    /// `at` is the moment of the real breaker, which reads the clock itself when a guard is dropped.
     pub fn end_leg(&mut self, trial: bool, end: End, at: Instant) {
-        self.seats -= 1;
+        self.guards -= 1;
         let period = match (self.circuit.open, trial, end) {
             (None, _, End::Healthy) => {
                 self.circuit.failures = 0;

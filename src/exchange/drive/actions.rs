@@ -79,11 +79,11 @@ impl Attempt {
 
     /// Sends a leg. Only asked for while the client waits.
     fn send(&mut self, role: Role) {
-        let seat = match role {
-            Role::Prefill => self.prefill_seat.take(),
-            Role::Decode => self.answer_seat.take(),
+        let guard = match role {
+            Role::Prefill => self.prefill_guard.take(),
+            Role::Decode => self.answer_guard.take(),
         };
-        let (Some(mut seat), Some(asked)) = (seat, self.asked.clone()) else { return self.breach() };
+        let (Some(mut guard), Some(asked)) = (guard, self.asked.clone()) else { return self.breach() };
         let pair = Pair {
             prefill: &self.prefill_engine.registration,
             decode: &self.decode_engine.registration,
@@ -103,9 +103,9 @@ impl Attempt {
         if let Some(rank) = self.rank.filter(|_| role == Role::Prefill || self.plan == Plan::Alone) {
             headers.insert(RANK, HeaderValue::from(rank));
         }
-        seat.dispatch();
+        guard.dispatch();
         let (upstream, api, sent) = (self.means.upstream.clone(), self.api, std::sync::Arc::default());
-        let leg = Leg { upstream, api, headers, body, seat, sent };
+        let leg = Leg { upstream, api, headers, body, guard, sent };
         let (sent, started) = (leg.sent.clone(), false);
         match role {
             Role::Prefill => {
@@ -143,12 +143,12 @@ impl Attempt {
         self.refused.push(self.decode_engine.incarnation);
         let pool = self.means.pool.borrow().clone();
         let next = self.means.selector.another_decode(&pool, &self.prefill_engine, &self.refused, Instant::now());
-        let Some((seat, meeting)) = next else { return false };
+        let Some((guard, meeting)) = next else { return false };
         self.means.metrics.attempt("decode_refused");
-        let (from, to) = (&self.decode_engine.name, &seat.engine.name);
+        let (from, to) = (&self.decode_engine.name, &guard.engine.name);
         tracing::warn!(%from, %to, "decode refused the connection: hand-over to another");
-        (self.decode_engine, self.answer_end) = (seat.engine.clone(), seat.leg_end());
-        (self.answer_seat, self.meeting) = (Some(seat), Some(meeting));
+        (self.decode_engine, self.answer_end) = (guard.engine.clone(), guard.leg_end());
+        (self.answer_guard, self.meeting) = (Some(guard), Some(meeting));
         true
     }
 
@@ -162,7 +162,7 @@ impl Attempt {
             opening.drop_comments();
         }
         let (status, headers) = opening.take_head();
-        let (role, is_events) = (opening.seat.engine.role(), opening.scanner.is_events());
+        let (role, is_events) = (opening.guard.engine.role(), opening.scanner.is_events());
         self.verdict = Some(Verdict::Commit(Head { role, status, headers, is_events }));
     }
 

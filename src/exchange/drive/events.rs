@@ -130,7 +130,7 @@ impl Attempt {
         }
         match step {
             Step::Failed(failure) => {
-                opening.seat.end(failure.kind.status(), failure.kind.verdict());
+                opening.guard.end(failure.kind.status(), failure.kind.verdict());
                 self.answer = None;
                 Some(self.failed(Role::Decode, failure))
             }

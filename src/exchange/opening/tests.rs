@@ -14,8 +14,8 @@ const COMMENT: &str = ": keep-alive\n\n";
 const PREAMBLE: &str = "event: response.created\ndata: {}\n\n";
 
 fn opening(api: Api, acts: &[(u64, Act)]) -> Opening {
-    let seat = engine_of(1, Role::Decode, 1, 1).take_seat(Clock::now()).unwrap();
-    Opening::new(played("text/event-stream", acts), seat, api)
+    let guard = engine_of(1, Role::Decode, 1, 1).admit(Clock::now()).unwrap();
+    Opening::new(played("text/event-stream", acts), guard, api)
 }
 
 /// The steps of an answer up to the one that decides, each with the milliseconds after which it came.

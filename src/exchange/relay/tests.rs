@@ -86,9 +86,9 @@ impl Story {
         let picked = means.selector.pick(&means.pool.borrow(), Clock::now()).unwrap();
         let leg = picked.decode.leg_end();
         let content_type = if events { "text/event-stream" } else { "application/json" };
-        let drive = Drive::relaying(&means, &asked, picked, |mut seat| {
-            seat.dispatch();
-            Opening::new(played(content_type, acts), seat, api)
+        let drive = Drive::relaying(&means, &asked, picked, |mut guard| {
+            guard.dispatch();
+            Opening::new(played(content_type, acts), guard, api)
         });
         let (status, headers) = (http::StatusCode::OK, http::HeaderMap::new());
         let head = Head { role: Role::Decode, status, headers, is_events: events };

@@ -205,9 +205,9 @@ fn a_refused_leg_asks_for_a_probe() {
     registry.hear(says(1, Role::Prefill), None, now);
     probe(&mut registry, now, Probe::Alive(None));
     assert!(registry.due(now).is_empty());
-    let seat = pool(&registry).prefill[0].take_seat(now).unwrap();
-    seat.end(crate::metrics::LegStatus::Connect, crate::upstream::Verdict::Refusing);
-    drop(seat);
+    let guard = pool(&registry).prefill[0].admit(now).unwrap();
+    guard.end(crate::metrics::LegStatus::Connect, crate::upstream::Verdict::Refusing);
+    drop(guard);
     assert_eq!(registry.due(now).len(), 1);
 }
 

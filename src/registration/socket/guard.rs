@@ -120,7 +120,7 @@ impl Guard {
                 }
             };
             starved = false;
-            let Some(seat) = self.sources.take(address.ip()) else {
+            let Some(counted) = self.sources.take(address.ip()) else {
                 self.reject(Reject::Source, address);
                 continue;
             };
@@ -129,7 +129,7 @@ impl Guard {
                 if let Err(reason) = guard.serve(stream, address, reserve).await {
                     guard.reject(reason, address);
                 }
-                drop((seat, place));
+                drop((counted, place));
             });
         }
     }

@@ -11,7 +11,7 @@ pub struct Sources {
 }
 
 /// One connection's count, given back on drop.
-pub struct Seat {
+pub struct Counted {
     sources: Arc<Sources>,
     source: IpAddr,
 }
@@ -23,7 +23,7 @@ impl Sources {
     }
 
     /// Counts a connection from `source`, unless there are too many.
-    pub fn take(self: &Arc<Self>, source: IpAddr) -> Option<Seat> {
+    pub fn take(self: &Arc<Self>, source: IpAddr) -> Option<Counted> {
         let source = source.to_canonical();
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(source).or_default();
@@ -31,11 +31,11 @@ impl Sources {
             return None;
         }
         *count += 1;
-        Some(Seat { sources: Arc::clone(self), source })
+        Some(Counted { sources: Arc::clone(self), source })
     }
 }
 
-impl Drop for Seat {
+impl Drop for Counted {
     fn drop(&mut self) {
         let mut counts = self.sources.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.source) {
