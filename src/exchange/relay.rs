@@ -164,7 +164,7 @@ impl Relay {
         self.exchange.failed(&failure.error);
         self.ended = true;
         // After its first output that is nothing to the engines any more.
-        drive.tell(Event::Failed(self.role, failure.kind));
+        drive.tell(Event::Failed(Role::Decode, failure.kind));
     }
 
     /// All of the answer has been passed: from here on nothing can make a failure of it, a client that leaves included.

@@ -263,6 +263,7 @@ impl Transfer {
 
     /// Prefill ended without a success. The client hears of it now (protocol W8, D15).
     fn prefill_failed(&mut self, kind: Kind, now: Instant) {
+        debug_assert!(self.terms.plan != Plan::Alone, "the only leg of prefill alone is the answering one");
         if self.attempt == Attempt::Dispatching {
             self.fail(Cause::Leg(Role::Prefill), kind.repeat());
         }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use futures::future::join_all;
 use moriio_proxy::api::Api;
 use moriio_proxy::settings::options::Key;
@@ -261,26 +262,47 @@ async fn answers_beyond_our_own_limit_are_no_verdict() {
     .await;
 }
 
+/// Says that it lives, then that it took nothing, and ends the stream after another while.
+fn took_nothing() -> axum::response::Response {
+    let parts =
+        [": keep-alive\n\n", "data: {\"error\": {\"message\": \"full\", \"code\": 503}}\n\n", "data: [DONE]\n\n"];
+    let late = futures::stream::iter(parts).then(|part| async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok::<_, std::io::Error>(part)
+    });
+    answer_as("text/event-stream", axum::body::Body::from_stream(late))
+}
+
 /// READ: a comment has committed when decode tells that it took nothing. Nobody but us tells prefill.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_error_event_behind_a_comment_releases_prefills_blocks() {
     let world = Plan::new(Mode::Read).engines(1, 0).start().await;
     let about = (moriio_proxy::sim::Role::Decode, Mode::Read, "0.32.0");
-    let reply = |_: &_| {
-        let comment = futures::stream::iter([Ok::<_, std::io::Error>(": keep-alive\n\n".to_owned())]);
-        let error = futures::stream::once(async {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            Ok("data: {\"error\": {\"message\": \"full\", \"code\": 503}}\n\ndata: [DONE]\n\n".to_owned())
-        });
-        answer_as("text/event-stream", axum::body::Body::from_stream(futures::StreamExt::chain(comment, error)))
-    };
-    let _decode = Fake::start(about, world.proxy.registration, reply).await;
+    let _decode = Fake::start(about, world.proxy.registration, |_: &_| took_nothing()).await;
     world.until_ready(2).await;
     let answer = post(&world.proxy, "/v1/completions", &completion("words", 3, true)).await;
     assert!(answer.status == 200 && answer.body.contains("full"), "{answer:?}");
+    assert!(answer.body.ends_with("data: [DONE]\n\n"), "{answer:?}");
     assert_eq!((&answer.record["ended"], &answer.record["decode_leg"]), (&json!("cut"), &json!("5xx")));
     world.settle().await;
     let prefill = world.prefill[0].counters();
     assert_eq!((prefill.released, prefill.reaped), (1, 0));
+    circuits_are_closed(&world.proxy.ready().await.1);
+}
+
+/// The same of a prefill that serves alone: what follows its error event passes, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_follows_an_error_event_of_prefill_alone() {
+    let world = Plan::new(Mode::Read).engines(0, 1).start().await;
+    let about = (moriio_proxy::sim::Role::Prefill, Mode::Read, "0.32.0");
+    let _prefill = Fake::start(about, world.proxy.registration, |_: &_| took_nothing()).await;
+    world.until_ready(2).await;
+    let mut body = completion("words", 1, true);
+    body["prompt_logprobs"] = json!(0);
+    let answer = post(&world.proxy, "/v1/completions", &body).await;
+    assert!(answer.status == 200 && answer.body.contains("full"), "{answer:?}");
+    assert!(answer.body.ends_with("data: [DONE]\n\n"), "{answer:?}");
+    assert_eq!((&answer.record["ended"], &answer.record["prefill_leg"]), (&json!("cut"), &json!("5xx")));
+    world.settle().await;
     circuits_are_closed(&world.proxy.ready().await.1);
 }

@@ -171,7 +171,10 @@ impl Attempt {
         let limits = &self.means.limits;
         let late = (LegStatus::Timeout, EngineVerdict::Ailing);
         match cause {
-            Cause::Leg(_) | Cause::NoBlocks => self.failure.take().unwrap_or(ProxyError::Internal),
+            Cause::Leg(_) | Cause::NoBlocks => self.failure.take().unwrap_or_else(|| {
+                self.breach();
+                ProxyError::Internal
+            }),
             Cause::HandOver => {
                 self.answer_end.set(late.0, late.1);
                 ProxyError::HandOverTooLate { limit: limits.hand_over }
