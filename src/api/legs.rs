@@ -118,13 +118,13 @@ fn leg(request: &Request, role: Role, ids: &Ids, params: Json) -> Segments {
 /// What a leg gets that does not depend on the attempt. `home` is the client's object, where there is one.
 fn replaced(field: &Field, gets: Gets, home: Option<&Body>) -> Option<Edit> {
     let name = field.name;
-    let sent = home.and_then(|home| home.get(name));
+    let sent = || home.and_then(|home| home.get(name));
     match gets {
         Gets::Always(text) => Some(Edit::Set(name, Json::Fixed(text))),
-        Gets::Instead(text) => sent.filter(|text| *text != b"null").map(|_| Edit::Set(name, Json::Fixed(text))),
-        Gets::Nothing => sent.map(|_| Edit::Remove(name)),
+        Gets::Instead(text) => sent().filter(|text| *text != b"null").map(|_| Edit::Set(name, Json::Fixed(text))),
+        Gets::Nothing => sent().map(|_| Edit::Remove(name)),
         Gets::AnyTool => {
-            sent.filter(|text| forces_one_tool(text)).map(|_| Edit::Set(name, Json::Fixed(r#"{"type":"any"}"#)))
+            sent().filter(|text| forces_one_tool(text)).map(|_| Edit::Set(name, Json::Fixed(r#"{"type":"any"}"#)))
         }
         Gets::Sent | Gets::Never | Gets::Id | Gets::Params | Gets::Less => None,
     }
@@ -138,7 +138,8 @@ fn less(field: &Field, from: &Limits, to: &Limits) -> Option<Edit> {
 
 /// A text as JSON.
 fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    // A text always encodes.
+    serde_json::to_string(text).unwrap_or_default()
 }
 
 /// Every key that any release indexes, with the type that it expects: a missing one ends the engine's process.
