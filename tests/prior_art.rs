@@ -127,6 +127,8 @@ async fn a_decode_429_repeats_no_prefill() {
     for mode in [Mode::Read, Mode::Write] {
         let world = Plan::new(mode).engines(2, 2).start().await;
         for decode in &world.decode {
+            // Late enough for prefill to have its request in WRITE, too: otherwise that may be taken back.
+            decode.set_fault(Fault::times(FaultKind::Delay { milliseconds: 300 }, 1));
             decode.set_fault(Fault::times(refusal(429), 1));
         }
         for asked in 1..=2 {
