@@ -3,9 +3,11 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use ipnet::IpNet;
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -15,6 +17,7 @@ use crate::engine::{HttpAddress, Registration};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::pool::pairs::Pairs;
+use crate::pool::reason::Failure;
 use crate::pool::registry::{Entered, Probe, ProbeOrder, Registry};
 use crate::registration::decode::{self, Message};
 use crate::registration::socket::listener::Heard;
@@ -157,11 +160,19 @@ impl Discovery {
         let (room, client) = (room.clone(), self.client.clone());
         tokio::spawn(async move {
             let Ok(_permit) = room.acquire().await else { return };
-            let probe = probe::probe(&client, &order).await;
+            let probe = finished(&order, probe::probe(&client, &order)).await;
             // The task has ended when nobody listens any more.
             let _ = results.send((order.registration.http, order.incarnation, probe));
         });
     }
+}
+
+/// A probe's result. One that panics counts as unanswered: without a result its engine would never be probed again.
+async fn finished(order: &ProbeOrder, probe: impl Future<Output = Probe>) -> Probe {
+    AssertUnwindSafe(probe).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(engine = %order.registration.http, "a probe has panicked");
+        Probe::Failed(Failure::NoAnswer)
+    })
 }
 
 /// Why an engine's hosts are not to be dialled.
@@ -186,6 +197,14 @@ fn distrust(registration: &Registration, peer: Option<SocketAddr>, nets: &[IpNet
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_probe_that_panics_has_a_result() {
+        let registration = crate::pool::tests::engine_of(1, crate::engine::Role::Prefill, 1, 1).registration.clone();
+        let order = ProbeOrder { incarnation: 1, registration, first: true, contested: false };
+        assert_eq!(finished(&order, async { Probe::Alive(None) }).await, Probe::Alive(None));
+        assert_eq!(finished(&order, async { panic!("a defect") }).await, Probe::Failed(Failure::NoAnswer));
+    }
 
     #[test]
     fn hosts_are_trusted_by_where_they_come_from() {
