@@ -77,6 +77,18 @@ pub enum Finish {
     Failed,
 }
 
+impl Finish {
+    /// The exit code of a process whose run ended so.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Finish::Drained => 0,
+            Finish::Failed => 1,
+            Finish::Cut(_) => 3,
+        }
+    }
+}
+
 /// A proxy whose sockets are bound.
 pub struct App {
     door: DoorLimits,

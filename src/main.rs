@@ -32,12 +32,8 @@ enum Command {
     Demo(demo::Options),
 }
 
-/// Exit code of a usage or start-up error.
+/// Exit code of a usage or start-up error; [`Finish::exit_code`] has those of a run.
 const USAGE: u8 = 2;
-/// Exit code of a part that ended on its own.
-const FAILED: u8 = 1;
-/// Exit code of a stop that had to cut exchanges.
-const CUT: u8 = 3;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -81,7 +77,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
 /// One clear line on stderr. A closed stderr is no reason to fail in another way.
 fn fatal(error: &dyn std::fmt::Display) -> ExitCode {
     complain(&format!("moriio-proxy: {error}"));
-    ExitCode::from(FAILED)
+    ExitCode::FAILURE
 }
 
 fn complain(text: &str) {
@@ -145,11 +141,7 @@ fn serve(options: &ServeOptions) -> ExitCode {
             version = env!("CARGO_PKG_VERSION"), http = %app.http_address(), registration = %app.discovery_address(),
             fingerprint, config = effective.join(" "), "moriio-proxy serves"
         );
-        match app.run(stop_signal()).await {
-            Finish::Drained => ExitCode::SUCCESS,
-            Finish::Cut(_) => ExitCode::from(CUT),
-            Finish::Failed => ExitCode::from(FAILED),
-        }
+        ExitCode::from(app.run(stop_signal()).await.exit_code())
     })
 }
 
@@ -176,7 +168,7 @@ async fn stop_signal() {
     stop_asked(&mut terminate, &mut interrupt, &mut hangup).await;
     tokio::spawn(async move {
         stop_asked(&mut terminate, &mut interrupt, &mut hangup).await;
-        std::process::exit(i32::from(CUT));
+        std::process::exit(i32::from(Finish::Cut(0).exit_code()));
     });
 }
 

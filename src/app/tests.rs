@@ -60,7 +60,7 @@ impl Log {
     async fn blames(&self, running: JoinHandle<Finish>, task: &str, reason: &str) {
         let finish = timeout(PATIENCE, running).await.expect("an end in time").expect("no panic");
         let log = String::from_utf8(self.written.lock().unwrap().clone()).unwrap();
-        assert_eq!(finish, Finish::Failed, "{log}");
+        assert_eq!((finish, finish.exit_code()), (Finish::Failed, 1), "{log}");
         let lines: Vec<&str> = log.lines().filter(|line| line.contains("background task has ended")).collect();
         assert_eq!(lines.len(), 1, "{log}");
         assert!(lines[0].contains(&format!("task=\"{task}\"")) && lines[0].contains(reason), "{}", lines[0]);
