@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::ask::{Ask, Surface};
 use super::core::{Blocks, Core, Gauge};
 use super::fault::LegFaults;
-use super::http::Link;
+use super::link::Link;
 use super::mapped::Mapped;
 use super::messages;
 use super::text::Voice;

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use super::answer::{data, event, now, typed};
 use super::ask::{Ask, Surface};
 use super::core::Core;
-use super::http::Link;
 use super::leg::Leg;
+use super::link::Link;
 use super::messages;
 
 /// Real servers count in whole seconds; the simulator may be quicker.

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::body::Body;
@@ -17,7 +17,6 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::answer::{error, json_response};
@@ -28,26 +27,10 @@ use super::early;
 use super::fault::FaultKind;
 use super::forbidden;
 use super::leg::{Leg, reject};
+use super::link::Link;
 use super::listen::becomes;
 use super::messages;
 use super::text::Prompt;
-
-/// A handler's hold on its connection.
-#[derive(Default)]
-pub(crate) struct Link {
-    requests: AtomicU64,
-    reset: AtomicBool,
-    cut: Notify,
-}
-
-impl Link {
-    /// Ends the connection, and with it the caller.
-    pub(crate) async fn cut(&self, reset: bool) -> Infallible {
-        self.reset.store(reset, Ordering::Relaxed);
-        self.cut.notify_one();
-        pending().await
-    }
-}
 
 /// Opens the HTTP port and closes it whenever the script says so.
 pub(crate) async fn listen(core: Arc<Core>) {

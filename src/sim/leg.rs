@@ -17,7 +17,7 @@ use super::books::lock;
 use super::core::{Blocks, Core, Gauge, Target, Waiter};
 use super::fault::LegFaults;
 use super::handshake::{audit_first_contact, meet};
-use super::http::Link;
+use super::link::Link;
 use super::mapped::{Mapped, Stage};
 use super::notify::{complete_early, remote_blocks_message};
 use super::params::{Facts, Peer, Plan, plan};

@@ -31,6 +31,7 @@ mod forbidden;
 mod handshake;
 mod http;
 mod leg;
+mod link;
 mod listen;
 mod mapped;
 mod messages;
