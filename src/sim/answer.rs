@@ -10,12 +10,13 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::ask::{Ask, Surface};
+use super::ask::Ask;
 use super::core::{Blocks, Core, Gauge};
 use super::fault::LegFaults;
 use super::link::Link;
 use super::mapped::Mapped;
 use super::messages;
+use super::surface::Surface;
 use super::text::Voice;
 
 /// An answer that is about to be given, with all it holds until its end.

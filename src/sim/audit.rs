@@ -2,11 +2,12 @@
 
 use serde_json::{Map, Value};
 
-use super::ask::{Ask, Surface};
+use super::ask::Ask;
 use super::core::Core;
 use super::forbidden;
 use super::params::{Facts, decode_address, prefill_address};
 use super::settings::Mode;
+use super::surface::Surface;
 
 const FOREIGN_HEADERS: [&str; 5] = [
     "x-prefiller-host-port",

@@ -12,11 +12,12 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use super::answer::{data, event, now, typed};
-use super::ask::{Ask, Surface};
+use super::ask::Ask;
 use super::core::Core;
 use super::leg::Leg;
 use super::link::Link;
 use super::messages;
+use super::surface::Surface;
 
 /// Real servers count in whole seconds; the simulator may be quicker.
 const COMMENT: &[u8] = b": keep-alive\n\n";

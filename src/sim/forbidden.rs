@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::ask::{Ask, Surface};
+use super::ask::Ask;
 use super::params::Facts;
+use super::surface::Surface;
 
 /// The key of transfer params.
 const PARAMS: &str = "kv_transfer_params";

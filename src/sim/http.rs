@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::answer::{error, json_response};
-use super::ask::{Ask, Refusal, Surface};
+use super::ask::{Ask, Refusal};
 use super::books::{BODY_KEPT, ReceivedLeg, lock};
 use super::core::{Core, Gauge};
 use super::early;
@@ -30,6 +30,7 @@ use super::leg::{Leg, reject};
 use super::link::Link;
 use super::listen::becomes;
 use super::messages;
+use super::surface::Surface;
 use super::text::Prompt;
 
 /// Opens the HTTP port and closes it whenever the script says so.

@@ -7,9 +7,10 @@ use http_body_util::BodyExt;
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, error, event, json_response};
-use super::ask::{Ask, Surface, has_prompt};
+use super::ask::{Ask, has_prompt};
 use super::core::Core;
 use super::render::render;
+use super::surface::Surface;
 
 /// How a block of `system` begins that changes with every request of one client, and that engines take out.
 const BILLING: &str = "x-anthropic-billing-header";

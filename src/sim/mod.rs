@@ -42,6 +42,7 @@ mod register;
 mod render;
 mod settings;
 mod side;
+mod surface;
 mod text;
 mod transfer;
 mod zmtp;

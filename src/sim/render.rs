@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::ask::Surface;
 use super::messages;
+use super::surface::Surface;
 use super::text::{Block, Prompt, Voice, digest, mix};
 
 /// What an engine renders besides the prompt itself, by API.

@@ -5,10 +5,11 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::answer::json_response;
-use super::ask::{Ask, Surface};
+use super::ask::Ask;
 use super::core::Blocks;
 use super::leg::Leg;
 use super::params::Peer;
+use super::surface::Surface;
 use super::transfer;
 
 impl Ask {
