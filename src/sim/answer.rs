@@ -1,7 +1,6 @@
 //! Answers in OpenAI's shapes, at once or token by token.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use super::fault::LegFaults;
 use super::link::Link;
 use super::mapped::Mapped;
 use super::messages;
+use super::response::{data, event, json_response, now, typed};
 use super::surface::Surface;
 use super::text::Voice;
 
@@ -47,25 +47,6 @@ impl Drop for Holds {
         let completed = self.completed;
         self.core.books.count(|counters| if completed { counters.completed += 1 } else { counters.aborted += 1 });
     }
-}
-
-/// An error in OpenAI's shape.
-pub(crate) fn error(status: StatusCode, message: &str) -> Response<Body> {
-    let kind = if status.is_server_error() { "InternalServerError" } else { "BadRequestError" };
-    let body = json!({"error": {"message": message, "type": kind, "param": null, "code": status.as_u16()}});
-    json_response(status, body.to_string())
-}
-
-/// A JSON answer.
-pub(crate) fn json_response(status: StatusCode, body: String) -> Response<Body> {
-    typed(status, "application/json", Body::from(body))
-}
-
-pub(crate) fn typed(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
-    response
 }
 
 impl Answer {
@@ -274,16 +255,4 @@ impl Answer {
         }
         tail + "data: [DONE]\n\n"
     }
-}
-
-pub(crate) fn data(value: &Value) -> String {
-    format!("data: {value}\n\n")
-}
-
-pub(crate) fn event(value: &Value) -> String {
-    format!("event: {}\ndata: {value}\n\n", value["type"].as_str().unwrap_or_default())
-}
-
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
 }

@@ -11,12 +11,12 @@ use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use super::answer::{data, event, now, typed};
 use super::ask::Ask;
 use super::core::Core;
 use super::leg::Leg;
 use super::link::Link;
 use super::messages;
+use super::response::{data, event, now, typed};
 use super::surface::Surface;
 
 /// Real servers count in whole seconds; the simulator may be quicker.

@@ -19,7 +19,6 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-use super::answer::{error, json_response};
 use super::ask::{Ask, Refusal};
 use super::books::{BODY_KEPT, ReceivedLeg, lock};
 use super::core::{Core, Gauge};
@@ -30,6 +29,7 @@ use super::leg::{Leg, reject};
 use super::link::Link;
 use super::listen::becomes;
 use super::messages;
+use super::response::{error, json_response};
 use super::surface::Surface;
 use super::text::Prompt;
 

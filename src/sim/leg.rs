@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use super::answer::{Answer, Holds, error};
+use super::answer::{Answer, Holds};
 use super::ask::Ask;
 use super::audit;
 use super::books::lock;
@@ -21,6 +21,7 @@ use super::link::Link;
 use super::mapped::{Mapped, Stage};
 use super::notify::{complete_early, remote_blocks_message};
 use super::params::{Facts, Peer, Plan, plan};
+use super::response::error;
 use super::text::{Block, Prompt, Voice};
 use super::transfer::{self, Debt};
 

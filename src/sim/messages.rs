@@ -6,10 +6,11 @@ use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value, json};
 
-use super::answer::{Answer, error, event, json_response};
+use super::answer::Answer;
 use super::ask::{Ask, has_prompt};
 use super::core::Core;
 use super::render::render;
+use super::response::{error, event, json_response};
 use super::surface::Surface;
 
 /// How a block of `system` begins that changes with every request of one client, and that engines take out.

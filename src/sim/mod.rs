@@ -40,6 +40,7 @@ mod params;
 mod ports;
 mod register;
 mod render;
+mod response;
 mod settings;
 mod side;
 mod surface;

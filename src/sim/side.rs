@@ -4,11 +4,11 @@ use axum::body::Body;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::answer::json_response;
 use super::ask::Ask;
 use super::core::Blocks;
 use super::leg::Leg;
 use super::params::Peer;
+use super::response::json_response;
 use super::surface::Surface;
 use super::transfer;
 
