@@ -3,7 +3,6 @@
 use http::HeaderMap;
 use serde_json::{Map, Value};
 
-use super::messages;
 use super::render::render;
 use super::surface::Surface;
 use super::text::Prompt;
@@ -50,7 +49,7 @@ impl Ask {
             && body.get("max_tokens").and_then(Value::as_u64) == Some(0);
         let (limit, named) = if none { (1, Some(1)) } else { limit(surface, limits)? };
         if surface == Surface::Messages && minor >= 31 {
-            messages::thinks_within(&body, limit)?;
+            thinks_within(&body, limit)?;
         }
         let prompt = render(surface, &body, minor, named);
         let stream = body.get("stream").and_then(Value::as_bool).unwrap_or(false);
@@ -225,4 +224,16 @@ fn limit(surface: Surface, limits: &Map<String, Value>) -> Result<(usize, Option
         return Err(format!("min_tokens must be less than or equal to max_tokens={limit}, got {min}."));
     }
     Ok((limit, named))
+}
+
+/// A budget for thinking must leave room for the answer, but not on a leg that only prefills.
+fn thinks_within(body: &Map<String, Value>, limit: usize) -> Result<(), String> {
+    let prefills = body.get("kv_transfer_params").is_some_and(|params| params["do_remote_decode"] == true);
+    let budget = body.get("thinking").and_then(|thinking| thinking["budget_tokens"].as_u64());
+    match budget {
+        Some(budget) if budget >= limit as u64 && !prefills => {
+            Err(format!("thinking.budget_tokens ({budget}) must be less than max_tokens ({limit})"))
+        }
+        _ => Ok(()),
+    }
 }

@@ -13,9 +13,6 @@ use super::render::render;
 use super::response::{error, event, json_response};
 use super::surface::Surface;
 
-/// How a block of `system` begins that changes with every request of one client, and that engines take out.
-const BILLING: &str = "x-anthropic-billing-header";
-
 impl Ask {
     /// The tool that an answer must call: the one that is named, or of any the first.
     fn forced_tool(&self) -> Option<String> {
@@ -99,27 +96,6 @@ fn argument(text: &str) -> String {
 
 pub(super) fn usage(prompt: usize, output: usize) -> Value {
     json!({"input_tokens": prompt, "output_tokens": output})
-}
-
-/// What an engine reads of `system`.
-pub(super) fn read_of_system(system: &Value) -> Value {
-    let bills = |block: &Value| block["text"].as_str().is_some_and(|text| text.starts_with(BILLING));
-    match system {
-        Value::Array(blocks) => blocks.iter().filter(|block| !bills(block)).cloned().collect(),
-        other => other.clone(),
-    }
-}
-
-/// A budget for thinking must leave room for the answer, but not on a leg that only prefills.
-pub(super) fn thinks_within(body: &Map<String, Value>, limit: usize) -> Result<(), String> {
-    let prefills = body.get("kv_transfer_params").is_some_and(|params| params["do_remote_decode"] == true);
-    let budget = body.get("thinking").and_then(|thinking| thinking["budget_tokens"].as_u64());
-    match budget {
-        Some(budget) if budget >= limit as u64 && !prefills => {
-            Err(format!("thinking.budget_tokens ({budget}) must be less than max_tokens ({limit})"))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Counts what a request would render to, and does nothing else.

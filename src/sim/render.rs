@@ -2,9 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::messages;
 use super::surface::Surface;
 use super::text::{Block, Prompt, Voice, digest, mix};
+
+/// How a block of `system` begins that changes with every request of one client, and that engines take out.
+const BILLING: &str = "x-anthropic-billing-header";
 
 /// What an engine renders besides the prompt itself, by API.
 fn keys(surface: Surface) -> &'static [&'static str] {
@@ -73,7 +75,7 @@ pub(crate) fn render(surface: Surface, body: &Map<String, Value>, minor: u32, li
                 Value::String(kind) if kind == "tool" || kind == "any" => json!("required"),
                 _ => choice.clone(),
             },
-            Some(system) if (surface, *key) == (Surface::Messages, "system") => messages::read_of_system(system),
+            Some(system) if (surface, *key) == (Surface::Messages, "system") => read_of_system(system),
             Some(value) if is_cut(key, value) => json!(cut(surface, minor, limit)),
             Some(value) => value.clone(),
         };
@@ -84,6 +86,15 @@ pub(crate) fn render(surface: Surface, body: &Map<String, Value>, minor: u32, li
     }
     let text = json!(more).to_string();
     Prompt { digest: mix(prompt.digest ^ digest(text.as_bytes())), tokens: prompt.tokens + text.len().div_ceil(4) }
+}
+
+/// What an engine reads of `system`.
+fn read_of_system(system: &Value) -> Value {
+    let bills = |block: &Value| block["text"].as_str().is_some_and(|text| text.starts_with(BILLING));
+    match system {
+        Value::Array(blocks) => blocks.iter().filter(|block| !bills(block)).cloned().collect(),
+        other => other.clone(),
+    }
 }
 
 /// Whether a field cuts the prompt by the leg's own limit.

@@ -5,14 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::tidy::{code, is_test, read, sources};
 
 /// Imports that close a circle of files and stand until the code around them is written anew: from, to.
-const KNOWN_CIRCLES: [(&str, &str); 8] = [
+const KNOWN_CIRCLES: [(&str, &str); 5] = [
     ("sim::answer", "sim::messages"),
-    ("sim::ask", "sim::messages"),
-    ("sim::ask", "sim::render"),
     ("sim::core", "sim::handshake"),
     ("sim::core", "sim::mapped"),
     ("sim::core", "sim::notify"),
-    ("sim::messages", "sim::render"),
     ("sim::transfer", "sim::notify"),
 ];
 
