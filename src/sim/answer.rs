@@ -14,7 +14,7 @@ use super::core::{Blocks, Core, Gauge};
 use super::fault::LegFaults;
 use super::link::Link;
 use super::mapped::Mapped;
-use super::messages;
+use super::messages::AssistantMessage;
 use super::response::{data, event, json_response, now, typed};
 use super::surface::Surface;
 use super::text::Voice;
@@ -90,7 +90,7 @@ impl Answer {
         self.core.books.count(|counters| counters.tokens += 1);
     }
 
-    pub(super) fn id(&self) -> String {
+    fn id(&self) -> String {
         let id = self.ask.request_id.as_deref().unwrap_or("sim");
         match self.ask.surface {
             Surface::Completions => format!("cmpl-{id}-0"),
@@ -99,14 +99,13 @@ impl Answer {
         }
     }
 
-    pub(super) fn usage(&self) -> Value {
+    fn usage(&self) -> Value {
         let (prompt, output) = (self.ask.prompt.tokens, self.ask.limit);
         match self.ask.surface {
             Surface::Responses => json!({
                 "input_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output,
                 "input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0},
             }),
-            Surface::Messages => messages::usage(prompt, output),
             _ => json!({
                 "prompt_tokens": prompt, "total_tokens": prompt + output, "completion_tokens": output,
                 "prompt_tokens_details": null,
@@ -132,7 +131,7 @@ impl Answer {
                 "usage": self.usage(), "prompt_logprobs": null, "kv_transfer_params": params,
             }),
             Surface::Responses => self.responses_object(self.outcome(), &text),
-            Surface::Messages => self.message(),
+            Surface::Messages => self.message().whole(&text, params),
             Surface::Generate => {
                 let tokens: Vec<usize> = (0..limit).map(|position| self.voice.token(position)).collect();
                 json!({
@@ -141,6 +140,10 @@ impl Answer {
                 })
             }
         }
+    }
+
+    fn message(&self) -> AssistantMessage<'_> {
+        AssistantMessage { ask: &self.ask, id: self.id(), model: &self.core.settings.model }
     }
 
     /// How Responses call an answer that its limit has ended.
@@ -224,7 +227,7 @@ impl Answer {
                         "output_index": 0, "content_index": 0, "delta": piece, "logprobs": [],
                     }))
             }
-            Surface::Messages => self.message_events(position, &piece),
+            Surface::Messages => self.message().events(position, &piece),
             Surface::Generate => data(&json!({
                 "request_id": id,
                 "choices": [{"index": 0, "token_ids": [self.voice.token(position)], "finish_reason": reason}],
@@ -243,7 +246,7 @@ impl Answer {
                 let kind = format!("response.{status}");
                 return event(&json!({"type": kind, "sequence_number": number, "response": response}));
             }
-            Surface::Messages => return self.message_tail(),
+            Surface::Messages => return self.message().tail(),
             Surface::Generate => return "data: [DONE]\n\n".into(),
         };
         let mut tail = String::new();

@@ -6,7 +6,6 @@ use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value, json};
 
-use super::answer::Answer;
 use super::ask::{Ask, has_prompt};
 use super::core::Core;
 use super::render::render;
@@ -26,26 +25,32 @@ impl Ask {
     }
 }
 
-impl Answer {
-    /// The whole message.
-    pub(super) fn message(&self) -> Value {
-        let text = self.voice.text(self.ask.limit);
+/// The message that answers a request.
+pub(super) struct AssistantMessage<'a> {
+    pub(super) ask: &'a Ask,
+    pub(super) id: String,
+    pub(super) model: &'a str,
+}
+
+impl AssistantMessage<'_> {
+    /// All of it at once.
+    pub(super) fn whole(&self, text: &str, transfer_params: &Value) -> Value {
         let block = match self.ask.forced_tool() {
             None => json!({"type": "text", "text": text}),
             // The words prove the KV wherever they stand.
             Some(name) => self.tool_use(&name, json!({"words": text})),
         };
-        let mut message = self.message_of(json!([block]), self.stop_reason(), self.usage());
-        message["kv_transfer_params"] = self.transfer_params.clone();
+        let mut message = self.with_content(json!([block]), self.stop_reason(), self.usage(self.ask.limit));
+        message["kv_transfer_params"] = transfer_params.clone();
         message
     }
 
     /// The events of one token.
-    pub(super) fn message_events(&self, position: usize, piece: &str) -> String {
+    pub(super) fn events(&self, position: usize, piece: &str) -> String {
         let tool = self.ask.forced_tool();
         let mut events = String::new();
         if position == 0 {
-            let message = self.message_of(json!([]), Value::Null, usage(self.ask.prompt.tokens, 0));
+            let message = self.with_content(json!([]), Value::Null, self.usage(0));
             let block = match &tool {
                 None => json!({"type": "text", "text": ""}),
                 Some(name) => self.tool_use(name, json!({})),
@@ -61,23 +66,27 @@ impl Answer {
     }
 
     /// What follows the last token.
-    pub(super) fn message_tail(&self) -> String {
+    pub(super) fn tail(&self) -> String {
         let end = if self.ask.forced_tool().is_some() { argument("\"}") } else { String::new() };
         let stop = json!({"stop_reason": self.stop_reason(), "stop_sequence": null});
         end + &event(&json!({"type": "content_block_stop", "index": 0}))
-            + &event(&json!({"type": "message_delta", "delta": stop, "usage": self.usage()}))
+            + &event(&json!({"type": "message_delta", "delta": stop, "usage": self.usage(self.ask.limit)}))
             + &event(&json!({"type": "message_stop"}))
     }
 
-    fn message_of(&self, content: Value, stop_reason: Value, usage: Value) -> Value {
+    fn with_content(&self, content: Value, stop_reason: Value, usage: Value) -> Value {
         json!({
-            "id": self.id(), "type": "message", "role": "assistant", "content": content,
-            "model": self.core.settings.model, "stop_reason": stop_reason, "stop_sequence": null, "usage": usage,
+            "id": self.id, "type": "message", "role": "assistant", "content": content,
+            "model": self.model, "stop_reason": stop_reason, "stop_sequence": null, "usage": usage,
         })
     }
 
     fn tool_use(&self, name: &str, input: Value) -> Value {
-        json!({"type": "tool_use", "id": format!("toolu_{}", self.id()), "name": name, "input": input})
+        json!({"type": "tool_use", "id": format!("toolu_{}", self.id), "name": name, "input": input})
+    }
+
+    fn usage(&self, output: usize) -> Value {
+        json!({"input_tokens": self.ask.prompt.tokens, "output_tokens": output})
     }
 
     fn stop_reason(&self) -> Value {
@@ -92,10 +101,6 @@ fn delta(delta: Value) -> String {
 /// A part of a tool's input, which streams as the text of its JSON.
 fn argument(text: &str) -> String {
     delta(json!({"type": "input_json_delta", "partial_json": text}))
-}
-
-pub(super) fn usage(prompt: usize, output: usize) -> Value {
-    json!({"input_tokens": prompt, "output_tokens": output})
 }
 
 /// Counts what a request would render to, and does nothing else.

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::tidy::{code, is_test, read, sources};
 
 /// Imports that close a circle of files and stand until the code around them is written anew: from, to.
-const KNOWN_CIRCLES: [(&str, &str); 5] = [
-    ("sim::answer", "sim::messages"),
+const KNOWN_CIRCLES: [(&str, &str); 4] = [
     ("sim::core", "sim::handshake"),
     ("sim::core", "sim::mapped"),
     ("sim::core", "sim::notify"),
