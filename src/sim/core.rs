@@ -13,10 +13,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::books::{Books, Counters, lock};
-use super::handshake::Metadata;
 use super::mapped::Stage;
 use super::notify::{Allocation, Release};
-use super::params::Peer;
+use super::peer::{Metadata, Peer};
 use super::ports::Ports;
 use super::settings::{Mode, Role, Settings};
 use super::text::{BLOCK_BYTES, Block};

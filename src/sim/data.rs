@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::books::lock;
 use super::core::Core;
-use super::handshake::Metadata;
+use super::peer::Metadata;
 use super::text::BLOCK_BYTES;
 
 const LENGTH_LIMIT: u32 = 256 << 20;

@@ -13,23 +13,11 @@ use tokio::time::{sleep, timeout};
 
 use super::books::lock;
 use super::core::Core;
-use super::params::Peer;
+use super::peer::{Metadata, Peer};
 use super::zmtp::Connection;
 
 const GET: &[u8] = b"get_meta_msg";
 const REDIAL: Duration = Duration::from_millis(100);
-
-/// What one rank of an engine says of itself; here the simulated RDMA endpoint.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Metadata {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) nonce: u64,
-    pub(crate) dp_size: u32,
-    pub(crate) tp_size: u32,
-    pub(crate) dp_rank: u32,
-    pub(crate) tp_rank: u32,
-}
 
 /// A msgpack bin.
 struct Bin(Vec<u8>);

@@ -37,6 +37,7 @@ mod mapped;
 mod messages;
 mod notify;
 mod params;
+mod peer;
 mod ports;
 mod register;
 mod render;

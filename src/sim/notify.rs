@@ -10,7 +10,7 @@ use super::books::lock;
 use super::core::{Core, State};
 use super::handshake::go_deaf;
 use super::mapped::{Stage, perish};
-use super::params::Peer;
+use super::peer::Peer;
 use super::transfer;
 use super::zmtp::Connection;
 

@@ -3,19 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::ask::Ask;
+use super::peer::Peer;
 use super::settings::Mode;
-
-/// An engine's peer, as a leg describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Peer {
-    pub(crate) host: String,
-    /// Unknown only where it is not needed: WRITE decode.
-    pub(crate) handshake: Option<u16>,
-    pub(crate) notify: u16,
-    pub(crate) dp_size: u32,
-    pub(crate) tp: u32,
-    pub(crate) dp_rank: u32,
-}
 
 /// What an engine makes of a leg.
 #[derive(Clone, Debug)]

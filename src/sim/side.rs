@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::ask::Ask;
 use super::core::Blocks;
 use super::leg::Leg;
-use super::params::Peer;
+use super::peer::Peer;
 use super::response::json_response;
 use super::surface::Surface;
 use super::transfer;

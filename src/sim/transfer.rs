@@ -8,9 +8,9 @@ use tokio::time::{Instant, sleep};
 use super::books::lock;
 use super::core::{Core, Held};
 use super::data::{self, Access, Failure, shard};
-use super::handshake::{self, audit_sizes, session, shares};
+use super::handshake::{audit_sizes, session, shares};
 use super::notify::{self, Allocation};
-use super::params::Peer;
+use super::peer::{Metadata, Peer};
 use super::text::{BLOCK_BYTES, Block};
 
 /// Keeps a finished prefill's blocks, and starts its push if decode has asked already.
@@ -263,7 +263,7 @@ pub(crate) async fn pull(
 async fn read_shard(
     core: &Core,
     (transfer, prompt): (&str, u64),
-    metadata: &handshake::Metadata,
+    metadata: &Metadata,
     remote: &[u32],
     bytes: std::ops::Range<usize>,
     content: &mut [Block],
