@@ -34,6 +34,11 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
+    /// An empty pool of `limit` blocks, whose numbers begin at `start`.
+    fn new(limit: u32, start: u32) -> Self {
+        Self { limit, start, next: 0, free: Vec::new(), content: HashMap::new() }
+    }
+
     fn take(&mut self, count: usize) -> Option<Vec<u32>> {
         if (self.limit - self.next) as usize + self.free.len() < count {
             return None;
@@ -136,6 +141,10 @@ pub(crate) struct State {
 }
 
 impl State {
+    pub(crate) fn new(pools: Vec<Pool>) -> Self {
+        Self { pools, ..Self::default() }
+    }
+
     /// Remembers that a transfer is over.
     pub(crate) fn end(&mut self, transfer: &str) {
         self.allocations.remove(transfer);
@@ -179,21 +188,15 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn new(settings: Settings, minor: u32, books: Arc<Books>, ports: Arc<Ports>) -> Self {
         let nonce = uuid::Uuid::new_v4().as_u64_pair().0;
-        let pool = || Pool {
-            limit: settings.blocks,
-            start: (nonce % u64::from(settings.blocks)) as u32,
-            next: 0,
-            free: Vec::new(),
-            content: HashMap::new(),
-        };
-        let state = State { pools: (0..settings.dp).map(|_| pool()).collect(), ..State::default() };
+        let start = (nonce % u64::from(settings.blocks)) as u32;
+        let pools = (0..settings.dp).map(|_| Pool::new(settings.blocks, start)).collect();
         Self {
             minor,
             nonce,
             started: SystemTime::now(),
             books,
             ports,
-            state: Mutex::new(state),
+            state: Mutex::new(State::new(pools)),
             token: CancellationToken::new(),
             freed: Notify::new(),
             frozen: watch::Sender::new(0),
