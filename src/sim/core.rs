@@ -1,6 +1,6 @@
-//! One life of an engine: its memory, its tasks and its death.
+//! One life of an engine: what it has, its tasks and its death.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::sync::{Arc, Mutex};
@@ -8,157 +8,15 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::books::{Books, Counters, lock};
-use super::mapped::Stage;
-use super::notify::{Allocation, Release};
-use super::peer::{Metadata, Peer};
+use super::peer::Metadata;
 use super::ports::Ports;
 use super::settings::{Mode, Role, Settings};
-use super::text::{BLOCK_BYTES, Block};
+use super::state::{Pool, State};
 use super::zmtp::{HIGH_WATER_MARK, Message, dealer};
-
-/// How many ended transfers prefill remembers.
-const ENDED_KEPT: usize = 4096;
-
-/// The KV memory of one data-parallel rank.
-pub(crate) struct Pool {
-    limit: u32,
-    start: u32,
-    next: u32,
-    free: Vec<u32>,
-    content: HashMap<u32, Block>,
-}
-
-impl Pool {
-    /// An empty pool of `limit` blocks, whose numbers begin at `start`.
-    fn new(limit: u32, start: u32) -> Self {
-        Self { limit, start, next: 0, free: Vec::new(), content: HashMap::new() }
-    }
-
-    fn take(&mut self, count: usize) -> Option<Vec<u32>> {
-        if (self.limit - self.next) as usize + self.free.len() < count {
-            return None;
-        }
-        let ids: Vec<u32> = (0..count)
-            .map(|_| match self.free.pop() {
-                Some(id) => id,
-                None => {
-                    self.next += 1;
-                    (self.start + self.next - 1) % self.limit
-                }
-            })
-            .collect();
-        for id in &ids {
-            self.content.insert(*id, [0; BLOCK_BYTES]);
-        }
-        Some(ids)
-    }
-
-    /// Freed memory is forgotten at once: who reads it later gets zeros and shows it.
-    fn give(&mut self, ids: Vec<u32>) {
-        for id in &ids {
-            self.content.remove(id);
-        }
-        self.free.extend(ids);
-    }
-
-    pub(crate) fn used(&self) -> u64 {
-        self.content.len() as u64
-    }
-
-    pub(crate) fn exists(&self, id: u32) -> bool {
-        id < self.limit
-    }
-
-    pub(crate) fn read(&self, id: u32) -> Block {
-        self.content.get(&id).copied().unwrap_or_default()
-    }
-
-    pub(crate) fn block_mut(&mut self, id: u32) -> Option<&mut Block> {
-        self.content.get_mut(&id)
-    }
-}
-
-/// A transfer whose blocks prefill keeps for its peer.
-pub(crate) struct Held {
-    pub(crate) rank: usize,
-    pub(crate) blocks: Vec<u32>,
-    pub(crate) deadline: Instant,
-    /// Per tensor-parallel rank: how many releases came and how many are needed.
-    pub(crate) releases: HashMap<u32, (u32, u32)>,
-    /// WRITE: where to push, until the push has begun.
-    pub(crate) target: Option<Peer>,
-    pub(crate) claimed_tp: Option<u32>,
-    /// What prefill rendered.
-    pub(crate) prompt: u64,
-}
-
-/// A decode request that waits for its KV.
-pub(crate) struct Waiter {
-    pub(crate) rank: usize,
-    /// Per tensor-parallel rank: how many completions came and how many are needed.
-    pub(crate) done: HashMap<u32, (u32, u32)>,
-    pub(crate) wake: oneshot::Sender<Result<(), String>>,
-}
-
-/// Blocks on decode that a peer may write to.
-pub(crate) struct Target {
-    pub(crate) rank: usize,
-    pub(crate) blocks: HashSet<u32>,
-    /// Per block, one bit for each byte that came.
-    pub(crate) written: HashMap<u32, u32>,
-    pub(crate) claimed_tp: Option<u32>,
-    /// What decode rendered.
-    pub(crate) prompt: u64,
-}
-
-/// Everything that one life changes.
-#[derive(Default)]
-pub(crate) struct State {
-    pub(crate) pools: Vec<Pool>,
-    pub(crate) held: HashMap<String, Held>,
-    pub(crate) allocations: HashMap<String, Allocation>,
-    pub(crate) early_releases: HashMap<String, Vec<(u32, Release)>>,
-    pub(crate) mapped: HashMap<String, Stage>,
-    pub(crate) parked: HashMap<String, Waiter>,
-    /// Completions that came before their request: rank, tensor-parallel rank, writers.
-    pub(crate) early_completions: HashMap<String, Vec<(usize, u32, Option<u32>)>>,
-    pub(crate) targets: HashMap<String, Target>,
-    pub(crate) ended: HashSet<String>,
-    ended_order: VecDeque<String>,
-    pub(crate) running: u64,
-    pub(crate) waiting: u64,
-    pub(crate) leaked: u64,
-    /// Requests among the running ones whose answers got lost between the scheduler and the client.
-    pub(crate) lost: u64,
-    pub(crate) connections: u64,
-    pub(crate) next_rank: usize,
-    pub(crate) deaf: HashSet<(bool, u32)>,
-}
-
-impl State {
-    pub(crate) fn new(pools: Vec<Pool>) -> Self {
-        Self { pools, ..Self::default() }
-    }
-
-    /// Remembers that a transfer is over.
-    pub(crate) fn end(&mut self, transfer: &str) {
-        self.allocations.remove(transfer);
-        self.early_releases.remove(transfer);
-        if self.ended.insert(transfer.to_string()) {
-            self.ended_order.push_back(transfer.to_string());
-            if self.ended_order.len() > ENDED_KEPT
-                && let Some(oldest) = self.ended_order.pop_front()
-            {
-                self.ended.remove(&oldest);
-            }
-        }
-    }
-}
 
 /// One life of an engine.
 pub(crate) struct Core {

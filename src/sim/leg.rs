@@ -14,15 +14,16 @@ use super::answer::{Answer, Holds};
 use super::ask::Ask;
 use super::audit;
 use super::books::lock;
-use super::core::{Blocks, Core, Gauge, Target, Waiter};
+use super::core::{Blocks, Core, Gauge};
 use super::fault::LegFaults;
 use super::handshake::{audit_first_contact, meet};
 use super::link::Link;
-use super::mapped::{Mapped, Stage};
+use super::mapped::Mapped;
 use super::notify::{complete_early, remote_blocks_message};
 use super::params::{Facts, Plan, plan};
 use super::peer::Peer;
 use super::response::error;
+use super::state::{Stage, Target, Waiter};
 use super::text::{Block, Prompt, Voice};
 use super::transfer::{self, Debt};
 

@@ -5,22 +5,7 @@ use std::sync::Arc;
 
 use super::books::lock;
 use super::core::Core;
-
-/// How far the request of a transfer is that the engine's tables know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Prefill computes it.
-    Computing,
-    /// Prefill's client left before the end; the table never forgets it.
-    Aborted,
-    /// Decode waits for its KV.
-    Parked,
-    /// Decode was told that its KV is there. It must not be told again.
-    Woken {
-        /// On which of its ranks.
-        rank: usize,
-    },
-}
+use super::state::Stage;
 
 /// A request's line in the table, until its end.
 pub(crate) struct Mapped {

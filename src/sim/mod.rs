@@ -44,6 +44,7 @@ mod render;
 mod response;
 mod settings;
 mod side;
+mod state;
 mod surface;
 mod text;
 mod transfer;

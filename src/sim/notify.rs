@@ -7,34 +7,16 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::books::lock;
-use super::core::{Core, State};
+use super::core::Core;
 use super::handshake::go_deaf;
-use super::mapped::{Stage, perish};
+use super::mapped::perish;
 use super::peer::Peer;
+use super::state::{Allocation, Release, Stage, State};
 use super::transfer;
 use super::zmtp::Connection;
 
-/// Blocks that a decode engine has set aside for a transfer.
-#[derive(Clone, Debug)]
-pub(crate) struct Allocation {
-    pub(crate) blocks: Vec<u32>,
-    /// Decode's own data-parallel rank.
-    pub(crate) decode_rank: u32,
-    /// Which prefill rank was asked, and which of its tensor-parallel ranks have heard of it.
-    pub(crate) rank: usize,
-    pub(crate) heard: Vec<u32>,
-    /// The asking life's nonce, told only by simulated engines.
-    pub(crate) sender: Option<u64>,
-}
-
 /// Messages kept for requests that have not come. Real engines know no limit, and look at each in every step.
 const EARLY_KEPT: usize = 4096;
-
-/// One release of a transfer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Release {
-    consumer_tp: Option<u32>,
-}
 
 /// Serves one connection to the notify port at `offset`.
 pub(crate) async fn serve(core: Arc<Core>, stream: TcpStream, offset: u32) {

@@ -6,11 +6,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::books::lock;
-use super::core::{Core, Held};
+use super::core::Core;
 use super::data::{self, Access, Failure, shard};
 use super::handshake::{audit_sizes, session, shares};
-use super::notify::{self, Allocation};
+use super::notify;
 use super::peer::{Metadata, Peer};
+use super::state::{Allocation, Held};
 use super::text::{BLOCK_BYTES, Block};
 
 /// Keeps a finished prefill's blocks, and starts its push if decode has asked already.
