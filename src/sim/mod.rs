@@ -35,6 +35,7 @@ mod link;
 mod listen;
 mod mapped;
 mod messages;
+mod notice;
 mod notify;
 mod params;
 mod peer;

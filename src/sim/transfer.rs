@@ -9,10 +9,10 @@ use super::books::lock;
 use super::core::Core;
 use super::data::{self, Access, Failure, shard};
 use super::handshake::{audit_sizes, session, shares};
-use super::notify;
 use super::peer::{Metadata, Peer};
 use super::state::{Allocation, Held};
 use super::text::{BLOCK_BYTES, Block};
+use super::{notice, notify};
 
 /// Keeps a finished prefill's blocks, and starts its push if decode has asked already.
 pub(crate) fn hold(core: &Arc<Core>, transfer: &str, rank: usize, blocks: Vec<u32>, peer: Option<Peer>, prompt: u64) {
@@ -69,7 +69,7 @@ fn report_failure(core: &Core, peer: &Peer, transfer: &str) {
     }
     for dp in 0..peer.dp_size {
         for tp in 0..peer.tp {
-            core.notify(&peer.host, notify_port(peer, dp + tp), notify::write_failed_message(transfer));
+            core.notify(&peer.host, notify_port(peer, dp + tp), notice::write_failed_message(transfer));
         }
     }
 }
@@ -182,7 +182,7 @@ fn report_done(core: &Core, transfer: &str, peer: &Peer, decode_rank: u32) {
     let size = core.settings.tp;
     let writers = (size / peer.tp).max(1);
     for own in 0..size {
-        let message = notify::write_done_message(core.minor, transfer, writers);
+        let message = notice::write_done_message(core.minor, transfer, writers);
         if core.minor < 33 {
             core.notify(&peer.host, notify_port(peer, decode_rank + own), message);
             continue;
@@ -215,7 +215,7 @@ pub(crate) fn release(core: &Core, request: &str, transfer: &str, peer: &Peer) {
     for own in 0..size {
         for tp in shares(own, size, peer.tp) {
             let offset = if core.minor <= 24 { own } else { peer.dp_rank * peer.tp + tp };
-            core.notify(&peer.host, notify_port(peer, offset), notify::release_message(core, request, transfer));
+            core.notify(&peer.host, notify_port(peer, offset), notice::release_message(core, request, transfer));
         }
     }
 }
