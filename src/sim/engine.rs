@@ -13,7 +13,7 @@ use super::fault::{Fault, FaultKind};
 use super::listen::listen_raw;
 use super::ports::Ports;
 use super::settings::Settings;
-use super::{data, handshake, http, notify, register, transfer};
+use super::{data, handshake, held, http, notify, register};
 
 /// A running simulated engine. Dropping it ends it at once.
 pub struct Engine {
@@ -220,7 +220,7 @@ fn boot(core: &Arc<Core>, delay: Duration) {
             ));
         }
         booting.spawn(listen_raw(booting.clone(), |core| core.ports.data.listen(), None, data::serve));
-        booting.spawn(transfer::reap(booting.clone()));
+        booting.spawn(held::reap(booting.clone()));
         booting.spawn(http::listen(booting.clone()));
     });
 }

@@ -17,6 +17,7 @@ use super::books::lock;
 use super::core::{Blocks, Core, Gauge};
 use super::fault::LegFaults;
 use super::handshake::{audit_first_contact, meet};
+use super::held;
 use super::link::Link;
 use super::mapped::Mapped;
 use super::notice::remote_blocks_message;
@@ -133,7 +134,7 @@ impl Leg {
         let spare = ids.split_off(self.ask.prompt.blocks());
         let transfer_params = self.transfer_params(rank, transfer, &ids);
         drop(Blocks::of(&core, rank, spare));
-        transfer::hold(&core, transfer, rank, ids, peer, self.ask.prompt.digest);
+        held::hold(&core, transfer, rank, ids, peer, self.ask.prompt.digest);
         if self.ask.forces_one_tool() {
             // The work is done; then the converter finds that one token is no JSON.
             let status = if core.minor >= 28 { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };

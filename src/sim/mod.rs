@@ -29,6 +29,7 @@ mod engine;
 mod fault;
 mod forbidden;
 mod handshake;
+mod held;
 mod http;
 mod leg;
 mod link;

@@ -9,8 +9,9 @@ use tokio::net::TcpStream;
 use super::books::lock;
 use super::core::Core;
 use super::handshake::go_deaf;
+use super::held;
 use super::mapped::perish;
-use super::state::{Allocation, Release, Stage, State};
+use super::state::{Allocation, Release, Stage};
 use super::transfer;
 use super::zmtp::Connection;
 
@@ -190,7 +191,7 @@ fn release(core: &Arc<Core>, offset: u32, transfer: &str, release: Release) {
     let (_, tp_rank) = ranks(core, offset);
     let mut state = lock(&core.state);
     if state.held.contains_key(transfer) {
-        return apply(core, state, transfer, &[(tp_rank, release)]);
+        return held::apply(core, state, transfer, &[(tp_rank, release)]);
     }
     match (state.mapped.get(transfer), core.minor) {
         (Some(_), ..=27) => {
@@ -205,38 +206,5 @@ fn release(core: &Arc<Core>, offset: u32, transfer: &str, release: Release) {
             state.early_releases.entry(transfer.to_string()).or_default().push((tp_rank, release));
         }
         _ => {}
-    }
-}
-
-/// Applies the releases that came before the transfer was held.
-pub(crate) fn apply_early(core: &Arc<Core>, transfer: &str) {
-    let mut state = lock(&core.state);
-    if let Some(releases) = state.early_releases.remove(transfer) {
-        apply(core, state, transfer, &releases);
-    }
-}
-
-fn apply(core: &Arc<Core>, mut state: std::sync::MutexGuard<'_, State>, transfer: &str, releases: &[(u32, Release)]) {
-    let Some(held) = state.held.get_mut(transfer) else {
-        return;
-    };
-    let mut wrong = None;
-    for (tp_rank, release) in releases {
-        let consumer = release.consumer_tp.unwrap_or(1);
-        let entry = held.releases.entry(*tp_rank).or_insert((0, 1));
-        entry.0 += 1;
-        entry.1 = (consumer / core.settings.tp).max(1);
-        // Size 1 is also what a proxy says that gives up a transfer in decode's place.
-        if consumer > 1 {
-            wrong = held.claimed_tp.filter(|claimed| *claimed != consumer).map(|claimed| (claimed, consumer));
-        }
-    }
-    let complete = (0..core.settings.tp).all(|tp| held.releases.get(&tp).is_some_and(|(came, needed)| came >= needed));
-    drop(state);
-    if let Some((claimed, consumer)) = wrong {
-        core.books.violation(format!("prefill leg says decode's tp size is {claimed}, it is {consumer}"));
-    }
-    if complete && core.free_held(transfer) {
-        core.books.count(|counters| counters.released += 1);
     }
 }

@@ -1,69 +1,17 @@
-//! Moving KV: prefill's push, decode's pull, and the end of what nobody fetched.
+//! Moving KV: prefill's push, decode's pull, and the release that decode owes for it.
 
 use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::time::{Instant, sleep};
 
 use super::books::lock;
 use super::core::Core;
 use super::data::{self, Access, Failure, shard};
 use super::handshake::{audit_sizes, session, shares};
+use super::notice;
 use super::peer::{Metadata, Peer};
-use super::state::{Allocation, Held};
+use super::state::Allocation;
 use super::text::{BLOCK_BYTES, Block};
-use super::{notice, notify};
 
-/// Keeps a finished prefill's blocks, and starts its push if decode has asked already.
-pub(crate) fn hold(core: &Arc<Core>, transfer: &str, rank: usize, blocks: Vec<u32>, peer: Option<Peer>, prompt: u64) {
-    let held = Held {
-        rank,
-        blocks,
-        deadline: Instant::now() + core.settings.defer_timeout,
-        releases: std::collections::HashMap::new(),
-        claimed_tp: peer.as_ref().map(|peer| peer.tp),
-        target: peer.filter(|_| core.write()),
-        prompt,
-    };
-    {
-        let mut state = lock(&core.state);
-        state.mapped.remove(transfer);
-        if let Some(older) = state.held.insert(transfer.to_string(), held) {
-            // The audit has spoken already; the older one's blocks are stranded as on a real engine.
-            state.leaked += older.blocks.len() as u64;
-        }
-    }
-    notify::apply_early(core, transfer);
-    push_if_due(core, transfer);
-}
-
-/// Frees what nobody fetched in time. Real engines know no such end before 0.23.
-pub(crate) async fn reap(core: Arc<Core>) {
-    let pause = (core.settings.defer_timeout / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
-    if core.minor < 23 {
-        return;
-    }
-    loop {
-        sleep(pause).await;
-        let now = Instant::now();
-        let due: Vec<(String, Option<Peer>)> = lock(&core.state)
-            .held
-            .iter()
-            .filter(|(_, held)| held.deadline <= now)
-            .map(|(transfer, held)| (transfer.clone(), held.target.clone()))
-            .collect();
-        for (transfer, peer) in due {
-            if core.free_held(&transfer) {
-                core.books.count(|counters| counters.reaped += 1);
-            }
-            if let Some(peer) = peer.filter(|_| core.write()) {
-                report_failure(&core, &peer, &transfer);
-            }
-        }
-    }
-}
-
-fn report_failure(core: &Core, peer: &Peer, transfer: &str) {
+pub(crate) fn report_failure(core: &Core, peer: &Peer, transfer: &str) {
     if core.minor < 33 {
         return;
     }

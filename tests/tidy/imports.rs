@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::tidy::{code, is_test, read, sources};
 
 /// Imports that close a circle of files and stand until the code around them is written anew: from, to.
-const KNOWN_CIRCLES: [(&str, &str); 1] = [("sim::transfer", "sim::notify")];
+const KNOWN_CIRCLES: [(&str, &str); 0] = [];
 
 /// The folders in the order of `lib.rs`, files beside it among them.
 pub(super) fn folders() -> Vec<String> {
