@@ -64,11 +64,17 @@ pub(crate) async fn reap(core: Arc<Core>) {
 fn apply_early(core: &Arc<Core>, transfer: &str) {
     let mut state = lock(&core.state);
     if let Some(releases) = state.early_releases.remove(transfer) {
-        apply(core, state, transfer, &releases);
+        apply_releases(core, state, transfer, &releases);
     }
 }
 
-pub(crate) fn apply(core: &Arc<Core>, mut state: MutexGuard<'_, State>, transfer: &str, releases: &[(u32, Release)]) {
+/// Applies releases to a transfer that is held, and frees it with the last one that is due.
+pub(crate) fn apply_releases(
+    core: &Arc<Core>,
+    mut state: MutexGuard<'_, State>,
+    transfer: &str,
+    releases: &[(u32, Release)],
+) {
     let Some(held) = state.held.get_mut(transfer) else {
         return;
     };

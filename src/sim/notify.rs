@@ -191,7 +191,7 @@ fn release(core: &Arc<Core>, offset: u32, transfer: &str, release: Release) {
     let (_, tp_rank) = ranks(core, offset);
     let mut state = lock(&core.state);
     if state.held.contains_key(transfer) {
-        return held::apply(core, state, transfer, &[(tp_rank, release)]);
+        return held::apply_releases(core, state, transfer, &[(tp_rank, release)]);
     }
     match (state.mapped.get(transfer), core.minor) {
         (Some(_), ..=27) => {
