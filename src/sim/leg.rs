@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::answer::{Answer, Holds};
+use super::arrival::Arrival;
 use super::ask::Ask;
 use super::audit;
 use super::books::lock;
@@ -24,9 +25,9 @@ use super::notice::remote_blocks_message;
 use super::notify::complete_early;
 use super::params::{Facts, Plan, plan};
 use super::peer::Peer;
-use super::response::error;
-use super::state::{Stage, Target, Waiter};
-use super::text::{Block, Prompt, Voice};
+use super::response::{error, json_response};
+use super::state::Stage;
+use super::text::{Block, Voice};
 use super::transfer::{self, Debt};
 
 /// One leg in the engine's hands.
@@ -88,6 +89,32 @@ impl Leg {
                 self.generate(blocks).await
             }
         }
+    }
+
+    /// The first token has ended the text: the answer is whole, and there are no transfer params in it.
+    fn ended_at_once(&self) -> Response<Body> {
+        let id = self.ask.internal_id();
+        let usage = json!({"input_tokens": self.ask.prompt.tokens, "output_tokens": 1});
+        let message = json!({
+            "id": id, "type": "message", "role": "assistant", "content": [], "model": self.core.settings.model,
+            "stop_reason": "end_turn", "stop_sequence": null, "usage": usage,
+        });
+        json_response(StatusCode::OK, message.to_string())
+    }
+
+    /// Decode is asked for the prompt's side: since 0.31.0 it computes the whole prompt itself. In WRITE up to 0.32.0 it still
+    /// announces blocks, none, and prefill's listener ends of that (run on 0.32.0); otherwise prefill is released.
+    async fn recompute(self, rank: usize, name: &str, peer: &Peer) -> Response<Body> {
+        let core = self.core.clone();
+        core.books.count(|counters| counters.decode_legs += 1);
+        let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
+        self.fill(&blocks);
+        if core.write() && core.minor <= 32 {
+            self.ask_for_push(rank, name, peer, &[]);
+        } else {
+            transfer::release(&core, &self.ask.internal_id(), name, peer);
+        }
+        self.generate(blocks).await
     }
 
     /// A request that nobody paired. What it does to a real engine depends much on the release.
@@ -250,7 +277,7 @@ impl Leg {
         self.generate(blocks).await
     }
 
-    pub(super) fn ask_for_push(&self, rank: usize, transfer: &str, peer: &Peer, blocks: &[u32]) {
+    fn ask_for_push(&self, rank: usize, transfer: &str, peer: &Peer, blocks: &[u32]) {
         let core = &self.core;
         let message = remote_blocks_message(core, &self.internal_id(), transfer, blocks, rank, peer);
         // These releases took their own address out of the request id instead of prefill's.
@@ -270,7 +297,7 @@ impl Leg {
     }
 
     /// Computes the prompt's KV into its blocks.
-    pub(super) fn fill(&self, blocks: &Blocks) {
+    fn fill(&self, blocks: &Blocks) {
         let mut state = lock(&self.core.state);
         for (index, id) in blocks.ids.iter().take(self.ask.prompt.blocks()).enumerate() {
             if let Some(memory) = state.pools[blocks.rank].block_mut(*id) {
@@ -291,7 +318,7 @@ impl Leg {
     }
 
     /// Generates from whatever KV the blocks hold.
-    pub(super) async fn generate(self, blocks: Blocks) -> Response<Body> {
+    async fn generate(self, blocks: Blocks) -> Response<Body> {
         let running = Gauge::new(&self.core, |state| &mut state.running);
         let voice = self.voice(&blocks);
         self.answer(voice, Value::Null, Some(blocks), running).give().await
@@ -327,63 +354,5 @@ pub(crate) fn reject(core: &Core, ask: &Ask) {
     }
     if let Ok(Plan::Decode { transfer, peer, .. }) = plan(facts(core, 0), ask) {
         transfer::release(core, &ask.internal_id(), &transfer, &peer);
-    }
-}
-
-/// A parked request. Dropped while parked, it loses its blocks for good, as real engines do.
-struct Arrival {
-    core: Arc<Core>,
-    transfer: String,
-    blocks: Option<Blocks>,
-    mapped: Option<Mapped>,
-}
-
-type Woken = oneshot::Receiver<Result<(), String>>;
-
-impl Arrival {
-    fn park(core: &Arc<Core>, transfer: &str, blocks: Blocks, prompt: Prompt, peer: &Peer) -> (Self, Woken) {
-        let (wake, woken) = oneshot::channel();
-        let rank = blocks.rank;
-        let waiter = Waiter { rank, done: Default::default(), wake };
-        let target = Target {
-            rank,
-            blocks: blocks.ids[..prompt.blocks()].iter().copied().collect(),
-            written: Default::default(),
-            claimed_tp: Some(peer.tp),
-            prompt: prompt.digest,
-        };
-        let mapped = Some(Mapped::enter(core, transfer, Stage::Parked));
-        let mut state = lock(&core.state);
-        state.parked.insert(transfer.to_string(), waiter);
-        state.targets.insert(transfer.to_string(), target);
-        drop(state);
-        (Self { core: core.clone(), transfer: transfer.to_string(), blocks: Some(blocks), mapped }, woken)
-    }
-
-    /// Ends the parking; says whether all KV had come.
-    fn wake(mut self) -> (Blocks, Option<Mapped>, bool) {
-        let target = lock(&self.core.state).targets.remove(&self.transfer);
-        let complete =
-            target.is_some_and(|target| target.blocks.iter().all(|id| target.written.get(id) == Some(&u32::MAX)));
-        let blocks = self.blocks.take().unwrap_or_else(|| Blocks::of(&self.core, 0, Vec::new()));
-        (blocks, self.mapped.take(), complete)
-    }
-}
-
-impl Drop for Arrival {
-    fn drop(&mut self) {
-        let Some(blocks) = self.blocks.take() else { return };
-        if self.core.token.is_cancelled() {
-            return;
-        }
-        let lost = blocks.into_ids().len() as u64;
-        let mut state = lock(&self.core.state);
-        state.parked.remove(&self.transfer);
-        state.leaked += lost;
-        drop(state);
-        self.core.books.count(|counters| {
-            counters.leaked_requests += 1;
-            counters.leaked_blocks += lost;
-        });
     }
 }

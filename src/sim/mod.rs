@@ -18,6 +18,7 @@
 //! Read `leg` for the way of a request, `transfer` for the way of its KV, `params` for what differs between releases.
 
 mod answer;
+mod arrival;
 mod ask;
 mod audit;
 mod books;

@@ -1,16 +1,9 @@
-//! Output of the prompt's side: what decode makes of being asked for it, and prefill's answer when it is asked alone.
+//! Output of the prompt's side: which requests ask for it or need one engine alone, and what it adds to an answer.
 
-use axum::body::Body;
-use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::ask::Ask;
-use super::core::Blocks;
-use super::leg::Leg;
-use super::peer::Peer;
-use super::response::json_response;
 use super::surface::Surface;
-use super::transfer;
 
 impl Ask {
     /// Whether logprobs of the prompt are asked for: 0 of them counts, and so does `false`, which engines take for 0.
@@ -75,33 +68,5 @@ impl Ask {
             _ => answer["prompt_logprobs"] = logprobs,
         }
         answer
-    }
-}
-
-impl Leg {
-    /// The first token has ended the text: the answer is whole, and there are no transfer params in it.
-    pub(super) fn ended_at_once(&self) -> Response<Body> {
-        let id = self.ask.internal_id();
-        let usage = json!({"input_tokens": self.ask.prompt.tokens, "output_tokens": 1});
-        let message = json!({
-            "id": id, "type": "message", "role": "assistant", "content": [], "model": self.core.settings.model,
-            "stop_reason": "end_turn", "stop_sequence": null, "usage": usage,
-        });
-        json_response(StatusCode::OK, message.to_string())
-    }
-
-    /// Decode is asked for the prompt's side: since 0.31.0 it computes the whole prompt itself. In WRITE up to 0.32.0 it still
-    /// announces blocks, none, and prefill's listener ends of that (run on 0.32.0); otherwise prefill is released.
-    pub(super) async fn recompute(self, rank: usize, name: &str, peer: &Peer) -> Response<Body> {
-        let core = self.core.clone();
-        core.books.count(|counters| counters.decode_legs += 1);
-        let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
-        self.fill(&blocks);
-        if core.write() && core.minor <= 32 {
-            self.ask_for_push(rank, name, peer, &[]);
-        } else {
-            transfer::release(&core, &self.ask.internal_id(), name, peer);
-        }
-        self.generate(blocks).await
     }
 }
