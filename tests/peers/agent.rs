@@ -1,11 +1,12 @@
 //! A Python process that does as it is told, one line of JSON after the other.
 
-use std::process::Stdio;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 use super::environment::python;
@@ -14,11 +15,18 @@ use crate::support::PATIENCE;
 /// Longer than anything that a script waits for by itself, so that its own account of a failure is seen.
 const LIMIT: Duration = PATIENCE.saturating_mul(2);
 
-/// A running script; killed on drop.
+/// A running script, of use on every runtime. Killed on drop; one that is never dropped ends with its input.
 pub struct Agent {
     child: Child,
-    input: ChildStdin,
-    lines: Lines<BufReader<ChildStdout>>,
+    input: Option<ChildStdin>,
+    lines: UnboundedReceiver<String>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Agent {
@@ -35,26 +43,28 @@ impl Agent {
                 command.env_remove(name);
             }
         }
-        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn();
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = spawned.expect("the interpreter starts");
-        let input = child.stdin.take().expect("piped");
-        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let input = child.stdin.take();
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        let (told, lines) = unbounded_channel();
+        thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| told.send(line)));
         Agent { child, input, lines }
     }
 
     /// The next line that it writes.
     pub async fn line(&mut self) -> Value {
-        let line = timeout(LIMIT, self.lines.next_line())
+        let line = timeout(LIMIT, self.lines.recv())
             .await
             .expect("the script writes in time")
-            .expect("its output can be read")
             .expect("the script still runs; its last words are above");
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
     /// Has a command done and gives its result.
     pub async fn ask(&mut self, command: Value) -> Value {
-        self.input.write_all(format!("{command}\n").as_bytes()).await.expect("the script listens");
+        let input = self.input.as_mut().expect("open until the end");
+        input.write_all(format!("{command}\n").as_bytes()).expect("the script listens");
         let mut answer = self.line().await;
         if let Some(why) = answer.get("failed") {
             panic!("{command} failed: {why}");
@@ -64,9 +74,10 @@ impl Agent {
 
     /// Waits for the end of a script that ends by itself.
     pub async fn finish(mut self) -> Option<i32> {
-        drop(self.input);
-        let ended = timeout(LIMIT, self.child.wait()).await.expect("the script ends");
-        ended.expect("it can be waited for").code()
+        self.input = None;
+        let last = async { while self.lines.recv().await.is_some() {} };
+        timeout(LIMIT, last).await.expect("the script ends");
+        self.child.wait().expect("it can be waited for").code()
     }
 }
 

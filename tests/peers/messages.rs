@@ -1,8 +1,11 @@
 //! The official Anthropic SDK as the client.
 
+use std::sync::LazyLock;
+
 use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, rendered_text};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use super::agent::Agent;
 use crate::support::{Plan, Proxy, World};
@@ -10,9 +13,11 @@ use crate::support::{Plan, Proxy, World};
 const PATH: &str = "/v1/messages";
 const TOKENS: usize = 9;
 
-/// The SDK and the proxy that it talks to.
+/// The SDK, started once: to load it costs more processor time than all that a test has it do.
+static SDK: LazyLock<Mutex<Agent>> = LazyLock::new(|| Mutex::new(Agent::start("messages.py", &[])));
+
+/// The proxy that the SDK talks to.
 struct Client {
-    agent: Agent,
     url: String,
     key: &'static str,
     /// Where the key stands.
@@ -22,7 +27,8 @@ struct Client {
 impl Client {
     /// Comes before the proxy, since the environment may have to be made for it.
     fn start() -> Client {
-        Client { agent: Agent::start("messages.py", &[]), url: String::new(), key: "none", header: "" }
+        LazyLock::force(&SDK);
+        Client { url: String::new(), key: "none", header: "" }
     }
 
     fn talks_to(&mut self, proxy: &Proxy) {
@@ -31,7 +37,7 @@ impl Client {
 
     async fn ask(&mut self, operation: &str, body: &Value) -> Value {
         let (url, key, header) = (&self.url, self.key, self.header);
-        self.agent.ask(json!({"do": operation, "url": url, "key": key, "header": header, "body": body})).await
+        SDK.lock().await.ask(json!({"do": operation, "url": url, "key": key, "header": header, "body": body})).await
     }
 
     /// The SDK must raise this class, and find this status, type and code in it, whichever way it is asked.

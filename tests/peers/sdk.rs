@@ -1,15 +1,20 @@
 //! The official OpenAI SDK as the client.
 
+use std::sync::LazyLock;
+
 use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind, Mode, expected_text};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use super::agent::Agent;
 use crate::support::{Plan, Proxy, World};
 
-/// The SDK and the proxy that it talks to.
+/// The SDK, started once: to load it costs more processor time than all that a test has it do.
+static SDK: LazyLock<Mutex<Agent>> = LazyLock::new(|| Mutex::new(Agent::start("sdk.py", &[])));
+
+/// The proxy that the SDK talks to.
 struct Client {
-    agent: Agent,
     url: String,
     key: &'static str,
 }
@@ -17,7 +22,8 @@ struct Client {
 impl Client {
     /// Comes before the proxy, since the environment may have to be made for it.
     fn start() -> Client {
-        Client { agent: Agent::start("sdk.py", &[]), url: String::new(), key: "none" }
+        LazyLock::force(&SDK);
+        Client { url: String::new(), key: "none" }
     }
 
     fn talks_to(&mut self, proxy: &Proxy) {
@@ -28,7 +34,7 @@ impl Client {
         command["do"] = operation.into();
         command["url"] = self.url.as_str().into();
         command["key"] = self.key.into();
-        self.agent.ask(command).await
+        SDK.lock().await.ask(command).await
     }
 
     async fn generate(&mut self, body: Value) -> Value {
