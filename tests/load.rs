@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::support::{Answer, Plan, client, completion};
 
 const STREAMS: usize = 512;
+const TOKENS: usize = 8;
 
 async fn all_at_once(mode: Mode) {
     let mut plan = Plan::new(mode).engines(2, 2);
@@ -18,14 +19,14 @@ async fn all_at_once(mode: Mode) {
     let begun = Arc::new(tokio::sync::Barrier::new(STREAMS));
     let streams = (0..STREAMS).map(|n| {
         let prompt = format!("prompt number {n}, long enough to take more than a single block of tokens in the cache");
-        let sent = client.post(&url).body(completion(&prompt, 20, n % 2 == 0).to_string());
+        let sent = client.post(&url).body(completion(&prompt, TOKENS, n % 2 == 0).to_string());
         let begun = begun.clone();
         tokio::spawn(async move {
             let response = sent.send().await.unwrap();
             begun.wait().await;
             let answer = Answer::of(response).await;
             assert_eq!((answer.status, answer.whole), (200, true), "{}", answer.body);
-            assert_eq!(answer.text(), expected_text(&json!(prompt), 20));
+            assert_eq!(answer.text(), expected_text(&json!(prompt), TOKENS));
             assert!(n % 2 == 1 || answer.body.ends_with("data: [DONE]\n\n"));
         })
     });
