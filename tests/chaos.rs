@@ -232,7 +232,8 @@ async fn run(mode: Mode, seed: u64, exchanges: usize) {
     trouble.await.unwrap();
     println!("{ends:?}");
     assert!(ends["complete"] > exchanges / 10, "{ends:?}");
-    world.settle().await;
+    // A release that an engine did not take in time leaves it its own timer before its partner's leg is judged: 63 s (protocol K14).
+    world.settle_within(PATIENCE + Duration::from_secs(63)).await;
     let closed =
         async |ended: &str| world.proxy.metric(&format!("moriio_exchanges_total{{ended=\"{ended}\"}}")).await as usize;
     let seen = |end: &str| ends.get(end).copied().unwrap_or_default();
@@ -246,8 +247,7 @@ async fn run(mode: Mode, seed: u64, exchanges: usize) {
     let rest = world.proxy.resident();
     println!("resident: {half} bytes in the middle, {rest} at the end");
     assert!(rest < half + half / 4 + (8 << 20), "memory grew from {half} to {rest} bytes");
-    let breaches = world.proxy.metric("moriio_invariant_breaches_total").await;
-    assert_eq!(breaches, 0.0);
+    assert_eq!(world.proxy.metric("moriio_invariant_breaches_total").await, 0.0);
 }
 
 async fn engines_fail_at_random(mode: Mode) {

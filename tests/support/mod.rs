@@ -235,12 +235,19 @@ impl World {
 
     /// Waits until nothing is in flight and no engine holds a block; nothing may be wrong anywhere.
     pub async fn settle(&self) {
-        until("the world at rest", || async {
+        self.settle_within(PATIENCE).await;
+    }
+
+    /// The same where something is allowed to take longer.
+    pub async fn settle_within(&self, limit: Duration) {
+        until_within(limit, "the world at rest", || async {
             let metrics = self.proxy.metrics().await;
             for gauge in ["moriio_requests_in_flight", "moriio_legs_in_flight", "moriio_parked_legs_in_flight"] {
                 let value = client::sum(&metrics, gauge);
                 if value != 0.0 {
-                    return Err(format!("{gauge} is {value}"));
+                    let told = ["moriio_kv_", "moriio_parked", "moriio_legs_in_flight"];
+                    let lines = metrics.lines().filter(|line| told.iter().any(|name| line.starts_with(name)));
+                    return Err(format!("{gauge} is {value}\n{}", lines.collect::<Vec<_>>().join("\n")));
                 }
             }
             for engine in self.engines() {
@@ -291,12 +298,19 @@ pub async fn strike(engine: &Engine, fault: Fault) {
 
 /// Looks again and again until `look` is content, and says at the end what it last saw. What takes long is looked at less
 /// often: most looks are a request, and those of many waiting tests would keep the machine from what they wait for.
-pub async fn until<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
+pub async fn until<T, F>(what: &str, look: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, String>>,
+{
+    until_within(PATIENCE, what, look).await
+}
+
+async fn until_within<T, F>(limit: Duration, what: &str, mut look: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, String>>,
 {
     let began = Instant::now();
-    let deadline = began + PATIENCE;
+    let deadline = began + limit;
     loop {
         match look().await {
             Ok(value) => return value,
