@@ -23,6 +23,7 @@ use crate::http::{browsers, routes};
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pool::registry::Registry;
+use crate::pool::rounds::Rounds;
 use crate::registration::membership::Discovery;
 use crate::registration::socket::listener::{self, Heard, Incident, Listener, ListenerSettings};
 use crate::routing::Selector;
@@ -162,13 +163,14 @@ impl App {
             serial_write,
             cut: cut.clone(),
         });
+        let rounds = Arc::new(Rounds::default());
         let (client, pairs) = (upstream.client().clone(), selector.pairs.clone());
-        let discovery = Discovery::new(registry, pairs, metrics.clone(), client, allowed);
+        let discovery = Discovery::new(registry, pairs, metrics.clone(), client, allowed, rounds.clone());
         background.start("membership", ended(discovery.run(heard)));
         let listener = Arc::new(listener);
         let listening = listener.clone();
         background.start("registration listener", async move { listening.ended().await });
-        let server = Server::new(server, means, metrics.clone());
+        let server = Server::new(server, means, rounds, metrics.clone());
         let routers = Routers {
             serving: browsers::allow(routes::router(server.clone()), &origins),
             refusing: browsers::allow(routes::refusing(server), &origins),

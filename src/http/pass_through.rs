@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -95,6 +95,21 @@ fn answer(server: &Server, api: Option<Api>, result: Result<Response, ProxyError
     }
 }
 
+/// The ready engine whose turn it is.
+async fn pick(server: &Server) -> Result<Arc<Engine>, ProxyError> {
+    let turn = server.pass_through_turn.fetch_add(1, Ordering::Relaxed);
+    let (mut changes, mut probes) = (server.pools(), server.probes());
+    loop {
+        let pool = changes.borrow_and_update().clone();
+        let ready: Vec<&Arc<Engine>> = pool.engines().filter(|e| e.state == EngineState::Ready).collect();
+        match ready.get(turn % ready.len().max(1)) {
+            Some(engine) => return Ok((*engine).clone()),
+            None if probes.may_help(&pool, &mut changes).await => {}
+            None => return Err(no_pair(&pool, Instant::now())),
+        }
+    }
+}
+
 /// The answer of one ready engine, read to its end.
 async fn forward(
     server: &Server,
@@ -110,12 +125,7 @@ async fn forward(
             Json::parse(body).map_err(|error| ProxyError::BadRequest { message: error.to_string(), param: None })?;
         body = fields::hidden::stripped(parsed)?.text().clone();
     }
-    let pool = server.pool();
-    let ready: Vec<&Arc<Engine>> = pool.engines().filter(|e| e.state == EngineState::Ready).collect();
-    let turn = server.pass_through_turn.fetch_add(1, Ordering::Relaxed);
-    let Some(engine) = ready.get(turn % ready.len().max(1)) else {
-        return Err(no_pair(&pool, std::time::Instant::now()));
-    };
+    let engine = pick(server).await?;
     let role: Role = engine.role();
     let mut url = engine.base.clone();
     url.set_path(path);

@@ -22,7 +22,8 @@ use crate::error::ProxyError;
 use crate::exchange::drive::{Asked, Drive, Failed, Means, Outcome};
 use crate::exchange::record::Exchange;
 use crate::metrics::Metrics;
-use crate::pool::{FIRST_PROBE_WAIT, Pool};
+use crate::pool::rounds::Rounds;
+use crate::pool::{PROBE_WAIT, Pool};
 use crate::routing::{NoPick, Picked, Selector};
 use crate::settings::ServerSettings;
 use crate::upstream::{REQUEST_ID, Repeat};
@@ -40,6 +41,7 @@ pub struct Server {
     pub(super) means: Arc<Means>,
     pub(super) selector: Arc<Selector>,
     pool: watch::Receiver<Arc<Pool>>,
+    rounds: Arc<Rounds>,
     pub(super) metrics: Arc<Metrics>,
     room: Arc<Semaphore>,
     retry_budget: RetryBudget,
@@ -50,7 +52,7 @@ pub struct Server {
 
 impl Server {
     /// A server over a pool.
-    pub fn new(settings: ServerSettings, means: Arc<Means>, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(settings: ServerSettings, means: Arc<Means>, rounds: Arc<Rounds>, metrics: Arc<Metrics>) -> Arc<Self> {
         let (selector, pool) = (means.selector.clone(), means.pool.clone());
         let room = Arc::new(Semaphore::new(settings.max_in_flight));
         let health = Health::new(settings.health_waits);
@@ -60,6 +62,7 @@ impl Server {
             means,
             selector,
             pool,
+            rounds,
             metrics,
             room,
             retry_budget,
@@ -70,6 +73,11 @@ impl Server {
 
     pub(super) fn pool(&self) -> Arc<Pool> {
         self.pool.borrow().clone()
+    }
+
+    /// The pool now and later.
+    pub(super) fn pools(&self) -> watch::Receiver<Arc<Pool>> {
+        self.pool.clone()
     }
 
     /// One exchange: accept, parse, then attempts until one succeeds or none may follow.
@@ -187,10 +195,11 @@ impl Server {
         parsing.await.unwrap_or(Err(ProxyError::Internal))
     }
 
-    /// A pair, waiting a little where waiting can help: for first probes in flight, for room, for a first contact to end.
+    /// A pair, waiting a little where waiting can help: for probes, for room, for a first contact to end.
     async fn pick(&self) -> Result<Picked, ProxyError> {
         let began = Instant::now();
         let mut changes = self.pool.clone();
+        let mut probes = self.probes();
         loop {
             // Watched from before the look, so that nothing that happens in between is missed.
             let freed = self.selector.pairs.freed.notified();
@@ -205,12 +214,43 @@ impl Server {
                     }
                 }
                 Err(NoPick::Busy) => return Err(ProxyError::PoolBusy),
-                Err(NoPick::Nobody) if pool.probing > 0 && began.elapsed() < FIRST_PROBE_WAIT => {
-                    let left = FIRST_PROBE_WAIT.saturating_sub(began.elapsed());
-                    let _ = tokio::time::timeout(left, changes.changed()).await;
-                }
+                Err(NoPick::Nobody) if probes.may_help(&pool, &mut changes).await => {}
                 Err(NoPick::Nobody) => return Err(no_pair(&pool, now)),
             }
+        }
+    }
+
+    /// For a request that may have to wait for probes.
+    pub(super) fn probes(&self) -> Probes<'_> {
+        Probes { since: tokio::time::Instant::now(), rounds: &self.rounds, round: None, is_over: false }
+    }
+}
+
+/// What one request has waited for probes.
+pub(super) struct Probes<'a> {
+    since: tokio::time::Instant,
+    rounds: &'a Rounds,
+    /// The round that it asked for.
+    round: Option<u64>,
+    is_over: bool,
+}
+
+impl Probes<'_> {
+    /// Waits until something is known of the engines that was not in `pool`: a first probe's result, or what a round finds that
+    /// was asked for by this request. False once nothing is to be waited for, or it took too long.
+    pub(super) async fn may_help(&mut self, pool: &Pool, changes: &mut watch::Receiver<Arc<Pool>>) -> bool {
+        let asks = pool.unhealthy > 0 && !self.is_over;
+        if !asks && pool.probing == 0 {
+            return false;
+        }
+        let round = if asks { *self.round.get_or_insert_with(|| self.rounds.ask()) } else { 0 };
+        tokio::select! {
+            changed = changes.changed() => changed.is_ok(),
+            () = self.rounds.over(round), if asks => {
+                self.is_over = true;
+                true
+            }
+            () = tokio::time::sleep_until(self.since + PROBE_WAIT) => false,
         }
     }
 }

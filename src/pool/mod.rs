@@ -6,6 +6,7 @@ pub(crate) mod history;
 pub mod pairs;
 pub mod reason;
 pub mod registry;
+pub mod rounds;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
@@ -302,6 +303,8 @@ pub struct Pool {
     pub decode_slots: Vec<usize>,
     /// Engines whose first probe is in flight.
     pub probing: usize,
+    /// Engines whose HTTP server or KV port did not answer as it should when it was probed last.
+    pub unhealthy: usize,
 }
 
 impl Pool {
@@ -310,6 +313,7 @@ impl Pool {
         let mut pool = Pool { mode, ..Pool::default() };
         for engine in engines {
             pool.probing += usize::from(engine.state == State::Probing);
+            pool.unhealthy += usize::from(matches!(engine.state, State::Unhealthy(_)));
             match engine.role() {
                 Role::Prefill => pool.prefill.push(engine),
                 Role::Decode => pool.decode.push(engine),
@@ -351,8 +355,8 @@ impl Pool {
     }
 }
 
-/// How long a request waits for first probes that are in flight before it is told that there is no pair (protocol R12).
-pub(crate) const FIRST_PROBE_WAIT: Duration = Duration::from_secs(2);
+/// How long a request waits for probes before it is told that there is no pair (protocol R12).
+pub(crate) const PROBE_WAIT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 pub(crate) mod tests;

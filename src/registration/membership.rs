@@ -19,9 +19,12 @@ use crate::pool::Pool;
 use crate::pool::pairs::Pairs;
 use crate::pool::reason::Failure;
 use crate::pool::registry::{Entered, Probe, ProbeOrder, Registry};
+use crate::pool::rounds::Rounds;
 use crate::registration::decode::{self, Message};
 use crate::registration::socket::listener::Heard;
 
+/// The least time between the beginnings of two rounds of probes that requests ask for.
+const ROUNDS_APART: Duration = Duration::from_millis(100);
 /// How often due probes are looked for.
 const TICK: Duration = Duration::from_millis(200);
 /// Messages that are dealt with before a snapshot is published, so that a burst costs one.
@@ -43,8 +46,23 @@ pub struct Discovery {
     client: reqwest::Client,
     allowed: Vec<IpNet>,
     complained: HashSet<String>,
+    rounds: Arc<Rounds>,
+    /// Whether a request waits for the next round.
+    round_wanted: bool,
+    next_round: Instant,
+    /// The round that is under way.
+    round: Option<Round>,
     first_probes: Arc<Semaphore>,
     later_probes: Arc<Semaphore>,
+}
+
+/// A round of probes.
+#[derive(Debug, Default)]
+struct Round {
+    /// Engines that were being probed when it began: they are asked once more.
+    wanted: HashSet<u64>,
+    /// Engines whose answers are waited for.
+    asked: HashSet<u64>,
 }
 
 /// A probe's result on its way back.
@@ -58,6 +76,7 @@ impl Discovery {
         metrics: Arc<Metrics>,
         client: reqwest::Client,
         allowed: Vec<IpNet>,
+        rounds: Arc<Rounds>,
     ) -> Self {
         Discovery {
             pool: registry.subscribe(),
@@ -68,6 +87,10 @@ impl Discovery {
             client,
             allowed,
             complained: HashSet::new(),
+            rounds,
+            round_wanted: false,
+            next_round: Instant::now(),
+            round: None,
             first_probes: Arc::new(Semaphore::new(FIRST_PROBES)),
             later_probes: Arc::new(Semaphore::new(LATER_PROBES)),
         }
@@ -95,6 +118,17 @@ impl Discovery {
                 }
                 Some((address, incarnation, probe)) = results.recv() => {
                     self.registry.probed(&address, incarnation, probe, Instant::now());
+                    if let Some(round) = &mut self.round {
+                        round.asked.remove(&incarnation);
+                    }
+                    false
+                }
+                () = self.rounds.wanted(), if !self.round_wanted => {
+                    self.round_wanted = true;
+                    false
+                }
+                () = tokio::time::sleep_until(self.next_round.into()), if self.round_wanted && self.round.is_none() => {
+                    self.begin_round();
                     false
                 }
                 _ = tick.tick() => true,
@@ -104,9 +138,11 @@ impl Discovery {
                     self.probe(order, results_in.clone());
                 }
             }
+            self.go_round(&results_in);
             for incarnation in self.registry.publish() {
                 self.pairs.forget(incarnation);
             }
+            self.end_round();
             let pool = self.pool.borrow_and_update().clone();
             self.teller.look(&pool, &self.pairs, &self.metrics, Instant::now());
         }
@@ -152,6 +188,30 @@ impl Discovery {
         let complaint = format!("{peer} {text}");
         if self.complained.len() < COMPLAINTS && self.complained.insert(complaint) {
             tracing::warn!(peer, "registration: {text}");
+        }
+    }
+
+    fn begin_round(&mut self) {
+        self.round_wanted = false;
+        self.next_round = Instant::now() + ROUNDS_APART;
+        self.round = Some(Round { wanted: self.registry.unready(), asked: HashSet::new() });
+        self.rounds.begin();
+    }
+
+    /// Probes what the round still wants.
+    fn go_round(&mut self, results: &mpsc::UnboundedSender<Probed>) {
+        let Some(round) = &mut self.round else { return };
+        let orders = self.registry.hasten(&mut round.wanted);
+        round.asked.extend(orders.iter().map(|order| order.incarnation));
+        for order in orders {
+            self.probe(order, results.clone());
+        }
+    }
+
+    /// Ends the round once its last answer is in, and published.
+    fn end_round(&mut self) {
+        if self.round.take_if(|round| round.wanted.is_empty() && round.asked.is_empty()).is_some() {
+            self.rounds.end();
         }
     }
 

@@ -8,7 +8,7 @@ use moriio_proxy::sim::{Fault, FaultKind, Mode, Role};
 use serde_json::json;
 
 use super::{is_ready, until_engine};
-use crate::support::fake::{Fake, answer};
+use crate::support::fake::{Fake, Health, answer};
 use crate::support::{Plan, completion, generate, post, until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,20 +104,15 @@ async fn a_request_waits_for_first_probes() {
     while statuses.len() < 10 {
         let world = Plan::new(Mode::Write).engines(0, 0).start().await;
         let start = async |role| {
-            let fake = Fake::start((role, Mode::Write, "0.32.0"), world.proxy.registration, |_| {
-                answer(&json!({"choices": [{"text": "at last"}]}))
-            });
-            let fake = fake.await;
-            fake.answer_health(false);
-            fake
+            let reply = |_: &_| answer(&json!({"choices": [{"text": "at last"}]}));
+            Fake::start_as(Health::Hangs, (role, Mode::Write, "0.32.0"), world.proxy.registration, reply).await
         };
         let engines = [start(Role::Prefill).await, start(Role::Decode).await];
         until("two engines that are probed", || async {
             let (_, body) = world.proxy.ready().await;
             let states = body["engines"].as_array().unwrap().iter();
             let count = states.filter(|e| e["state"] == "probing").count();
-            // A fake may have been faster than its closing.
-            (count == 2 || body["engines"].as_array().unwrap().len() == 2).then_some(()).ok_or_else(|| body.to_string())
+            (count == 2).then_some(()).ok_or_else(|| body.to_string())
         })
         .await;
         let body = completion("words", 3, false);
@@ -128,7 +123,7 @@ async fn a_request_waits_for_first_probes() {
             })
             .await;
             for engine in &engines {
-                engine.answer_health(true);
+                engine.health(Health::Good);
             }
         };
         let request = post(&world.proxy, "/v1/completions", &body);
@@ -143,4 +138,44 @@ async fn a_request_waits_for_first_probes() {
         statuses.push(answer.status);
     }
     panic!("no request waited for the probes: {statuses:?}");
+}
+
+/// An engine whose own `/health` is 200 serves the next request, however long ago it was found not to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_serves_from_the_moment_it_is_healthy() {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
+        let world = Plan::new(mode).engines(0, 0).with(Key::EngineTtl, "1s").start().await;
+        let mut engines = Vec::new();
+        for role in [Role::Prefill, Role::Decode] {
+            let reply = |_: &_| {
+                let params = json!({"remote_block_ids": [1], "remote_engine_id": "e"});
+                answer(&json!({"choices": [{"text": "at last"}], "kv_transfer_params": params}))
+            };
+            let about = (role, mode, "0.32.0");
+            engines.push(Fake::start_as(Health::Refuses, about, world.proxy.registration, reply).await);
+        }
+        let states = async |wanted: &str| {
+            for engine in &engines {
+                until_engine(&world.proxy, &engine.http.to_string(), wanted, |e| e["state"] == wanted).await;
+            }
+        };
+        for turn in 0..3 {
+            states("unhealthy").await;
+            // Long enough that the next probe by itself is some time away.
+            tokio::time::sleep(Duration::from_millis(1600)).await;
+            let body = completion("words", 3, false);
+            let answer = post(&world.proxy, "/v1/completions", &body).await;
+            assert_eq!((answer.status, answer.code().as_str()), (503, "no_pair"), "{}", answer.body);
+            engines.iter().for_each(|engine| engine.health(Health::Good));
+            // Any route that needs an engine, in turn the first to be asked.
+            let models = async || post(&world.proxy, "/tokenize", &json!({"prompt": "words"})).await;
+            if turn == 1 {
+                assert_eq!(models().await.status, 200);
+            }
+            let answer = post(&world.proxy, "/v1/completions", &body).await;
+            assert_eq!((answer.status, answer.whole), (200, true), "{mode:?}, turn {turn}: {}", answer.body);
+            engines.iter().for_each(|engine| engine.health(Health::Refuses));
+        }
+    }))
+    .await;
 }

@@ -21,6 +21,16 @@ pub struct FakeLeg {
     pub body: Value,
 }
 
+/// How it answers health checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    Good,
+    /// With 503, as one that is still starting.
+    Refuses,
+    /// Not at all.
+    Hangs,
+}
+
 type Reply = Box<dyn Fn(&FakeLeg) -> Response + Send + Sync>;
 
 /// A made-up engine. Dropping it ends it.
@@ -30,7 +40,7 @@ pub struct Fake {
     pub notify: u16,
     says: watch::Sender<Value>,
     legs: Arc<Mutex<Vec<FakeLeg>>>,
-    healthy: watch::Sender<bool>,
+    health: watch::Sender<Health>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     _kv: [std::net::TcpListener; 2],
 }
@@ -46,6 +56,16 @@ impl Drop for Fake {
 impl Fake {
     /// Starts an engine that registers in dialect B, is healthy, says that it is of `release`, and gives `reply` to every leg.
     pub async fn start(
+        about: (Role, Mode, &str),
+        registration: SocketAddr,
+        reply: impl Fn(&FakeLeg) -> Response + Send + Sync + 'static,
+    ) -> Fake {
+        Fake::start_as(Health::Good, about, registration, reply).await
+    }
+
+    /// The same, with its health from the first moment.
+    pub async fn start_as(
+        health: Health,
         (role, mode, release): (Role, Mode, &str),
         registration: SocketAddr,
         reply: impl Fn(&FakeLeg) -> Response + Send + Sync + 'static,
@@ -60,12 +80,12 @@ impl Fake {
             "type": letter, "http_address": http.to_string(), "dp_size": 1, "tp_size": 1, "transfer_mode": mode,
             "zmq_address": format!("host:127.0.0.1,handshake:{handshake},notify:{notify}"),
         }));
-        let healthy = watch::Sender::new(true);
+        let health = watch::Sender::new(health);
         let legs: Arc<Mutex<Vec<FakeLeg>>> = Arc::default();
-        let router = router(release.to_owned(), healthy.subscribe(), legs.clone(), Box::new(reply));
+        let router = router(release.to_owned(), health.subscribe(), legs.clone(), Box::new(reply));
         let serve = async move { axum::serve(listener, router).await.unwrap() };
         let tasks = vec![tokio::spawn(serve), tokio::spawn(ping(says.subscribe(), registration))];
-        Fake { http, handshake, notify, says, legs, healthy, tasks, _kv: kv }
+        Fake { http, handshake, notify, says, legs, health, tasks, _kv: kv }
     }
 
     /// Every leg so far.
@@ -73,9 +93,9 @@ impl Fake {
         self.legs.lock().unwrap().clone()
     }
 
-    /// While false, health checks are left without an answer.
-    pub fn answer_health(&self, answers: bool) {
-        self.healthy.send_replace(answers);
+    /// From now on it answers health checks so.
+    pub fn health(&self, health: Health) {
+        self.health.send_replace(health);
     }
 
     /// From now on it registers with this field changed.
@@ -84,16 +104,20 @@ impl Fake {
     }
 }
 
-fn router(release: String, healthy: watch::Receiver<bool>, legs: Arc<Mutex<Vec<FakeLeg>>>, reply: Reply) -> Router {
+fn router(release: String, health: watch::Receiver<Health>, legs: Arc<Mutex<Vec<FakeLeg>>>, reply: Reply) -> Router {
     let reply = Arc::new(reply);
     Router::new().fallback(move |request: Request| {
-        let (release, legs, reply, mut healthy) = (release.clone(), legs.clone(), reply.clone(), healthy.clone());
+        let (release, legs, reply, mut health) = (release.clone(), legs.clone(), reply.clone(), health.clone());
         async move {
             let (head, body) = request.into_parts();
             match head.uri.path() {
                 "/health" => {
-                    let _ = healthy.wait_for(|healthy| *healthy).await;
-                    Response::new(Body::empty())
+                    let says = health.wait_for(|health| *health != Health::Hangs).await;
+                    let mut response = Response::new(Body::empty());
+                    if !says.is_ok_and(|health| *health == Health::Good) {
+                        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+                    }
+                    response
                 }
                 "/version" => Response::new(Body::from(json!({"version": release}).to_string())),
                 _ => {

@@ -1,8 +1,9 @@
 //! Which engines are asked when, and what their answers mean.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
-use super::entry::PROBE_AGAIN;
+use super::entry::{Entry, PROBE_AGAIN};
 use super::{PROBE_AGAIN_MAX, PROBE_READY, Probe, ProbeOrder, Registry};
 use crate::engine::versions::{self, EngineVersion};
 use crate::engine::{HttpAddress, Registration};
@@ -91,17 +92,26 @@ impl Registry {
             if entry.probing || !(now >= entry.next_probe || suspect || refusing) {
                 return None;
             }
-            entry.probing = true;
-            Some(ProbeOrder {
-                incarnation: entry.incarnation,
-                registration: entry.registration.clone(),
-                first: !entry.was_ready && entry.state == State::Probing,
-                contested: !entry.rivals.is_empty(),
-            })
+            Some(entry.order())
         });
         let due = due.collect();
         self.dirty |= dirty;
         due
+    }
+
+    /// The lives of all engines that are not ready.
+    pub fn unready(&self) -> HashSet<u64> {
+        self.entries.values().filter(|entry| entry.state != State::Ready).map(|entry| entry.incarnation).collect()
+    }
+
+    /// Gives out those of `wanted` whose probe is not in flight, whether or not it is due. The others are left in it, to be asked for
+    /// again when a result has come in, unless they are ready or gone by now.
+    pub fn hasten(&mut self, wanted: &mut HashSet<u64>) -> Vec<ProbeOrder> {
+        let unready = self.entries.values_mut().filter(|entry| entry.state != State::Ready);
+        let (probing, free): (Vec<_>, Vec<_>) =
+            unready.filter(|entry| wanted.contains(&entry.incarnation)).partition(|entry| entry.probing);
+        *wanted = probing.into_iter().map(|entry| entry.incarnation).collect();
+        free.into_iter().map(Entry::order).collect()
     }
 }
 

@@ -67,6 +67,17 @@ fn an_engine_is_probed_before_it_is_used() {
 }
 
 #[test]
+fn an_engine_that_is_not_ready_can_be_asked_sooner() {
+    let (mut registry, now) = registry();
+    registry.hear(says(1, Role::Prefill), None, now);
+    let mut wanted = registry.unready();
+    registry.due(now);
+    assert_eq!((registry.hasten(&mut wanted).len(), wanted.len()), (0, 1), "its probe is in flight");
+    registry.probed(&says(1, Role::Prefill).http, 1, Probe::Failed(Failure::Refused), now);
+    assert_eq!((registry.hasten(&mut wanted).len(), wanted.len()), (1, 0));
+}
+
+#[test]
 fn cases_4_7_8_refresh_restart_and_move() {
     let (mut registry, now) = registry();
     registry.hear(says(1, Role::Prefill), None, now);
