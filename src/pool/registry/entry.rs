@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ProbeOrder;
 use super::peers::Peers;
 use crate::engine::Registration;
 use crate::engine::versions::EngineVersion;
@@ -89,17 +88,6 @@ impl Entry {
             tracing::info!(role = %self.registration.role, engine = %self.registration.http, "engine pings again");
         }
         matches!((before, index), (Some(before), Some(now)) if now < before)
-    }
-
-    /// It is to be probed now.
-    pub(super) fn order(&mut self) -> ProbeOrder {
-        self.probing = true;
-        ProbeOrder {
-            incarnation: self.incarnation,
-            registration: self.registration.clone(),
-            first: !self.was_ready && self.state == State::Probing,
-            contested: !self.rivals.is_empty(),
-        }
     }
 
     /// Whether what it says is from its present life. A ping of its former one may still be on its way when it is missed, so

@@ -92,7 +92,7 @@ impl Registry {
             if entry.probing || !(now >= entry.next_probe || suspect || refusing) {
                 return None;
             }
-            Some(entry.order())
+            Some(order(entry))
         });
         let due = due.collect();
         self.dirty |= dirty;
@@ -111,7 +111,18 @@ impl Registry {
         let (probing, free): (Vec<_>, Vec<_>) =
             unready.filter(|entry| wanted.contains(&entry.incarnation)).partition(|entry| entry.probing);
         *wanted = probing.into_iter().map(|entry| entry.incarnation).collect();
-        free.into_iter().map(Entry::order).collect()
+        free.into_iter().map(order).collect()
+    }
+}
+
+/// An engine's probe is given out.
+fn order(entry: &mut Entry) -> ProbeOrder {
+    entry.probing = true;
+    ProbeOrder {
+        incarnation: entry.incarnation,
+        registration: entry.registration.clone(),
+        first: !entry.was_ready && entry.state == State::Probing,
+        contested: !entry.rivals.is_empty(),
     }
 }
 
