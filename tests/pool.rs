@@ -3,6 +3,7 @@
 mod bound;
 mod changes;
 mod claims;
+mod cold;
 mod liveness;
 mod reasons;
 

@@ -32,7 +32,7 @@ use crate::pool::{Engine, InFlight, LegEnd, Pool};
 use crate::routing::{Picked, Selector};
 use crate::settings::Times;
 use crate::upstream::gauges::Queue;
-use crate::upstream::{Repeat, Sent, Upstream};
+use crate::upstream::{Limit, Repeat, Sent, Upstream};
 
 /// What all attempts have in common.
 pub struct Means {
@@ -75,8 +75,8 @@ pub struct Failed {
 /// Limits on the time between two parts of an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayLimits {
-    /// On the first output: the limit, what it is a limit on, and the option that sets it.
-    pub first_byte: (Duration, &'static str, &'static str),
+    /// On the first output.
+    pub first_byte: Limit,
     /// When prefill was done, from which the limit on the first output counts.
     pub from: tokio::time::Instant,
     /// Between bytes (`--stream-idle-timeout`).
@@ -137,6 +137,8 @@ struct Attempt {
     answer: Option<AnswerLeg>,
     answer_sent: Arc<Sent>,
     meeting: Option<Meeting>,
+    /// Whether the pair has not answered yet (`--cold-timeout`).
+    is_cold: bool,
     /// READ: prefill's params for decode.
     params: Option<PrefillParams>,
     /// Prefill's message, where it is the whole answer.
@@ -165,6 +167,7 @@ impl Drive {
         let ids = Ids::fresh(&pair, versions::plain_id(prefill.traits, decode.traits));
         record.attempt(&picked, &ids.transfer_id);
         let terms = terms(means, &picked, &asked.request);
+        let is_cold = picked.meeting.is_first();
         let prefill_engine = prefill.clone();
         // Alone, decode's place is given back at once: one on trial or a first contact must not wait for this answer.
         let (prefill_guard, answer_guard, meeting) = match terms.plan {
@@ -193,6 +196,7 @@ impl Drive {
             answer: None,
             answer_sent: Arc::default(),
             meeting,
+            is_cold,
             params: None,
             message: None,
             failure: None,
@@ -300,10 +304,15 @@ impl Attempt {
         let limits = &self.means.limits;
         let streams = self.asked.as_ref().is_none_or(|asked| asked.request.stream);
         let first_byte = match streams {
-            true => (limits.first_byte, "first output", "--first-byte-timeout"),
-            false => (limits.answer, "answer", "--answer-timeout"),
+            true => Limit::new(limits.first_byte, "first output", "--first-byte-timeout"),
+            false => Limit::new(limits.answer, "answer", "--answer-timeout"),
         };
-        RelayLimits { first_byte, idle: limits.idle, from: self.from.into() }
+        RelayLimits { first_byte: self.or_cold(first_byte), idle: limits.idle, from: self.from.into() }
+    }
+
+    /// A limit as it is for this pair.
+    fn or_cold(&self, limit: Limit) -> Limit {
+        if self.is_cold { limit.cold(self.means.limits.cold) } else { limit }
     }
 
     fn opening(&mut self) -> Option<&mut Opening> {
@@ -318,6 +327,8 @@ impl Attempt {
 fn terms(means: &Means, picked: &Picked, request: &Request) -> Terms {
     let (prefill, decode) = (picked.prefill.engine.traits, picked.decode.engine.traits);
     let limits = &means.limits;
+    // Kernels are built on the first exchange of a pair (protocol P6).
+    let or_cold = |limit: Duration| if picked.meeting.is_first() { limit.max(limits.cold) } else { limit };
     Terms {
         plan: match picked.mode {
             _ if request.alone.is_some() => Plan::Alone,
@@ -332,8 +343,8 @@ fn terms(means: &Means, picked: &Picked, request: &Request) -> Terms {
             ReleaseForm::Text | ReleaseForm::Map => Releases::Answered,
         },
         wakes: means.notifier.is_on() && (decode.wake || decode.write_failed),
-        first_output: if request.stream { limits.first_byte } else { limits.answer },
-        orphan: limits.first_byte,
+        first_output: or_cold(if request.stream { limits.first_byte } else { limits.answer }),
+        orphan: or_cold(limits.first_byte),
         hand_over: limits.hand_over,
         wake: limits.wake,
     }

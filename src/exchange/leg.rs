@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -14,7 +14,7 @@ use crate::json::Segments;
 use crate::metrics::LegStatus;
 use crate::pool::InFlight;
 use crate::upstream::answer::whole;
-use crate::upstream::{LegFailure, Sent, Upstream, Verdict};
+use crate::upstream::{LegFailure, Limit, Sent, Upstream, Verdict};
 
 /// A leg that is ready to be sent.
 pub struct Leg {
@@ -40,7 +40,7 @@ pub type HeadFuture = Pin<Box<dyn Future<Output = Result<Box<Opening>, LegFailur
 
 impl Leg {
     /// Prefill's leg to the end of its answer.
-    pub fn prefill(self, limit: Duration) -> PrefillFuture {
+    pub fn prefill(self, limit: Limit) -> PrefillFuture {
         Box::pin(async move {
             let began = Instant::now();
             let exchange = async {
@@ -51,9 +51,9 @@ impl Leg {
                     .await?;
                 whole(response.into_body()).await.map_err(|why| LegFailure::unread(Role::Prefill, why))
             };
-            let result = match tokio::time::timeout(limit, exchange).await {
+            let result = match tokio::time::timeout(limit.time, exchange).await {
                 Ok(result) => result,
-                Err(_) => Err(LegFailure::timeout(Role::Prefill, "answer", limit, "--prefill-timeout")),
+                Err(_) => Err(LegFailure::timeout(Role::Prefill, limit)),
             };
             match &result {
                 Ok(_) => {

@@ -20,7 +20,7 @@ use crate::exchange::record::Exchange;
 use crate::exchange::transfer::Event;
 use crate::metrics::LegStatus;
 use crate::upstream::failure::Kind;
-use crate::upstream::{LegFailure, Verdict};
+use crate::upstream::{LegFailure, Limit, Verdict};
 
 /// Parts that follow each other within this time are a burst, and are passed on together: each write costs a system call.
 const BURST: Duration = Duration::from_micros(100);
@@ -108,15 +108,15 @@ impl Relay {
             ended: false,
             last_part: limits.from,
             gathered: BytesMut::new(),
-            timer: Box::pin(tokio::time::sleep_until(limits.from + limits.first_byte.0)),
+            timer: Box::pin(tokio::time::sleep_until(limits.from + limits.first_byte.time)),
             cut: Box::pin(cut.cancelled_owned()),
         }
     }
 
-    fn limit(&self) -> (Duration, &'static str, &'static str) {
+    fn limit(&self) -> Limit {
         match (self.ended, self.begun) {
-            (true, _) => (AFTER_END, "end", ""),
-            (false, true) => (self.limits.idle, "byte", "--stream-idle-timeout"),
+            (true, _) => Limit::new(AFTER_END, "end", ""),
+            (false, true) => Limit::new(self.limits.idle, "byte", "--stream-idle-timeout"),
             (false, false) => self.limits.first_byte,
         }
     }
@@ -213,7 +213,7 @@ impl Relay {
     /// The leg has failed, which ends the answer.
     fn fail(&mut self, failure: LegFailure) -> Passed {
         let event = match failure.kind {
-            Kind::Timeout => Event::Overdue,
+            Kind::Timeout | Kind::ColdTimeout => Event::Overdue,
             kind => Event::Failed(Role::Decode, kind),
         };
         self.cut_off(&failure.error, (failure.kind.status(), failure.kind.verdict()), event)
@@ -273,11 +273,11 @@ impl Relay {
             self.waiting_since = Instant::now();
         }
         loop {
-            let (limit, what, option) = self.limit();
+            let limit = self.limit();
             // Before anything has begun the limit counts from prefill's end, whatever the client did meanwhile.
             let due = match self.begun || self.ended {
-                true => self.waiting_since + limit.saturating_sub(self.waited),
-                false => self.limits.from + limit,
+                true => self.waiting_since + limit.time.saturating_sub(self.waited),
+                false => self.limits.from + limit.time,
             };
             if self.timer.deadline() > due {
                 self.timer.as_mut().reset(due);
@@ -289,7 +289,7 @@ impl Relay {
                 self.close();
                 return Poll::Ready(None);
             } else {
-                return self.fail(LegFailure::timeout(self.role, what, limit, option));
+                return self.fail(LegFailure::timeout(self.role, limit));
             }
         }
     }

@@ -273,9 +273,11 @@ impl Transfer {
             Kind::BadRequest => Prefill::Rejected,
             Kind::Error | Kind::TooLarge => Prefill::Unclear,
             // It was asked for before: its request was written whole.
-            Kind::Stale | Kind::Broken | Kind::Timeout if self.prefill == Prefill::Unwanted => Prefill::Unclear,
+            Kind::Stale | Kind::Broken | Kind::Timeout | Kind::ColdTimeout if self.prefill == Prefill::Unwanted => {
+                Prefill::Unclear
+            }
             // A request that was not written whole has done nothing (protocol L1).
-            Kind::Stale | Kind::Broken | Kind::Timeout => {
+            Kind::Stale | Kind::Broken | Kind::Timeout | Kind::ColdTimeout => {
                 self.set_prefill(Prefill::Broken);
                 return self.act(Action::Revoke(Role::Prefill));
             }
@@ -294,8 +296,8 @@ impl Transfer {
                 self.set_blocks(Blocks::Ours);
                 self.act(Action::Another);
             }
-            Kind::Stale | Kind::Broken | Kind::Timeout if orphan => self.decode_broken(),
-            Kind::Stale | Kind::Broken | Kind::Timeout => {
+            Kind::Stale | Kind::Broken | Kind::Timeout | Kind::ColdTimeout if orphan => self.decode_broken(),
+            Kind::Stale | Kind::Broken | Kind::Timeout | Kind::ColdTimeout => {
                 self.set_decode(Decode::Broken);
                 self.decode_told(kind.repeat());
                 self.act(Action::Revoke(Role::Decode));

@@ -2,12 +2,16 @@
 //! barred while its dialing side remembers an earlier life of the other (protocol P3). Pure; it is locked by its owner.
 
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
-use crate::engine::Mode;
+use crate::engine::{Mode, Role};
 use crate::pool::Engine;
 
 /// Pairs that are remembered. At the limit the map is emptied: first contacts are then repeated, stale pairs forgotten.
 const REMEMBERED: usize = 65_536;
+
+/// How often a first exchange that lasts is told of.
+const TELL: Duration = Duration::from_secs(10);
 
 /// The dialing side's incarnation, and the handshake endpoint that it dialed.
 type Key = (u64, u64);
@@ -20,6 +24,17 @@ struct Met {
     proved: bool,
     /// The first exchange is under way.
     trying: bool,
+}
+
+/// A pair whose first exchange is under way.
+#[derive(Debug)]
+struct Wait {
+    prefill: String,
+    decode: String,
+    since: Instant,
+    told: Instant,
+    /// Whose leg is being waited for.
+    role: Role,
 }
 
 /// What the past of a pair says about its next exchange.
@@ -40,6 +55,7 @@ pub enum PairState {
 pub struct PairHistory {
     met: HashMap<Key, Met>,
     complained: HashSet<(u64, u64)>,
+    waits: HashMap<Key, Wait>,
 }
 
 /// The key of a pair and the incarnation of its dialed side. WRITE: prefill dials decode; READ: decode dials prefill
@@ -66,21 +82,47 @@ impl PairHistory {
     }
 
     /// An exchange of the pair begins.
-    pub fn begin(&mut self, prefill: &Engine, decode: &Engine, mode: Mode) {
+    pub fn begin(&mut self, prefill: &Engine, decode: &Engine, mode: Mode, now: Instant) {
         if self.met.len() >= REMEMBERED {
             self.met.clear();
         }
         let (key, peer) = key(prefill, decode, mode);
         self.met.entry(key).or_insert(Met { peer, proved: false, trying: true }).trying = true;
+        self.waits.entry(key).or_insert_with(|| Wait {
+            prefill: prefill.name.clone(),
+            decode: decode.name.clone(),
+            since: now,
+            told: now,
+            role: Role::Prefill,
+        });
     }
 
     /// The pair's exchange produced its first byte, or ended without one.
     pub fn end(&mut self, prefill: &Engine, decode: &Engine, mode: Mode, proved: bool) {
         let (key, _) = key(prefill, decode, mode);
+        self.waits.remove(&key);
         if let Some(met) = self.met.get_mut(&key) {
             met.trying = false;
             met.proved |= proved;
         }
+    }
+
+    /// The prefill engine of a pair's first exchange has answered.
+    pub(crate) fn prefill_answered(&mut self, prefill: &Engine, decode: &Engine, mode: Mode) {
+        if let Some(wait) = self.waits.get_mut(&key(prefill, decode, mode).0) {
+            wait.role = Role::Decode;
+        }
+    }
+
+    /// First exchanges that last, each named every ten seconds: whose leg is waited for, the engine, and since when.
+    pub(crate) fn lasting(&mut self, now: Instant) -> Vec<(Role, String, Duration)> {
+        let lasting = self.waits.values_mut().filter(|wait| now.duration_since(wait.told) >= TELL);
+        let named = lasting.map(|wait| {
+            wait.told = now;
+            let engine = if wait.role == Role::Prefill { &wait.prefill } else { &wait.decode };
+            (wait.role, engine.clone(), now.duration_since(wait.since))
+        });
+        named.collect()
     }
 
     /// Whether a stale pair is worth a word: once for each pair of lives.
@@ -91,6 +133,7 @@ impl PairHistory {
     /// Forgets what a dialer that has ended knew.
     pub(crate) fn forget_dialer(&mut self, incarnation: u64) {
         self.met.retain(|(dialer, _), _| *dialer != incarnation);
+        self.waits.retain(|(dialer, _), _| *dialer != incarnation);
         self.complained.retain(|(prefill, decode)| *prefill != incarnation && *decode != incarnation);
     }
 }
@@ -100,7 +143,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::engine::Role;
     use crate::pool::tests::engine_of;
 
     fn engine(port: u16, role: Role, incarnation: u64) -> Arc<Engine> {
@@ -113,7 +155,7 @@ mod tests {
         let mut history = PairHistory::default();
         for proved in [false, true] {
             assert_eq!(history.state(&prefill, &decode, Mode::Read), PairState::Cold);
-            history.begin(&prefill, &decode, Mode::Read);
+            history.begin(&prefill, &decode, Mode::Read, Instant::now());
             assert_eq!(history.state(&prefill, &decode, Mode::Read), PairState::FirstContact);
             history.end(&prefill, &decode, Mode::Read, proved);
         }
@@ -122,10 +164,26 @@ mod tests {
     }
 
     #[test]
+    fn a_first_exchange_that_lasts_is_named_with_the_leg_that_is_waited_for() {
+        let (prefill, decode) = (engine(1, Role::Prefill, 1), engine(2, Role::Decode, 2));
+        let (mut history, start) = (PairHistory::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        history.begin(&prefill, &decode, Mode::Write, start);
+        assert_eq!(history.lasting(after(9)), []);
+        let waited = |role, engine: &Engine, seconds| (role, engine.name.clone(), Duration::from_secs(seconds));
+        assert_eq!(history.lasting(after(10)), [waited(Role::Prefill, &prefill, 10)]);
+        assert_eq!(history.lasting(after(19)), []);
+        history.prefill_answered(&prefill, &decode, Mode::Write);
+        assert_eq!(history.lasting(after(21)), [waited(Role::Decode, &decode, 21)]);
+        history.end(&prefill, &decode, Mode::Write, true);
+        assert_eq!(history.lasting(after(60)), []);
+    }
+
+    #[test]
     fn a_pair_is_stale_until_its_dialing_side_is_new() {
         let (prefill, decode) = (engine(1, Role::Prefill, 1), engine(2, Role::Decode, 2));
         let mut history = PairHistory::default();
-        history.begin(&prefill, &decode, Mode::Write);
+        history.begin(&prefill, &decode, Mode::Write, Instant::now());
         history.end(&prefill, &decode, Mode::Write, true);
         let decode_again = engine(2, Role::Decode, 3);
         assert_eq!(history.state(&prefill, &decode_again, Mode::Write), PairState::Stale);

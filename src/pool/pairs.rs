@@ -29,6 +29,18 @@ impl Meeting {
         self.tell(true);
     }
 
+    /// Whether the two have not answered together yet.
+    pub(crate) fn is_first(&self) -> bool {
+        self.first
+    }
+
+    /// Prefill has answered: decode is waited for.
+    pub(crate) fn prefill_answered(&self) {
+        if self.first {
+            self.pairs.memory().history.prefill_answered(&self.prefill, &self.decode, self.mode);
+        }
+    }
+
     fn tell(&mut self, proved: bool) {
         if !self.first && !self.bound {
             return;
@@ -85,10 +97,11 @@ impl Pairs {
         prefill: &Arc<Engine>,
         decode: &Arc<Engine>,
         mode: Mode,
+        now: Instant,
     ) -> Meeting {
         let first = matches!(memory.history.state(prefill, decode, mode), PairState::Cold | PairState::FirstContact);
         if first {
-            memory.history.begin(prefill, decode, mode);
+            memory.history.begin(prefill, decode, mode, now);
         }
         let bound = bonds::binds(prefill, mode);
         if bound {

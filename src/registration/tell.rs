@@ -51,6 +51,10 @@ impl Teller {
             return;
         }
         (self.last, self.next) = (pool.clone(), now + LOOK);
+        for (role, engine, waited) in pairs.memory().history.lasting(now) {
+            let waited_s = waited.as_secs();
+            tracing::info!(%role, %engine, waited_s, "the first answer of a pair is waited for: its engines may be building kernels");
+        }
         // A pool that has just changed is arranged first, so that nobody is told to be without a partner for a moment.
         pairs.arrange(pool, now);
         let mut before = std::mem::take(&mut self.told);

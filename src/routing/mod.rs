@@ -126,7 +126,7 @@ impl Selector {
                 busy = true;
                 continue;
             };
-            let meeting = self.pairs.meet(memory, prefill, decode, mode);
+            let meeting = self.pairs.meet(memory, prefill, decode, mode, now);
             return Ok((prefill_guard, decode_guard, meeting));
         }
         Err(if busy { NoPick::Busy } else { NoPick::Nobody })
@@ -154,7 +154,7 @@ impl Selector {
                 continue;
             }
             let Some(guard) = decode.admit(now) else { continue };
-            return Some((guard, self.pairs.meet(memory, prefill, decode, Mode::Read)));
+            return Some((guard, self.pairs.meet(memory, prefill, decode, Mode::Read, now)));
         }
         None
     }

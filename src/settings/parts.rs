@@ -144,6 +144,9 @@ parts! {
         idle: Duration = StreamIdleTimeout time;
         /// An answer in one piece, from the same moment; longer than `connect` (`--answer-timeout`).
         answer: Duration = AnswerTimeout time;
+        /// In place of `prefill`, `first_byte` and `answer` until a pair has once answered, where it is longer; zero is never
+        /// (`--cold-timeout`).
+        cold: Duration = ColdTimeout time_or_zero;
         /// READ: from prefill's answer to decode's dispatch; shorter than engines keep the blocks (`--hand-over-limit`).
         hand_over: Duration = HandOverLimit time;
         /// WRITE: waiting for the first byte of a decode leg whose prefill failed (`--unpark-timeout`).

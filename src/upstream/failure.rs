@@ -22,6 +22,8 @@ pub enum Kind {
     Broken,
     /// A limit on time passed.
     Timeout,
+    /// The limit of a cold start passed, of which nobody knows how long it takes.
+    ColdTimeout,
     /// The answer is larger than the proxy reads (protocol L7).
     TooLarge,
     /// 503: the engine turns work away (protocol L4).
@@ -77,7 +79,7 @@ impl Kind {
         match self {
             Kind::ConnectionRefused | Kind::NoConnection | Kind::Unavailable => Repeat::Safe,
             Kind::Stale => Repeat::Once,
-            Kind::Broken | Kind::Timeout | Kind::TooLarge | Kind::Error => Repeat::Never,
+            Kind::Broken | Kind::Timeout | Kind::ColdTimeout | Kind::TooLarge | Kind::Error => Repeat::Never,
             Kind::BadRequest | Kind::Refused | Kind::Redirected => Repeat::Never,
         }
     }
@@ -88,7 +90,7 @@ impl Kind {
             Kind::ConnectionRefused => Verdict::Refusing,
             Kind::NoConnection | Kind::Stale | Kind::Broken | Kind::Timeout => Verdict::Ailing,
             Kind::Error | Kind::Redirected => Verdict::Ailing,
-            Kind::Unavailable | Kind::TooLarge => Verdict::None,
+            Kind::Unavailable | Kind::TooLarge | Kind::ColdTimeout => Verdict::None,
             Kind::BadRequest | Kind::Refused => Verdict::Healthy,
         }
     }
@@ -98,11 +100,37 @@ impl Kind {
         match self {
             Kind::ConnectionRefused | Kind::NoConnection => LegStatus::Connect,
             Kind::Stale | Kind::Broken => LegStatus::Broken,
-            Kind::Timeout => LegStatus::Timeout,
+            Kind::Timeout | Kind::ColdTimeout => LegStatus::Timeout,
             Kind::TooLarge => LegStatus::Cancelled,
             Kind::Unavailable | Kind::Error | Kind::Redirected => LegStatus::Failed,
             Kind::BadRequest | Kind::Refused => LegStatus::Refused,
         }
+    }
+}
+
+/// A limit on a wait for an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// How long.
+    pub time: Duration,
+    /// What is waited for.
+    pub what: &'static str,
+    /// The option that sets it.
+    pub option: &'static str,
+    /// Whether it is that of a cold start: then its end says nothing of the engines.
+    pub is_cold: bool,
+}
+
+impl Limit {
+    /// A limit on engines that know each other.
+    pub fn new(time: Duration, what: &'static str, option: &'static str) -> Self {
+        Limit { time, what, option, is_cold: false }
+    }
+
+    /// The same on a pair that has not answered yet: `cold` (`--cold-timeout`), if that is longer.
+    #[must_use]
+    pub fn cold(self, cold: Duration) -> Self {
+        if cold > self.time { Limit { time: cold, option: "--cold-timeout", is_cold: true, ..self } } else { self }
     }
 }
 
@@ -117,8 +145,10 @@ pub struct LegFailure {
 
 impl LegFailure {
     /// A limit on time passed.
-    pub fn timeout(role: Role, what: &'static str, limit: Duration, option: &'static str) -> Self {
-        LegFailure { kind: Kind::Timeout, error: ProxyError::Timeout { role, what, limit, option } }
+    pub fn timeout(role: Role, limit: Limit) -> Self {
+        let Limit { time, what, option, is_cold } = limit;
+        let kind = if is_cold { Kind::ColdTimeout } else { Kind::Timeout };
+        LegFailure { kind, error: ProxyError::Timeout { role, what, limit: time, option } }
     }
 
     /// The connection broke.

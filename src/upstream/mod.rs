@@ -25,7 +25,7 @@ use crate::json::Segments;
 
 mod headers;
 
-pub use failure::{LegFailure, Repeat, Verdict};
+pub use failure::{LegFailure, Limit, Repeat, Verdict};
 pub(crate) use headers::{RANK, REQUEST_ID, forwarded, relayed};
 
 /// A reused connection that breaks this soon after the request was written died of its idle time, unread.

@@ -21,7 +21,7 @@ use moriio_proxy::registration::socket::guard::gate::{GREETING, Gate, Output};
 use moriio_proxy::registration::socket::guard::identity::Identity;
 use moriio_proxy::routing::Selector;
 use moriio_proxy::settings::{BreakerLimits, PickRules, Times, TokenBudget};
-use moriio_proxy::upstream::Upstream;
+use moriio_proxy::upstream::{Limit, Upstream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -97,7 +97,7 @@ fn relay(means: &Arc<Means>, asked: &Arc<Asked>, pieces: Vec<Bytes>) -> Relay {
     let (status, headers) = (http::StatusCode::OK, http::HeaderMap::new());
     let head = Head { role: Role::Decode, status, headers, is_events: true };
     let limits = RelayLimits {
-        first_byte: (Duration::from_secs(2), "first byte", ""),
+        first_byte: Limit::new(Duration::from_secs(2), "first byte", ""),
         from: Instant::now().into(),
         idle: Duration::from_millis(50),
     };
@@ -115,6 +115,7 @@ fn means(pool: Pool, metrics: &Arc<Metrics>) -> Arc<Means> {
         answer: limit,
         idle: limit,
         hand_over: limit,
+        cold: Duration::ZERO,
         wake: limit,
     };
     Arc::new(Means {

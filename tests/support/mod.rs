@@ -146,7 +146,8 @@ pub struct Plan {
 impl Plan {
     pub fn new(mode: Mode) -> Plan {
         // The client's own number of tokens, so that texts can be compared with one engine's.
-        let options = vec![(Key::DecodeTokenBudget, "exact")];
+        // Limits that a test sets hold from the first exchange.
+        let options = vec![(Key::DecodeTokenBudget, "exact"), (Key::ColdTimeout, "0")];
         Plan { mode, prefill: 1, decode: 1, release: "0.32.0", dp: 1, tp: 1, options, adjust: |_| {}, apart: false }
     }
 

@@ -12,7 +12,7 @@ use crate::exchange::leg::{AnswerLeg, Leg, PrefillLeg};
 use crate::exchange::transfer::{Action, Cause, Event, Left, Notice, Orphan, Plan};
 use crate::metrics::LegStatus;
 use crate::upstream::gauges;
-use crate::upstream::{LegFailure, RANK, REQUEST_ID, Repeat, Verdict as EngineVerdict};
+use crate::upstream::{LegFailure, Limit, RANK, REQUEST_ID, Repeat, Verdict as EngineVerdict};
 
 impl Attempt {
     /// Tells the machine what has happened, and does what it says.
@@ -106,11 +106,15 @@ impl Attempt {
         guard.dispatch();
         let (upstream, api, sent) = (self.means.upstream.clone(), self.api, std::sync::Arc::default());
         let leg = Leg { upstream, api, headers, body, guard, sent };
-        let (sent, started) = (leg.sent.clone(), false);
+        let (sent, started, limit) = (leg.sent.clone(), false, self.means.limits.prefill);
         match role {
             Role::Prefill => {
                 self.prefill_sent = sent.clone();
-                self.prefill = Some(PrefillLeg { future: leg.prefill(self.means.limits.prefill), sent, started });
+                self.prefill = Some(PrefillLeg {
+                    future: leg.prefill(self.or_cold(Limit::new(limit, "answer", "--prefill-timeout"))),
+                    sent,
+                    started,
+                });
             }
             Role::Decode => {
                 self.answer_sent = sent.clone();
@@ -148,6 +152,7 @@ impl Attempt {
         let (from, to) = (&self.decode_engine.name, &guard.engine.name);
         tracing::warn!(%from, %to, "decode refused the connection: hand-over to another");
         (self.decode_engine, self.answer_end) = (guard.engine.clone(), guard.leg_end());
+        self.is_cold = meeting.is_first();
         (self.answer_guard, self.meeting) = (Some(guard), Some(meeting));
         true
     }
@@ -169,20 +174,19 @@ impl Attempt {
     /// What the client is told.
     fn error(&mut self, cause: Cause) -> ProxyError {
         let limits = &self.means.limits;
-        let late = (LegStatus::Timeout, EngineVerdict::Ailing);
         match cause {
             Cause::Leg(_) | Cause::NoBlocks => self.failure.take().unwrap_or_else(|| {
                 self.breach();
                 ProxyError::Internal
             }),
             Cause::HandOver => {
-                self.answer_end.set(late.0, late.1);
+                self.answer_end.set(LegStatus::Timeout, EngineVerdict::Ailing);
                 ProxyError::HandOverTooLate { limit: limits.hand_over }
             }
             Cause::FirstOutput => {
-                self.answer_end.set(late.0, late.1);
-                let (limit, what, option) = self.relay_limits().first_byte;
-                LegFailure::timeout(self.decode_engine.role(), what, limit, option).error
+                let late = LegFailure::timeout(self.decode_engine.role(), self.relay_limits().first_byte);
+                self.answer_end.set(late.kind.status(), late.kind.verdict());
+                late.error
             }
         }
     }

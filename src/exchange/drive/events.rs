@@ -72,6 +72,9 @@ impl Attempt {
             Told::Started(role) => Some(Event::Started(role)),
             Told::Prefill(Ok(answer)) => {
                 self.from = Instant::now();
+                if let Some(meeting) = &self.meeting {
+                    meeting.prefill_answered();
+                }
                 Some(Event::Answered(self.read(&answer)))
             }
             Told::Prefill(Err(failure)) => Some(self.failed(Role::Prefill, failure)),

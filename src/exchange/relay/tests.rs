@@ -59,6 +59,7 @@ fn means(pool: Pool) -> Arc<Means> {
         first_byte: FIRST,
         answer: FIRST,
         idle: IDLE,
+        cold: FIRST,
         hand_over: FIRST,
         wake: FIRST,
     };
@@ -94,7 +95,8 @@ impl Story {
         let head = Head { role: Role::Decode, status, headers, is_events: events };
         let began = Instant::now();
         let from = began - Duration::from_millis(late);
-        let limits = RelayLimits { first_byte: (FIRST, "first output", "--first-byte-timeout"), from, idle: IDLE };
+        let limits =
+            RelayLimits { first_byte: Limit::new(FIRST, "first output", "--first-byte-timeout"), from, idle: IDLE };
         let (metrics, cut) = (Arc::new(Metrics::new()), CancellationToken::new());
         let mut exchange = Exchange::open(metrics.clone(), api.as_str(), None);
         exchange.committed(200);
