@@ -137,7 +137,7 @@ struct Attempt {
     answer: Option<AnswerLeg>,
     answer_sent: Arc<Sent>,
     meeting: Option<Meeting>,
-    /// Whether the pair has not answered yet (`--cold-timeout`).
+    /// Whether the pair had not answered when the attempt began (`--cold-timeout`). Another decode engine of READ changes no limit.
     is_cold: bool,
     /// READ: prefill's params for decode.
     params: Option<PrefillParams>,

@@ -152,7 +152,6 @@ impl Attempt {
         let (from, to) = (&self.decode_engine.name, &guard.engine.name);
         tracing::warn!(%from, %to, "decode refused the connection: hand-over to another");
         (self.decode_engine, self.answer_end) = (guard.engine.clone(), guard.leg_end());
-        self.is_cold = meeting.is_first();
         (self.answer_guard, self.meeting) = (Some(guard), Some(meeting));
         true
     }
