@@ -167,7 +167,8 @@ impl Drive {
         let ids = Ids::fresh(&pair, versions::plain_id(prefill.traits, decode.traits));
         record.attempt(&picked, &ids.transfer_id);
         let terms = terms(means, &picked, &asked.request);
-        let is_cold = picked.meeting.is_first();
+        // Nothing of a pair is learned from prefill alone.
+        let is_cold = picked.meeting.is_first() && terms.plan != Plan::Alone;
         let prefill_engine = prefill.clone();
         // Alone, decode's place is given back at once: one on trial or a first contact must not wait for this answer.
         let (prefill_guard, answer_guard, meeting) = match terms.plan {
@@ -328,7 +329,8 @@ fn terms(means: &Means, picked: &Picked, request: &Request) -> Terms {
     let (prefill, decode) = (picked.prefill.engine.traits, picked.decode.engine.traits);
     let limits = &means.limits;
     // Kernels are built on the first exchange of a pair (protocol P6).
-    let or_cold = |limit: Duration| if picked.meeting.is_first() { limit.max(limits.cold) } else { limit };
+    let is_cold = picked.meeting.is_first() && request.alone.is_none();
+    let or_cold = |limit: Duration| if is_cold { limit.max(limits.cold) } else { limit };
     Terms {
         plan: match picked.mode {
             _ if request.alone.is_some() => Plan::Alone,

@@ -124,8 +124,9 @@ impl Server {
         self.retry_budget.request();
         let mut last: Option<ProxyError> = None;
         let mut attempts = 0;
+        let mut probes = self.probes();
         loop {
-            let picked = match self.pick().await {
+            let picked = match self.pick(&mut probes).await {
                 Ok(picked) => picked,
                 Err(error) => return Err(self.exhausted(attempts, last.unwrap_or(error))),
             };
@@ -196,10 +197,9 @@ impl Server {
     }
 
     /// A pair, waiting a little where waiting can help: for probes, for room, for a first contact to end.
-    async fn pick(&self) -> Result<Picked, ProxyError> {
+    async fn pick(&self, probes: &mut Probes<'_>) -> Result<Picked, ProxyError> {
         let began = Instant::now();
         let mut changes = self.pool.clone();
-        let mut probes = self.probes();
         loop {
             // Watched from before the look, so that nothing that happens in between is missed.
             let freed = self.selector.pairs.freed.notified();
@@ -222,13 +222,14 @@ impl Server {
 
     /// For a request that may have to wait for probes.
     pub(super) fn probes(&self) -> Probes<'_> {
-        Probes { since: tokio::time::Instant::now(), rounds: &self.rounds, round: None, is_over: false }
+        Probes { since: None, rounds: &self.rounds, round: None, is_over: false }
     }
 }
 
 /// What one request has waited for probes.
 pub(super) struct Probes<'a> {
-    since: tokio::time::Instant,
+    /// When it began to.
+    since: Option<tokio::time::Instant>,
     rounds: &'a Rounds,
     /// The round that it asked for.
     round: Option<u64>,
@@ -243,6 +244,7 @@ impl Probes<'_> {
         if !asks && pool.probing == 0 {
             return false;
         }
+        let since = *self.since.get_or_insert_with(tokio::time::Instant::now);
         let round = if asks { *self.round.get_or_insert_with(|| self.rounds.ask()) } else { 0 };
         tokio::select! {
             changed = changes.changed() => changed.is_ok(),
@@ -250,7 +252,7 @@ impl Probes<'_> {
                 self.is_over = true;
                 true
             }
-            () = tokio::time::sleep_until(self.since + PROBE_WAIT) => false,
+            () = tokio::time::sleep_until(since + PROBE_WAIT) => false,
         }
     }
 }

@@ -26,9 +26,11 @@ struct Met {
     trying: bool,
 }
 
-/// A pair whose first exchange is under way.
+/// A pair whose first exchanges are under way.
 #[derive(Debug)]
 struct Wait {
+    /// How many they are.
+    count: usize,
     prefill: String,
     decode: String,
     since: Instant,
@@ -88,19 +90,26 @@ impl PairHistory {
         }
         let (key, peer) = key(prefill, decode, mode);
         self.met.entry(key).or_insert(Met { peer, proved: false, trying: true }).trying = true;
-        self.waits.entry(key).or_insert_with(|| Wait {
+        let wait = self.waits.entry(key).or_insert_with(|| Wait {
+            count: 0,
             prefill: prefill.name.clone(),
             decode: decode.name.clone(),
             since: now,
             told: now,
             role: Role::Prefill,
         });
+        wait.count += 1;
     }
 
     /// The pair's exchange produced its first byte, or ended without one.
     pub fn end(&mut self, prefill: &Engine, decode: &Engine, mode: Mode, proved: bool) {
         let (key, _) = key(prefill, decode, mode);
-        self.waits.remove(&key);
+        if let Some(wait) = self.waits.get_mut(&key) {
+            wait.count -= 1;
+            if proved || wait.count == 0 {
+                self.waits.remove(&key);
+            }
+        }
         if let Some(met) = self.met.get_mut(&key) {
             met.trying = false;
             met.proved |= proved;
@@ -169,6 +178,8 @@ mod tests {
         let (mut history, start) = (PairHistory::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
         history.begin(&prefill, &decode, Mode::Write, start);
+        history.begin(&prefill, &decode, Mode::Write, after(1));
+        history.end(&prefill, &decode, Mode::Write, false);
         assert_eq!(history.lasting(after(9)), []);
         let waited = |role, engine: &Engine, seconds| (role, engine.name.clone(), Duration::from_secs(seconds));
         assert_eq!(history.lasting(after(10)), [waited(Role::Prefill, &prefill, 10)]);

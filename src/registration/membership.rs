@@ -50,16 +50,16 @@ pub struct Discovery {
     /// Whether a request waits for the next round.
     round_wanted: bool,
     next_round: Instant,
-    /// The round that is under way.
+    /// The rounds that are under way.
     round: Option<Round>,
     first_probes: Arc<Semaphore>,
     later_probes: Arc<Semaphore>,
 }
 
-/// A round of probes.
+/// The rounds of probes that are under way, taken together: an engine that does not answer keeps nobody else from being asked again.
 #[derive(Debug, Default)]
 struct Round {
-    /// Engines that were being probed when it began: they are asked once more.
+    /// Engines that were being probed when the last of them began: they are asked once more.
     wanted: HashSet<u64>,
     /// Engines whose answers are waited for.
     asked: HashSet<u64>,
@@ -127,7 +127,7 @@ impl Discovery {
                     self.round_wanted = true;
                     false
                 }
-                () = tokio::time::sleep_until(self.next_round.into()), if self.round_wanted && self.round.is_none() => {
+                () = tokio::time::sleep_until(self.next_round.into()), if self.round_wanted => {
                     self.begin_round();
                     false
                 }
@@ -194,11 +194,11 @@ impl Discovery {
     fn begin_round(&mut self) {
         self.round_wanted = false;
         self.next_round = Instant::now() + ROUNDS_APART;
-        self.round = Some(Round { wanted: self.registry.unready(), asked: HashSet::new() });
+        self.round.get_or_insert_default().wanted = self.registry.unready();
         self.rounds.begin();
     }
 
-    /// Probes what the round still wants.
+    /// Probes what a round still wants.
     fn go_round(&mut self, results: &mpsc::UnboundedSender<Probed>) {
         let Some(round) = &mut self.round else { return };
         let orders = self.registry.hasten(&mut round.wanted);
@@ -208,7 +208,7 @@ impl Discovery {
         }
     }
 
-    /// Ends the round once its last answer is in, and published.
+    /// Ends the rounds once their last answer is in, and published.
     fn end_round(&mut self) {
         if self.round.take_if(|round| round.wanted.is_empty() && round.asked.is_empty()).is_some() {
             self.rounds.end();

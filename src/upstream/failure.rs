@@ -127,10 +127,11 @@ impl Limit {
         Limit { time, what, option, is_cold: false }
     }
 
-    /// The same on a pair that has not answered yet: `cold` (`--cold-timeout`), if that is longer.
+    /// The same on a pair that has not answered yet: no shorter than `cold` (`--cold-timeout`); unchanged if that is zero.
     #[must_use]
     pub fn cold(self, cold: Duration) -> Self {
-        if cold > self.time { Limit { time: cold, option: "--cold-timeout", is_cold: true, ..self } } else { self }
+        let option = if cold > self.time { "--cold-timeout" } else { self.option };
+        if cold.is_zero() { self } else { Limit { time: self.time.max(cold), option, is_cold: true, ..self } }
     }
 }
 
@@ -173,5 +174,25 @@ impl LegFailure {
     /// Something else stands at the engine's address: it took no work, and will take none.
     pub fn redirected(role: Role) -> Self {
         LegFailure { kind: Kind::Redirected, error: ProxyError::Redirected { role } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cold_start_is_no_verdict_whichever_limit_is_longer() {
+        let own = Limit::new(Duration::from_secs(10), "answer", "--answer-timeout");
+        for (cold, time, option, verdict) in [
+            (0, 10, "--answer-timeout", Verdict::Ailing),
+            (5, 10, "--answer-timeout", Verdict::None),
+            (10, 10, "--answer-timeout", Verdict::None),
+            (20, 20, "--cold-timeout", Verdict::None),
+        ] {
+            let limit = own.cold(Duration::from_secs(cold));
+            assert_eq!((limit.time.as_secs(), limit.option), (time, option), "{cold}");
+            assert_eq!(LegFailure::timeout(Role::Decode, limit).kind.verdict(), verdict, "{cold}");
+        }
     }
 }

@@ -154,6 +154,9 @@ async fn an_engine_serves_from_the_moment_it_is_healthy() {
             let about = (role, mode, "0.32.0");
             engines.push(Fake::start_as(Health::Refuses, about, world.proxy.registration, reply).await);
         }
+        // One that never answers keeps the others from nothing.
+        let about = (Role::Prefill, mode, "0.32.0");
+        let _hung = Fake::start_as(Health::Hangs, about, world.proxy.registration, |_| answer(&json!({}))).await;
         let states = async |wanted: &str| {
             for engine in &engines {
                 until_engine(&world.proxy, &engine.http.to_string(), wanted, |e| e["state"] == wanted).await;

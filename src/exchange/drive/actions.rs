@@ -152,6 +152,7 @@ impl Attempt {
         let (from, to) = (&self.decode_engine.name, &guard.engine.name);
         tracing::warn!(%from, %to, "decode refused the connection: hand-over to another");
         (self.decode_engine, self.answer_end) = (guard.engine.clone(), guard.leg_end());
+        meeting.prefill_answered();
         (self.answer_guard, self.meeting) = (Some(guard), Some(meeting));
         true
     }
