@@ -1,9 +1,11 @@
 //! Arguments, logging, signals, exit codes.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use moriio_proxy::app::{App, Finish};
+use moriio_proxy::settings::faces::{Asked, CommandLine, Face};
 use moriio_proxy::settings::options::ServeOptions;
 use moriio_proxy::settings::{Config, LogFormat};
 use moriio_proxy::{demo, sim};
@@ -36,14 +38,22 @@ enum Command {
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(program) = Face::of(&arguments).program() {
+        return match program.parse(arguments) {
+            Ok((Asked::Serve, line)) => serve(&line),
+            Ok((Asked::Check, line)) => check(&line),
+            Err(error) => refuse(&error),
+        };
+    }
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
     match cli.command {
-        None => serve(&cli.serve),
-        Some(Command::Serve(options)) => serve(&options),
-        Some(Command::Check(options)) => check(&options),
+        None => serve(&cli.serve.into()),
+        Some(Command::Serve(options)) => serve(&options.into()),
+        Some(Command::Check(options)) => check(&options.into()),
         Some(Command::Sim(options)) => block_on(2, async move {
             match sim::run(options, stop_signal()).await {
                 Ok(()) => ExitCode::SUCCESS,
@@ -95,15 +105,15 @@ fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-fn resolve(options: &ServeOptions) -> Result<(Config, Vec<String>), ExitCode> {
-    Config::resolve(options, environment()).map_err(|mistakes| {
+fn resolve(line: &CommandLine) -> Result<(Config, Vec<String>), ExitCode> {
+    Config::resolve_line(line, environment()).map_err(|mistakes| {
         complain(&mistakes.to_string());
         ExitCode::from(USAGE)
     })
 }
 
-fn check(options: &ServeOptions) -> ExitCode {
-    let (config, warnings) = match resolve(options) {
+fn check(line: &CommandLine) -> ExitCode {
+    let (config, warnings) = match resolve(line) {
         Ok(resolved) => resolved,
         Err(code) => return code,
     };
@@ -117,12 +127,15 @@ fn check(options: &ServeOptions) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn serve(options: &ServeOptions) -> ExitCode {
-    let (config, warnings) = match resolve(options) {
+fn serve(line: &CommandLine) -> ExitCode {
+    let (config, warnings) = match resolve(line) {
         Ok(resolved) => resolved,
         Err(code) => return code,
     };
     start_logging(config.log.level, config.log.format);
+    if let Some((face, defaults)) = &config.face {
+        tracing::info!(face, defaults, "options and defaults of another program");
+    }
     for warning in warnings {
         tracing::warn!("{warning}");
     }

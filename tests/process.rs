@@ -1,5 +1,6 @@
 //! The built binary as scripts and operators meet it: what it prints, refuses, logs and survives.
 
+mod faces;
 mod output;
 mod stop;
 
@@ -158,38 +159,6 @@ async fn unknown_variables_are_one_warning() {
     let warnings: Vec<&str> = log.lines().filter(|line| line.contains("unknown")).collect();
     assert_eq!(warnings.len(), 1, "{log}");
     assert!(warnings[0].contains("PROXY_ANOTHER_TOOL") && warnings[0].contains("PROXY_YET_ANOTHER"), "{log}");
-}
-
-/// As AMD's job script starts vllm-router, with free ports.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_command_line_of_vllm_router_is_accepted() {
-    let mut launched = command(&[
-        "--vllm-pd-disaggregation",
-        "--kv-connector",
-        "moriio",
-        "--vllm-discovery-address",
-        "127.0.0.1:0",
-        "--port",
-        "0",
-        "--host",
-        "127.0.0.1",
-        "--policy",
-        "round_robin",
-        "--prefill-policy",
-        "random",
-        "--decode-policy",
-        "power_of_two",
-        "--log-level",
-        "info",
-    ]);
-    launched.env("PROXY_LOG_FORMAT", "json");
-    let mut proxy = Served::launch(launched);
-    let engines = pair(&proxy, Mode::Write, |_| {}).await;
-    let answer = Answer::of(ask(&proxy, &completion("a prompt", 6, false)).await).await;
-    assert_eq!(answer.text(), expected_text(&json!("a prompt"), 5));
-    proxy.process.signal("TERM");
-    assert_eq!(proxy.finish().0, Some(0));
-    drop(engines);
 }
 
 #[tokio::test(flavor = "multi_thread")]

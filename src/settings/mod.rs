@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::settings::options::{Key, ServeOptions};
 
+pub mod faces;
 mod hosts;
 pub mod options;
 mod parts;
@@ -22,6 +23,7 @@ pub use parts::{
 pub use reader::Mistakes;
 pub use values::Secret;
 
+use faces::CommandLine;
 use reader::Reader;
 use values::{choice, number, switch};
 
@@ -49,6 +51,8 @@ pub struct Config {
     pub log: Log,
     /// Threads that serve clients, at least 1 (`--workers`).
     pub workers: usize,
+    /// The program that it stands in for, with the defaults that it changes and nobody has set.
+    pub face: Option<(&'static str, String)>,
     /// Every option with its effective value, secrets masked.
     effective: BTreeMap<Key, String>,
 }
@@ -64,12 +68,25 @@ impl Config {
         options: &ServeOptions,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<(Self, Vec<String>), Mistakes> {
-        let mut reader = Reader::new(options, environment);
+        Self::resolve_line(&CommandLine::from(options.clone()), environment)
+    }
+
+    /// The same for a command line that may be another program's.
+    ///
+    /// # Errors
+    /// All mistakes at once, each naming the flag or variable it was found in.
+    pub fn resolve_line(
+        line: &CommandLine,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<(Self, Vec<String>), Mistakes> {
+        let mut reader = Reader::new(&line.own, environment);
+        faces::translate(line, &mut reader);
         let (parts, log, workers) = (Parts::read(&mut reader), Log::read(&mut reader), workers(&mut reader));
         compare(&mut reader, &parts);
         accept_foreign(&mut reader);
+        let face = line.program().map(|program| (program.name, reader.changed_defaults()));
         let (effective, warnings) = reader.finish()?;
-        Ok((Self { parts, log, workers, effective }, warnings))
+        Ok((Self { parts, log, workers, face, effective }, warnings))
     }
 
     /// Every option by its name with its effective value, secrets masked: what `check` and the start-up log print.

@@ -169,7 +169,7 @@ table! {
     }
     "Accepted from vllm-router command lines" {
         VllmPdDisaggregation "vllm-pd-disaggregation" "PROXY_VLLM_PD_DISAGGREGATION" Switch = "false":
-            "No effect: this proxy does nothing else";
+            "As a flag, serves with the options and defaults of vllm-router; as a variable, no effect";
         KvConnector "kv-connector" "PROXY_KV_CONNECTOR" Value("NAME") = "moriio":
             "The engines' KV connector; only `moriio` is known";
         VllmDiscoveryAddress "vllm-discovery-address" "PROXY_VLLM_DISCOVERY_ADDRESS" Value("HOST:PORT") = "":
@@ -199,7 +199,8 @@ impl Row {
         matches!(self.kind, Form::Secret(_))
     }
 
-    fn argument(&self) -> Arg {
+    /// The option as clap takes it.
+    pub(super) fn argument(&self) -> Arg {
         let mut help = self.meaning.replace('`', "");
         if !self.default.is_empty() && self.kind != Form::Switch {
             // Writing to a String cannot fail.
@@ -265,13 +266,20 @@ impl FromArgMatches for ServeOptions {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for row in TABLE.iter().filter(|row| !row.flag.is_empty()) {
+        self.take(matches, TABLE.iter().filter(|row| !row.flag.is_empty()));
+        Ok(())
+    }
+}
+
+impl ServeOptions {
+    /// Takes what was typed for these options.
+    pub(super) fn take(&mut self, matches: &ArgMatches, rows: impl Iterator<Item = &'static Row>) {
+        for row in rows {
             if let Ok(Some(values)) = matches.try_get_many::<String>(row.flag) {
                 let values: Vec<&str> = values.map(String::as_str).collect();
                 self.typed.insert(row.key, values.join(","));
             }
         }
-        Ok(())
     }
 }
 

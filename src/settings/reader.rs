@@ -1,4 +1,4 @@
-//! The three layers an option is looked up in, and the mistakes found on the way.
+//! The layers an option is looked up in, and the mistakes found on the way.
 
 use std::collections::BTreeMap;
 
@@ -20,9 +20,15 @@ pub struct Mistakes(String);
 pub(super) struct Reader<'a> {
     options: &'a ServeOptions,
     variables: BTreeMap<String, String>,
+    /// What another program's options come to, each with the name it was given by; as strong as flags, but weaker than ours.
+    lent: BTreeMap<Key, (String, String)>,
+    /// Another program's defaults, in place of those of the table.
+    defaults: BTreeMap<Key, String>,
     shown: BTreeMap<Key, String>,
     /// What is wrong with an option, or with what several say together.
     mistakes: BTreeMap<Vec<Key>, String>,
+    /// What is wrong with another program's options, each line whole.
+    foreign: Vec<String>,
     warnings: Vec<String>,
 }
 
@@ -32,8 +38,16 @@ impl<'a> Reader<'a> {
         let set = environment.filter(|(_, value)| !value.trim().is_empty());
         let (variables, others): (BTreeMap<_, _>, BTreeMap<_, _>) = set.partition(|(name, _)| known(name));
         let unknown: Vec<String> = others.into_keys().filter(|name| name.starts_with(PREFIX)).collect();
-        let mut reader =
-            Self { options, variables, shown: BTreeMap::new(), mistakes: BTreeMap::new(), warnings: Vec::new() };
+        let mut reader = Self {
+            options,
+            variables,
+            lent: BTreeMap::new(),
+            defaults: BTreeMap::new(),
+            shown: BTreeMap::new(),
+            mistakes: BTreeMap::new(),
+            foreign: Vec::new(),
+            warnings: Vec::new(),
+        };
         if !unknown.is_empty() {
             reader.warn(format!("{}: unknown, without effect", unknown.join(", ")));
         }
@@ -42,18 +56,54 @@ impl<'a> Reader<'a> {
 
     /// Every option with its effective value and the warnings, or all mistakes.
     pub(super) fn finish(self) -> Result<(BTreeMap<Key, String>, Vec<String>), Mistakes> {
-        if self.mistakes.is_empty() {
+        if self.mistakes.is_empty() && self.foreign.is_empty() {
             return Ok((self.shown, self.warnings));
         }
         let names = |keys: &[Key]| keys.iter().map(|key| self.named(*key)).collect::<Vec<_>>().join(" and ");
-        let lines = self.mistakes.iter().map(|(keys, what)| format!("moriio-proxy: {}: {what}", names(keys)));
-        Err(Mistakes(lines.collect::<Vec<_>>().join("\n")))
+        let own = self.mistakes.iter().map(|(keys, what)| format!("{}: {what}", names(keys)));
+        let mut lines: Vec<String> = Vec::new();
+        for line in own.chain(self.foreign.iter().cloned()).map(|line| format!("moriio-proxy: {line}")) {
+            // One option of another program may go to several of ours.
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+        Err(Mistakes(lines.join("\n")))
+    }
+
+    /// Gives an option the value that another program's option comes to; of several the last counts.
+    pub(super) fn lend(&mut self, key: Key, text: String, name: &str) {
+        self.lent.insert(key, (text, name.to_owned()));
+    }
+
+    /// Gives an option another default.
+    pub(super) fn default_to(&mut self, key: Key, text: String) {
+        self.defaults.insert(key, text);
+    }
+
+    /// The options that have another default than ours and were not given, with their effective values.
+    pub(super) fn changed_defaults(&self) -> String {
+        let changed =
+            |key: &&Key| !self.is_given(**key) && self.defaults.get(*key).is_some_and(|text| text != key.row().default);
+        let value = |key: &Key| self.shown.get(key).map_or("none", String::as_str);
+        let line = |key: &Key| format!("{}={}", key.row().name().trim_start_matches('-'), value(key));
+        self.defaults.keys().filter(changed).map(line).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Notes a mistake in an option of another program.
+    pub(super) fn refuse(&mut self, name: &str, what: &str) {
+        self.foreign.push(format!("{name}: {what}"));
+    }
+
+    fn default(&self, key: Key) -> &str {
+        self.defaults.get(&key).map_or(key.row().default, String::as_str)
     }
 
     /// What the user gave for an option, in the stronger of its two places.
     fn given(&self, key: Key) -> Option<&str> {
         let variable = || self.variables.get(key.row().variable).map(String::as_str);
-        self.options.typed(key).or_else(variable).map(str::trim)
+        let lent = || self.lent.get(&key).map(|(text, _)| text.as_str());
+        self.options.typed(key).or_else(lent).or_else(variable).map(str::trim)
     }
 
     pub(super) fn is_given(&self, key: Key) -> bool {
@@ -62,7 +112,11 @@ impl<'a> Reader<'a> {
 
     /// The name the user gave an option by; its flag if they did not.
     pub(super) fn named(&self, key: Key) -> String {
-        let by_variable = self.options.typed(key).is_none() && self.variables.contains_key(key.row().variable);
+        let typed = self.options.typed(key).is_some();
+        if let Some((_, name)) = self.lent.get(&key).filter(|_| !typed) {
+            return name.clone();
+        }
+        let by_variable = !typed && self.variables.contains_key(key.row().variable);
         if by_variable { key.row().variable.to_owned() } else { key.row().name() }
     }
 
@@ -93,21 +147,26 @@ impl<'a> Reader<'a> {
     pub(super) fn find<T>(&mut self, key: Key, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
         let parsed = self.given(key).map(|text| parse(text).map_err(|refusal| self.refused(key, text, &refusal)));
         let parsed = parsed.and_then(|parsed| parsed.map_err(|what| self.mistakes.insert(vec![key], what)).ok());
-        let (value, shown) = parsed.or_else(|| parse(key.row().default).ok()).unzip();
+        let (value, shown) = parsed.or_else(|| parse(self.default(key)).ok()).unzip();
         self.show(key, shown.unwrap_or_else(|| String::from("none")));
         value
     }
 
-    /// What is wrong with a value: quoted unless it is a secret, on one line, not endless.
+    /// What is wrong with a value: quoted unless it is a secret.
     fn refused(&self, key: Key, text: &str, refusal: &Refusal) -> String {
         if key.row().is_secret() {
             return refusal.to_string();
         }
-        let short: String = text.chars().take(QUOTED_MAX).collect();
-        let rest = if short.len() < text.len() { "..." } else { "" };
         // A Kubernetes service of our name puts such variables into every container of its namespace.
         let link = text.contains("://") && self.named(key) == key.row().variable;
         let hint = if link { " (set by a Kubernetes service link? enableServiceLinks: false)" } else { "" };
-        format!("{short:?}{rest} {refusal}{hint}")
+        format!("{} {refusal}{hint}", quoted(text))
     }
+}
+
+/// A refused value as messages repeat it: on one line, not endless.
+pub(super) fn quoted(text: &str) -> String {
+    let short: String = text.chars().take(QUOTED_MAX).collect();
+    let rest = if short.len() < text.len() { "..." } else { "" };
+    format!("{short:?}{rest}")
 }

@@ -27,6 +27,12 @@ pub(super) enum Refusal {
     Zero,
     #[error("is not a number from {0} to {1}")]
     Number(String, String),
+    #[error("is not a whole number")]
+    Whole,
+    #[error("is not a number")]
+    Decimal,
+    #[error("is not a port or `none`")]
+    PortOrNone,
     #[error("is not a number of bytes such as 268435456, 256MiB, 10MB or 64KiB")]
     Size,
     #[error("is larger than 64GiB")]

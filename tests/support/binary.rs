@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,12 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_moriio-proxy");
 
 /// A command that sees no `PROXY_` variable of the surroundings.
 pub fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(BINARY);
+    command_at(BINARY.as_ref(), arguments)
+}
+
+/// The same for the binary under another name.
+pub fn command_at(program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PROXY_") || name == "OPENAI_API_KEY" {
             command.env_remove(name);

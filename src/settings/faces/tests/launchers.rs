@@ -1,0 +1,148 @@
+//! The command lines of launchers that start vllm-router.
+
+use std::collections::BTreeMap;
+
+use super::{Face, arguments, resolve};
+
+/// What a launcher's command line comes to: where it serves, where engines register, and the warnings.
+fn check(line: &str, http: &str, discovery: &str, said: &[&str]) -> BTreeMap<String, String> {
+    let called = arguments(line);
+    assert_eq!(Face::of(&called), Face::VllmRouter, "{line}");
+    let rest = line.split_once(' ').unwrap().1;
+    let (config, warnings) = resolve(rest, &[]).unwrap_or_else(|text| panic!("{line}: {text}"));
+    assert_eq!(config.parts.listen.http.to_string(), http, "{line}");
+    assert_eq!(config.parts.listen.discovery.to_string(), discovery, "{line}");
+    assert_eq!(warnings, said, "{line}");
+    let effective: BTreeMap<String, String> = config.describe().into_iter().collect();
+    assert_eq!(effective["decode-token-budget"], "exact");
+    assert_eq!(effective["health-waits-for-pair"], "true");
+    effective
+}
+
+const MORIIO: &str = "--vllm-pd-disaggregation --kv-connector moriio";
+const DISCOVERY: &str = "--vllm-discovery-address 0.0.0.0:36367";
+
+fn policies(name: &str) -> String {
+    format!("--policy {name} --prefill-policy {name} --decode-policy {name}")
+}
+
+#[test]
+fn amds_dissagregation_script() {
+    let line = format!(
+        "vllm-router --host 0.0.0.0 --port 30000 {MORIIO} --prefill http://10.0.0.1:20005 --prefill http://10.0.0.2:20005 \
+         --decode http://10.0.0.3:20005 --decode http://10.0.0.4:20005 {DISCOVERY} --intra-node-data-parallel-size 8 \
+         --moriio-dp-size 16 {} --log-level info --prometheus-port 29000",
+        policies("round_robin")
+    );
+    let said = [
+        "--intra-node-data-parallel-size, --moriio-dp-size, --prefill, --decode: taken, but what engines register decides",
+        "--prometheus-port: taken, not available yet",
+    ];
+    let effective = check(&line, "0.0.0.0:30000", "0.0.0.0:36367", &said);
+    assert_eq!(effective["prefill-timeout"], "1800s");
+}
+
+#[test]
+fn the_ep16_launch() {
+    for port in [36367, 36382, 36390] {
+        let line = format!(
+            "vllm-router --host 0.0.0.0 --port 10001 {MORIIO} --vllm-discovery-address 0.0.0.0:{port} {} --log-level info \
+             --intra-node-data-parallel-size 8 --worker-startup-timeout-secs 3600 --max-concurrent-requests 1024 \
+             --request-timeout-secs 3600 --retry-max-retries 1",
+            policies("round_robin")
+        );
+        let said = ["--intra-node-data-parallel-size: taken, but what engines register decides"];
+        let effective = check(&line, "0.0.0.0:10001", &format!("0.0.0.0:{port}"), &said);
+        for limit in ["prefill-timeout", "first-byte-timeout", "stream-idle-timeout", "answer-timeout"] {
+            assert_eq!(effective[limit], "3600s", "{limit}");
+        }
+        assert_eq!((&*effective["max-in-flight"], &*effective["retries"]), ("1024", "0"));
+    }
+}
+
+#[test]
+fn the_kimi_k3_recipe() {
+    let line = format!(
+        "vllm-router --host 0.0.0.0 --port 30000 {MORIIO} --prefill http://10.0.0.1:20005 --decode http://10.0.0.2:20005 \
+         {DISCOVERY} --moriio-dp-size 8 {}",
+        policies("round_robin")
+    );
+    let said = ["--moriio-dp-size, --prefill, --decode: taken, but what engines register decides"];
+    check(&line, "0.0.0.0:30000", "0.0.0.0:36367", &said);
+}
+
+#[test]
+fn srt_slurm() {
+    let base = format!(
+        "vllm-router {MORIIO} {DISCOVERY} --host 0.0.0.0 --port 8000 --intra-node-data-parallel-size 8 \
+         --worker-startup-timeout-secs 1800"
+    );
+    let said = ["--intra-node-data-parallel-size: taken, but what engines register decides"];
+    check(&base, "0.0.0.0:8000", "0.0.0.0:36367", &said);
+    // What its users add may say again what it has said, and repeat lists and flags.
+    let added = format!(
+        "{base} --port 8001 --vllm-pd-disaggregation --worker-startup-timeout-secs 60 --disable-retries \
+         --request-id-headers x-a --request-id-headers x-b"
+    );
+    let said = [said[0], "--request-id-headers: taken, not available yet"];
+    let effective = check(&added, "0.0.0.0:8001", "0.0.0.0:36367", &said);
+    assert_eq!(effective["retries"], "0");
+}
+
+#[test]
+fn vllms_pipeline() {
+    for size in [8, 1] {
+        let line = format!(
+            "vllm-router {MORIIO} {DISCOVERY} --port 30000 --host 0.0.0.0 --intra-node-data-parallel-size {size} {} \
+             --log-level info",
+            policies("round_robin")
+        );
+        let said = ["--intra-node-data-parallel-size: taken, but what engines register decides"];
+        check(&line, "0.0.0.0:30000", "0.0.0.0:36367", &said);
+    }
+}
+
+#[test]
+fn inference_x() {
+    let line = format!(
+        "vllm-router {MORIIO} {DISCOVERY} --port 30000 --host 0.0.0.0 {} --log-level info",
+        policies("consistent_hash")
+    );
+    let said = ["--policy, --prefill-policy, --decode-policy: not available, round_robin is used"];
+    check(&line, "0.0.0.0:30000", "0.0.0.0:36367", &said);
+}
+
+#[test]
+fn the_routers_own_test() {
+    let line = format!(
+        "vllm-router --port 8300 {} {MORIIO} {DISCOVERY} --worker-startup-check-interval 1",
+        policies("consistent_hash")
+    );
+    let said = ["--policy, --prefill-policy, --decode-policy: not available, round_robin is used"];
+    check(&line, "127.0.0.1:8300", "0.0.0.0:36367", &said);
+}
+
+#[test]
+fn the_line_of_vllms_documentation() {
+    let line = format!("vllm-router {MORIIO} {DISCOVERY}");
+    check(&line, "127.0.0.1:30000", "0.0.0.0:36367", &[]);
+    check(&line.replace("vllm-router", "moriio-proxy"), "127.0.0.1:30000", "0.0.0.0:36367", &[]);
+}
+
+#[test]
+fn what_the_image_runs_by_itself() {
+    check("vllm-router --host 0.0.0.0 --port 8080", "0.0.0.0:8080", "0.0.0.0:36367", &[]);
+}
+
+/// Engines of another connector that are named and do not register.
+#[test]
+fn prime_rl_is_refused_clearly() {
+    let line = "--vllm-pd-disaggregation --kv-connector nixl --prefill http://p:1 --decode http://d:1 --policy consistent_hash";
+    let text = resolve(line, &[]).unwrap_err();
+    let wanted = [
+        "moriio-proxy: --kv-connector: \"nixl\" is not available, only moriio is",
+        "moriio-proxy: --prefill: refused without --vllm-discovery-address: engines register here",
+        "moriio-proxy: --decode: refused without --vllm-discovery-address: engines register here",
+    ];
+    assert_eq!(text.lines().collect::<Vec<_>>(), wanted);
+}

@@ -1,0 +1,134 @@
+//! The binary as another program: by a link of its name, or by an option that only it has.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use moriio_proxy::sim::{Mode, expected_text};
+use serde_json::{Value, json};
+
+use super::{ask, pair, text};
+use crate::support::binary::{BINARY, Served, command, command_at};
+use crate::support::{Answer, client, completion};
+
+const PORTS: [&str; 4] = ["--port", "0", "--vllm-discovery-address", "127.0.0.1:0"];
+const MORIIO: [&str; 3] = ["--vllm-pd-disaggregation", "--kv-connector", "moriio"];
+
+/// The binary under the name of vllm-router, as a launcher's image would have it on PATH.
+struct Link {
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Link {
+    fn new() -> Link {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vllm-router");
+        std::os::unix::fs::symlink(BINARY, &path).unwrap();
+        Link { path, _folder: folder }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        command_at(&self.path, arguments)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+}
+
+/// The lines of a log that are not about the start in general.
+fn messages(log: &str, level: &str) -> Vec<Value> {
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
+    lines.filter(|line| line["level"] == level).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_named_vllm_router_serves_as_that_program() {
+    let link = Link::new();
+    let base =
+        [&PORTS[..], &MORIIO, &["--log-format", "json", "--policy", "consistent_hash", "--log-dir", "/x"]].concat();
+    let mut proxy = Served::launch(link.command(&base));
+    assert!(proxy.http.ip().is_loopback(), "{}", proxy.http);
+    let health = || async { client().get(proxy.url("/health")).send().await.unwrap().status().as_u16() };
+    assert_eq!(health().await, 503);
+    let engines = pair(&proxy, Mode::Write, |_| {}).await;
+    assert_eq!(health().await, 200);
+    for (count, stream) in [(1, false), (6, false), (6, true), (40, true)] {
+        let answer = Answer::of(ask(&proxy, &completion("a prompt", count, stream)).await).await;
+        assert_eq!((answer.status, answer.text()), (200, expected_text(&json!("a prompt"), count)));
+    }
+    drop(engines);
+    assert_eq!(health().await, 200, "it never falls back");
+    proxy.process.signal("TERM");
+    let (code, log) = proxy.finish();
+    assert_eq!(code, Some(0), "{log}");
+    let told = messages(&log, "INFO").into_iter().filter(|line| line["face"] == "vllm-router").collect::<Vec<_>>();
+    assert_eq!(told.len(), 1, "{log}");
+    let defaults = told[0]["defaults"].as_str().unwrap();
+    assert!(defaults.starts_with("host=127.0.0.1 decode-token-budget=exact"), "{defaults}");
+    let warned: Vec<Value> = messages(&log, "WARN").into_iter().map(|line| line["message"].clone()).collect();
+    for said in ["--policy: not available, round_robin is used", "--log-dir: taken, has no effect"] {
+        assert!(warned.contains(&json!(said)), "{said}: {warned:?}");
+    }
+}
+
+#[test]
+fn the_link_checks_helps_and_refuses() {
+    let link = Link::new();
+    let check = link.run(&["check", "--request-timeout-secs", "90", "--api-key", "hush", "--prometheus-port", "29000"]);
+    let (printed, told) = (text(&check.stdout), text(&check.stderr));
+    assert!(check.status.success(), "{told}");
+    let shown: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
+    let values = [("host", "127.0.0.1"), ("prefill-timeout", "90s"), ("OPENAI_API_KEY", "***"), ("api-key", "none")];
+    for (name, value) in values {
+        assert!(shown.contains(&vec![name, value]), "{name}: {printed}");
+    }
+    assert!(told.contains("warning: --prometheus-port: taken, not available yet"), "{told}");
+    assert!(!printed.contains("hush") && !told.contains("hush"));
+    let help = link.run(&["--help"]);
+    assert!(help.status.success());
+    // A launcher looks for these two words before it starts anything.
+    for word in ["moriio", "--moriio-dp-size"] {
+        assert!(text(&help.stdout).contains(word), "{word}");
+    }
+    assert!(text(&link.run(&["--version"]).stdout).starts_with("moriio-proxy "));
+    let refused = link.run(&["--mini-lb", "--port", "x", "--worker-urls", "http://a:1"]);
+    let told = text(&refused.stderr);
+    assert_eq!((refused.status.code(), told.lines().count()), (Some(2), 3), "{told}");
+    assert_eq!(link.run(&["--nonsense"]).status.code(), Some(2));
+    assert_eq!(link.run(&["demo"]).status.code(), Some(2), "it has no demonstration under that name");
+    let native = command(&["check", "--prometheus-port", "29000"]).output().unwrap();
+    assert_eq!(native.status.code(), Some(2), "an option without effect is refused under its own name");
+}
+
+/// As AMD's job script starts vllm-router, with free ports.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_of_vllm_router_is_accepted() {
+    let mut launched = command(&[
+        "--vllm-pd-disaggregation",
+        "--kv-connector",
+        "moriio",
+        "--vllm-discovery-address",
+        "127.0.0.1:0",
+        "--port",
+        "0",
+        "--host",
+        "127.0.0.1",
+        "--policy",
+        "round_robin",
+        "--prefill-policy",
+        "random",
+        "--decode-policy",
+        "power_of_two",
+        "--log-level",
+        "info",
+    ]);
+    launched.env("PROXY_LOG_FORMAT", "json");
+    let mut proxy = Served::launch(launched);
+    let engines = pair(&proxy, Mode::Write, |_| {}).await;
+    let answer = Answer::of(ask(&proxy, &completion("a prompt", 6, false)).await).await;
+    assert_eq!(answer.text(), expected_text(&json!("a prompt"), 6));
+    proxy.process.signal("TERM");
+    assert_eq!(proxy.finish().0, Some(0));
+    drop(engines);
+}
