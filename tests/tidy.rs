@@ -16,6 +16,7 @@ use moriio_proxy::engine::Role;
 use moriio_proxy::engine::versions;
 use moriio_proxy::error::ProxyError;
 use moriio_proxy::metrics::Metrics;
+use moriio_proxy::settings::faces::Face;
 use moriio_proxy::settings::options;
 
 /// Calls that end a task or the process.
@@ -105,20 +106,30 @@ fn calls(line: &str, call: &str) -> bool {
 
 /// Compares what stands in the reference between two markers with what should stand there.
 fn compare(marker: &str, wanted: &str) {
-    let reference = read("docs/reference.md");
+    compare_page("docs/reference.md", marker, wanted);
+}
+
+fn compare_page(page: &str, marker: &str, wanted: &str) {
+    let text = read(page);
     let (begin, end) = (format!("<!-- {marker} -->"), format!("<!-- /{marker} -->"));
-    let section = reference.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end));
-    let found = section.unwrap_or_else(|| panic!("docs/reference.md has no {begin} ... {end}")).0.trim();
+    let section = text.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end));
+    let found = section.unwrap_or_else(|| panic!("{page} has no {begin} ... {end}")).0.trim();
     assert!(wanted.lines().count() > 3, "the wanted table is empty: {wanted}");
     assert!(
         found == wanted.trim(),
-        "docs/reference.md differs from the code; between {begin} and {end} it should say:\n\n{wanted}"
+        "{page} differs from the code; between {begin} and {end} it should say:\n\n{wanted}"
     );
 }
 
 #[test]
 fn the_reference_has_the_options() {
     compare("options", &options::reference_table());
+}
+
+#[test]
+fn the_page_of_vllm_router_has_its_options() {
+    let program = Face::VllmRouter.program().unwrap();
+    compare_page("docs/vllm-router.md", program.name, &program.reference_table());
 }
 
 #[test]
