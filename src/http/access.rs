@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderValue, header};
 
 use crate::error::ProxyError;
-use crate::settings::Keys;
+use crate::settings::{Keys, Preferred};
 use crate::upstream;
 
 /// Where Anthropic's clients put their key. Engines do not read it.
@@ -19,9 +19,11 @@ pub(super) fn check(keys: &Keys, client: &HeaderMap) -> Result<(), ProxyError> {
     if matching > 0 { Ok(()) } else { Err(ProxyError::Unauthorized) }
 }
 
-/// The client's headers as engines may have them. With `--api-key` the client's credential was for the proxy and ends here.
+/// The client's headers as engines may have them. With `--api-key` the client's credential was for the proxy and ends here,
+/// and so it does where the engines' key is preferred.
 pub(super) fn forwarded(keys: &Keys, client: &HeaderMap) -> HeaderMap {
-    let own = if keys.api_key.is_some() { None } else { credential(client) };
+    let replaced = keys.preferred == Preferred::EngineKey && keys.engine_key.is_some();
+    let own = if keys.api_key.is_some() || replaced { None } else { credential(client) };
     upstream::forwarded(client, own.or_else(|| keys.engine_key.clone()))
 }
 

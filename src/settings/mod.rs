@@ -17,8 +17,8 @@ mod values;
 
 pub use hosts::{Endpoint, Host, Origins};
 pub use parts::{
-    BreakerLimits, DoorLimits, Keys, Listen, Log, LogFormat, Parts, PickRules, RegistryLimits, ServerSettings, Times,
-    TokenBudget,
+    BreakerLimits, DoorLimits, Keys, Listen, Log, LogFormat, Parts, PickRules, Preferred, RegistryLimits,
+    ServerSettings, Times, TokenBudget,
 };
 pub use reader::Mistakes;
 pub use values::Secret;

@@ -96,6 +96,8 @@ parts! {
         api_key: Option<Secret> = ApiKey some(secret);
         /// Sent to engines when the client's credential is for the proxy, or there is none (`OPENAI_API_KEY`).
         engine_key: Option<HeaderValue> = OpenaiApiKey some(bearer);
+        /// Whose goes to engines where a client sent one and there is the engines' key.
+        preferred: Preferred;
     }
 
     /// Settings of the registry.
@@ -151,6 +153,21 @@ parts! {
         hand_over: Duration = HandOverLimit time;
         /// WRITE: waiting for the first byte of a decode leg whose prefill failed (`--unpark-timeout`).
         wake: Duration = UnparkTimeout time;
+    }
+}
+
+/// Whose credential engines get where there are two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preferred {
+    /// The client's.
+    Client,
+    /// The engines' key that we were given: vllm-router passes no client's credential on, whatever clients send.
+    EngineKey,
+}
+
+impl Preferred {
+    fn read(reader: &mut Reader<'_>) -> Self {
+        if reader.prefers_engine_key() { Preferred::EngineKey } else { Preferred::Client }
     }
 }
 

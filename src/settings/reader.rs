@@ -24,6 +24,8 @@ pub(super) struct Reader<'a> {
     lent: BTreeMap<Key, (String, String)>,
     /// Another program's defaults, in place of those of the table.
     defaults: BTreeMap<Key, String>,
+    /// Whether the other program gives engines its own key whatever a client sends.
+    engine_key_first: bool,
     shown: BTreeMap<Key, String>,
     /// What is wrong with an option, or with what several say together.
     mistakes: BTreeMap<Vec<Key>, String>,
@@ -43,6 +45,7 @@ impl<'a> Reader<'a> {
             variables,
             lent: BTreeMap::new(),
             defaults: BTreeMap::new(),
+            engine_key_first: false,
             shown: BTreeMap::new(),
             mistakes: BTreeMap::new(),
             foreign: Vec::new(),
@@ -79,6 +82,14 @@ impl<'a> Reader<'a> {
     /// Gives an option another default.
     pub(super) fn default_to(&mut self, key: Key, text: String) {
         self.defaults.insert(key, text);
+    }
+
+    pub(super) fn prefer_engine_key(&mut self) {
+        self.engine_key_first = true;
+    }
+
+    pub(super) fn prefers_engine_key(&self) -> bool {
+        self.engine_key_first
     }
 
     /// The options that have another default than ours and were not given, with their effective values.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use moriio_proxy::sim::{Mode, expected_text};
+use moriio_proxy::sim::{Mode, Settings, expected_text};
 use serde_json::{Value, json};
 
 use super::{ask, pair, text};
@@ -70,6 +70,32 @@ async fn a_link_named_vllm_router_serves_as_that_program() {
     for said in ["--policy: not available, round_robin is used", "--log-dir: taken, has no effect"] {
         assert!(warned.contains(&json!(said)), "{said}: {warned:?}");
     }
+}
+
+/// As there, engines get the router's key, and what clients put into their header goes nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_get_the_routers_key_whatever_a_client_sends() {
+    let keyed = |settings: &mut Settings| settings.api_key = Some(String::from("engines-own"));
+    let send = async |proxy: &Served| {
+        let request = client().post(proxy.url("/v1/completions")).bearer_auth("EMPTY");
+        let body = completion("a prompt", 3, false).to_string();
+        request.header("content-type", "application/json").body(body).send().await.unwrap().status().as_u16()
+    };
+    let link = Link::new();
+    let base = [&PORTS[..], &MORIIO, &["--log-format", "json", "--api-key", "engines-own"]].concat();
+    let proxy = Served::launch(link.command(&base));
+    let engines = pair(&proxy, Mode::Read, keyed).await;
+    assert_eq!(ask(&proxy, &completion("a prompt", 3, false)).await.status(), 200);
+    assert_eq!(send(&proxy).await, 200);
+    drop(engines);
+    // Under its own name the client's credential is its own affair.
+    let mut native = command(&["--host", "127.0.0.1", "--port", "0", "--ping-port", "0", "--log-format", "json"]);
+    native.env("OPENAI_API_KEY", "engines-own");
+    let proxy = Served::launch(native);
+    let engines = pair(&proxy, Mode::Read, keyed).await;
+    assert_eq!(ask(&proxy, &completion("a prompt", 3, false)).await.status(), 200);
+    assert_eq!(send(&proxy).await, 401);
+    drop(engines);
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub struct Program {
     pub(super) rows: &'static [Row],
     /// What it does by itself, where we have an option for that and it has none.
     pub(super) habits: &'static [(Key, &'static str)],
+    /// Whether engines get its own key, where it has one, whatever a client sends.
+    pub(super) engine_key_first: bool,
 }
 
 /// One option of another program.

@@ -93,5 +93,8 @@ fn set_defaults(program: &Program, reader: &mut Reader<'_>) {
             _ => {}
         }
     }
+    if program.engine_key_first {
+        reader.prefer_engine_key();
+    }
     program.habits.iter().for_each(|(key, text)| reader.default_to(*key, (*text).to_owned()));
 }

@@ -18,6 +18,7 @@ pub(super) const VLLM_ROUTER: Program = Program {
     rows: ROWS,
     // Its answers have as many tokens as were asked for, and its launchers wait for a pair by /health.
     habits: &[(Key::DecodeTokenBudget, "exact"), (Key::HealthWaitsForPair, "true")],
+    engine_key_first: true,
 };
 
 const POLICIES: &[&str] = &[
@@ -92,7 +93,7 @@ const ROWS: &[Row] = rows! {
         => "`--breaker-failures 0`";
     "api-key": Secret, "", Mapped(&[(Key::OpenaiApiKey, Same)],
         Some("sent to engines; clients are not asked for one (PROXY_API_KEY does that)"))
-        => "`OPENAI_API_KEY`: the engines' key, clients are not asked for one; noted";
+        => "`OPENAI_API_KEY`: engines get it whatever a client sends, clients are not asked for one; noted";
 
     "intra-node-data-parallel-size": Whole, "1", Registration(&[])
         => "engines say how many ranks they have";
