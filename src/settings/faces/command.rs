@@ -67,8 +67,7 @@ impl Row {
         let argument = Arg::new(self.flag()).long(self.flag()).visible_aliases(self.flags.get(1..).unwrap_or_default());
         let argument = argument.help(help).help_heading(TITLES[self.verdict.title()]);
         let (name, values) = match self.takes {
-            // Counted, so that it may be repeated.
-            Takes::Nothing => return argument.action(ArgAction::Count),
+            Takes::Nothing => return argument.action(ArgAction::SetTrue),
             Takes::List => ("VALUE", 0..=usize::MAX),
             Takes::UrlAndPort => ("URL", 1..=2),
             Takes::Whole | Takes::Within(..) | Takes::Number => ("NUMBER", 1..=1),
@@ -79,7 +78,7 @@ impl Row {
 
     fn typed(&self, matches: &ArgMatches) -> Option<Vec<Vec<String>>> {
         if matches!(self.takes, Takes::Nothing) {
-            return (matches.get_count(self.flag()) > 0).then(|| vec![vec![String::from("true")]]);
+            return matches.get_flag(self.flag()).then(|| vec![vec![String::from("true")]]);
         }
         let uses = matches.get_occurrences::<String>(self.flag())?;
         Some(uses.map(|values| values.cloned().collect()).collect())
