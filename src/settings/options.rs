@@ -114,7 +114,7 @@ table! {
             "Silence between bytes of decode's stream";
         AnswerTimeout "answer-timeout" "PROXY_ANSWER_TIMEOUT" Value("TIME") = "1800s":
             "An answer that is not streamed, as a whole";
-        ColdTimeout "cold-timeout" "PROXY_COLD_TIMEOUT" Value("TIME") = "30m":
+        ColdTimeout "cold-timeout" "PROXY_COLD_TIMEOUT" Value("TIME") = "1800s":
             "Prefill's answer and the first output, where longer, until a pair has once answered: it may build kernels; 0 is off";
         HandOverLimit "hand-over-limit" "PROXY_HAND_OVER_LIMIT" Value("TIME") = "20s":
             "READ mode: from prefill's answer to decode's dispatch; under 60s, when engines drop the blocks";

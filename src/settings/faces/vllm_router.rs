@@ -5,8 +5,8 @@ use crate::settings::options::Key;
 
 use Change::{Always, HalfOfFew, OneLess, Renamed, Same, Seconds};
 use Key::{
-    AnswerTimeout, BreakerFailures, BreakerOpen, BreakerOpenMax, ConnectTimeout, FirstByteTimeout, MaxBodyBytes,
-    MaxInFlight, PingHost, PingPort, PrefillTimeout, Retries, StreamIdleTimeout, VllmDiscoveryAddress,
+    AnswerTimeout, BreakerFailures, BreakerOpen, BreakerOpenMax, ColdTimeout, ConnectTimeout, FirstByteTimeout,
+    MaxBodyBytes, MaxInFlight, PingHost, PingPort, PrefillTimeout, Retries, StreamIdleTimeout, VllmDiscoveryAddress,
 };
 use Takes::{List, Nothing, Number, OneOf, Secret, Text, UrlAndPort, Whole, Within};
 use Verdict::{Honoured, HonouredIf, Inert, Mapped, Noted, Refused, Registration, Silent, SilentIf};
@@ -75,8 +75,8 @@ const ROWS: &[Row] = rows! {
         => "`--log-level`; `critical` is `error`";
     "request-timeout-secs": Within(1, LONGEST), "1800", Mapped(&[
         (PrefillTimeout, Seconds), (FirstByteTimeout, Seconds), (StreamIdleTimeout, Seconds), (AnswerTimeout, Seconds),
-        (ConnectTimeout, HalfOfFew)], None)
-        => "`--prefill-timeout`, `--first-byte-timeout`, `--stream-idle-timeout`, `--answer-timeout`";
+        (ColdTimeout, Seconds), (ConnectTimeout, HalfOfFew)], None)
+        => "`--prefill-timeout`, `--first-byte-timeout`, `--stream-idle-timeout`, `--answer-timeout`, `--cold-timeout`";
     "max-payload-size": Within(1, LARGEST), "536870912", Mapped(&[(MaxBodyBytes, Same)], None)
         => "`--max-body-bytes`";
     "max-concurrent-requests": Within(1, 1_000_000), "32768", Mapped(&[(MaxInFlight, Same)], None)

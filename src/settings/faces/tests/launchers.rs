@@ -53,7 +53,8 @@ fn the_ep16_launch() {
         );
         let said = ["--intra-node-data-parallel-size: taken, but what engines register decides"];
         let effective = check(&line, "0.0.0.0:10001", &format!("0.0.0.0:{port}"), &said);
-        for limit in ["prefill-timeout", "first-byte-timeout", "stream-idle-timeout", "answer-timeout"] {
+        for limit in ["prefill-timeout", "first-byte-timeout", "stream-idle-timeout", "answer-timeout", "cold-timeout"]
+        {
             assert_eq!(effective[limit], "3600s", "{limit}");
         }
         assert_eq!((&*effective["max-in-flight"], &*effective["retries"]), ("1024", "0"));

@@ -71,6 +71,7 @@ const CASES: &[(&str, Must)] = &[
             ("first-byte-timeout", "3600s"),
             ("stream-idle-timeout", "3600s"),
             ("answer-timeout", "3600s"),
+            ("cold-timeout", "3600s"),
         ]),
     ),
     (
@@ -80,6 +81,7 @@ const CASES: &[(&str, Must)] = &[
             ("first-byte-timeout", "4s"),
             ("stream-idle-timeout", "4s"),
             ("answer-timeout", "4s"),
+            ("cold-timeout", "4s"),
             ("connect-timeout", "2s"),
         ]),
     ),
