@@ -4,6 +4,7 @@ mod bound;
 mod changes;
 mod claims;
 mod cold;
+mod expected;
 mod liveness;
 mod reasons;
 

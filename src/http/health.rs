@@ -1,8 +1,10 @@
-//! When `/health` begins to say yes.
+//! When `/health` begins to say yes, and what `/ready` waits for beyond a pair.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::pool::Pool;
+use crate::pool::{Engine, Pool};
+use crate::settings::Expected;
 
 /// `/health` never falls back once it was 200: callers take a step back for a dead server and end the job (protocol E1).
 pub(super) struct Health {
@@ -22,5 +24,19 @@ impl Health {
         let up = pool.has_pair();
         self.reached.fetch_or(up, Ordering::Relaxed);
         up
+    }
+}
+
+/// Whether as many engines as are expected are among those that can be used.
+pub(super) fn are_there(expected: &Expected, prefill: &[Arc<Engine>], decode: &[Arc<Engine>]) -> bool {
+    let hosts = |engines: &[Arc<Engine>]| engines.iter().map(|engine| hosts(expected, engine)).sum::<usize>();
+    hosts(prefill) >= expected.prefill && hosts(decode) >= expected.decode
+}
+
+/// The hosts that an engine fills: only its first one registers.
+fn hosts(expected: &Expected, engine: &Engine) -> usize {
+    match expected.ranks_per_host {
+        0 => 1,
+        ranks => engine.registration.dp_size.div_ceil(ranks) as usize,
     }
 }

@@ -9,6 +9,7 @@ use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
+use super::health;
 use super::server::{Server, json as answer};
 use crate::pool::history::PairState;
 use crate::pool::{Claim, Engine, Pool};
@@ -35,7 +36,8 @@ pub(super) async fn version() -> Response {
     answer(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
-/// 200 while a usable pair exists; the body names every engine and every pair that is barred.
+/// 200 while a usable pair exists, and as many engines as are expected; the body names every engine and every pair that is
+/// barred.
 pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
     let (pool, now) = (server.pool(), Instant::now());
     let (prefill, decode) = counts(&pool);
@@ -57,12 +59,19 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
             stale.push(json!({"prefill": p.name, "decode": d.name, "restart": restart}));
         }
     }
+    let (expected, pair) = (&server.settings.expected, usable);
+    usable &= health::are_there(expected, &prefills, &decodes);
     let engines: Vec<_> = pool.engines().map(|engine| describe(&server, &pool, engine, now)).collect();
     let bound = server.selector.pairs.bound(&pool);
     let bound: Vec<_> = bound.iter().map(|(p, d)| json!({"prefill": p.name, "decode": d.name})).collect();
     let status = if usable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = json!({
-        "status": if usable { "ready" } else { "no usable pair" },
+    let word = match (usable, pair) {
+        (true, _) => "ready",
+        (false, true) => "waiting for the expected engines",
+        (false, false) => "no usable pair",
+    };
+    let mut body = json!({
+        "status": word,
         "prefill_instances": prefill,
         "decode_instances": decode,
         "mode": pool.mode.map(|mode| mode.as_str()),
@@ -71,6 +80,9 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
         "stale_pairs": stale,
         "bound_pairs": bound,
     });
+    if expected.prefill + expected.decode > 0 {
+        body["expected"] = json!({"prefill": expected.prefill, "decode": expected.decode});
+    }
     answer(status, &body)
 }
 

@@ -17,7 +17,7 @@ mod values;
 
 pub use hosts::{Endpoint, Host, Origins};
 pub use parts::{
-    BreakerLimits, DoorLimits, Keys, Listen, Log, LogFormat, Parts, PickRules, Preferred, RegistryLimits,
+    BreakerLimits, DoorLimits, Expected, Keys, Listen, Log, LogFormat, Parts, PickRules, Preferred, RegistryLimits,
     ServerSettings, Times, TokenBudget,
 };
 pub use reader::Mistakes;

@@ -159,6 +159,14 @@ table! {
         HealthWaitsForPair "health-waits-for-pair" "PROXY_HEALTH_WAITS_FOR_PAIR" Switch = "false":
             "Answer /health with 503 until a prefill and a decode engine have once been ready together";
     }
+    "Readiness" {
+        ExpectPrefill "expect-prefill" "PROXY_EXPECT_PREFILL" Value("COUNT") = "0":
+            "Prefill engines that must be usable before /ready says yes; at least one always must";
+        ExpectDecode "expect-decode" "PROXY_EXPECT_DECODE" Value("COUNT") = "0":
+            "Decode engines that must be usable before it does";
+        RanksPerHost "ranks-per-host" "PROXY_RANKS_PER_HOST" Value("COUNT") = "0":
+            "Ranks on one host: an engine of more counts there once for each host that it fills; 0 counts it once";
+    }
     "Process" {
         LogLevel "log-level" "PROXY_LOG_LEVEL" Value("LEVEL") = "info":
             "What is logged: `trace`, `debug`, `info`, `warn` or `error`";

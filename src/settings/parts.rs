@@ -88,6 +88,19 @@ parts! {
         keys: Keys;
         /// `/health` is 503 until the first pair (`--health-waits-for-pair`).
         health_waits: bool = HealthWaitsForPair switch;
+        /// What must be there before `/ready` says yes.
+        expected: Expected;
+    }
+
+    /// What must be there before `/ready` says yes.
+    #[derive(Copy)]
+    Expected {
+        /// Prefill engines, by the hosts that they fill (`--expect-prefill`).
+        prefill: usize = ExpectPrefill number(0, MANY);
+        /// Decode engines, likewise (`--expect-decode`).
+        decode: usize = ExpectDecode number(0, MANY);
+        /// Ranks of an engine on one host; 0 counts each engine once (`--ranks-per-host`).
+        ranks_per_host: u32 = RanksPerHost number(0, 1024);
     }
 
     /// Whose credential goes where.
