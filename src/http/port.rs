@@ -22,6 +22,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(1024)?;
+    // The system has its own limit (`net.core.somaxconn`), which is to be the only one.
+    socket.listen(i32::from(u16::MAX))?;
     TcpListener::from_std(socket.into())
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::settings::options::{Key, ServeOptions};
 
+mod conduct;
 pub mod faces;
 mod hosts;
 pub mod options;
@@ -15,6 +16,7 @@ mod parts;
 mod reader;
 mod values;
 
+pub use conduct::Conduct;
 pub use hosts::{Endpoint, Host, Origins};
 pub use parts::{
     BreakerLimits, DoorLimits, Expected, Keys, Listen, Log, LogFormat, Parts, PickRules, Preferred, RegistryLimits,
@@ -79,7 +81,7 @@ impl Config {
         line: &CommandLine,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<(Self, Vec<String>), Mistakes> {
-        let mut reader = Reader::new(&line.own, environment);
+        let mut reader = Reader::new(&line.own, environment, |name| line.claims(name));
         faces::translate(line, &mut reader);
         let (parts, log, workers) = (Parts::read(&mut reader), Log::read(&mut reader), workers(&mut reader));
         compare(&mut reader, &parts);

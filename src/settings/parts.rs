@@ -6,6 +6,7 @@ use http::HeaderValue;
 use ipnet::IpNet;
 use tracing::Level;
 
+use super::conduct::Conduct;
 use super::hosts::{self, Endpoint, Host, Origins};
 use super::options::Key;
 use super::reader::Reader;
@@ -90,6 +91,8 @@ parts! {
         health_waits: bool = HealthWaitsForPair switch;
         /// What must be there before `/ready` says yes.
         expected: Expected;
+        /// The ways of the program that the proxy stands in for.
+        conduct: Conduct;
     }
 
     /// What must be there before `/ready` says yes.
@@ -180,7 +183,13 @@ pub enum Preferred {
 
 impl Preferred {
     fn read(reader: &mut Reader<'_>) -> Self {
-        if reader.prefers_engine_key() { Preferred::EngineKey } else { Preferred::Client }
+        if reader.conduct().engine_key_first { Preferred::EngineKey } else { Preferred::Client }
+    }
+}
+
+impl Conduct {
+    fn read(reader: &mut Reader<'_>) -> Self {
+        reader.conduct()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::conduct::Conduct;
 use super::options::{Key, ServeOptions, TABLE};
 use super::values::{Parsed, Refusal};
 
@@ -22,10 +23,14 @@ pub(super) struct Reader<'a> {
     variables: BTreeMap<String, String>,
     /// What another program's options come to, each with the name it was given by; as strong as flags, but weaker than ours.
     lent: BTreeMap<Key, (String, String)>,
+    /// Another program's own variables, which are not read as ours.
+    claimed: BTreeMap<String, String>,
+    /// What those come to, with their names; weaker than our variables.
+    lent_weakly: BTreeMap<Key, (String, String)>,
     /// Another program's defaults, in place of those of the table.
     defaults: BTreeMap<Key, String>,
-    /// Whether the other program gives engines its own key whatever a client sends.
-    engine_key_first: bool,
+    /// The other program's ways.
+    conduct: Conduct,
     shown: BTreeMap<Key, String>,
     /// What is wrong with an option, or with what several say together.
     mistakes: BTreeMap<Vec<Key>, String>,
@@ -35,17 +40,25 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(options: &'a ServeOptions, environment: impl Iterator<Item = (String, String)>) -> Self {
+    /// `claims` says which variables are another program's.
+    pub(super) fn new(
+        options: &'a ServeOptions,
+        environment: impl Iterator<Item = (String, String)>,
+        claims: impl Fn(&str) -> bool,
+    ) -> Self {
         let known = |name: &str| TABLE.iter().any(|row| row.variable == name);
         let set = environment.filter(|(_, value)| !value.trim().is_empty());
-        let (variables, others): (BTreeMap<_, _>, BTreeMap<_, _>) = set.partition(|(name, _)| known(name));
+        let (claimed, set): (BTreeMap<_, _>, BTreeMap<_, _>) = set.partition(|(name, _)| claims(name));
+        let (variables, others): (BTreeMap<_, _>, BTreeMap<_, _>) = set.into_iter().partition(|(name, _)| known(name));
         let unknown: Vec<String> = others.into_keys().filter(|name| name.starts_with(PREFIX)).collect();
         let mut reader = Self {
             options,
             variables,
             lent: BTreeMap::new(),
+            claimed,
+            lent_weakly: BTreeMap::new(),
             defaults: BTreeMap::new(),
-            engine_key_first: false,
+            conduct: Conduct::NATIVE,
             shown: BTreeMap::new(),
             mistakes: BTreeMap::new(),
             foreign: Vec::new(),
@@ -79,17 +92,27 @@ impl<'a> Reader<'a> {
         self.lent.insert(key, (text, name.to_owned()));
     }
 
+    /// The same for one of its variables.
+    pub(super) fn lend_weakly(&mut self, key: Key, text: String, name: &str) {
+        self.lent_weakly.insert(key, (text, name.to_owned()));
+    }
+
+    /// What is in one of its variables.
+    pub(super) fn claimed(&self, name: &str) -> Option<String> {
+        self.claimed.get(name).map(|text| text.trim().to_owned())
+    }
+
     /// Gives an option another default.
     pub(super) fn default_to(&mut self, key: Key, text: String) {
         self.defaults.insert(key, text);
     }
 
-    pub(super) fn prefer_engine_key(&mut self) {
-        self.engine_key_first = true;
+    pub(super) fn behave(&mut self, conduct: Conduct) {
+        self.conduct = conduct;
     }
 
-    pub(super) fn prefers_engine_key(&self) -> bool {
-        self.engine_key_first
+    pub(super) fn conduct(&self) -> Conduct {
+        self.conduct
     }
 
     /// The options that have another default than ours and were not given, with their effective values.
@@ -114,7 +137,8 @@ impl<'a> Reader<'a> {
     fn given(&self, key: Key) -> Option<&str> {
         let variable = || self.variables.get(key.row().variable).map(String::as_str);
         let lent = || self.lent.get(&key).map(|(text, _)| text.as_str());
-        self.options.typed(key).or_else(lent).or_else(variable).map(str::trim)
+        let weakly = || self.lent_weakly.get(&key).map(|(text, _)| text.as_str());
+        self.options.typed(key).or_else(lent).or_else(variable).or_else(weakly).map(str::trim)
     }
 
     pub(super) fn is_given(&self, key: Key) -> bool {
@@ -127,8 +151,13 @@ impl<'a> Reader<'a> {
         if let Some((_, name)) = self.lent.get(&key).filter(|_| !typed) {
             return name.clone();
         }
-        let by_variable = !typed && self.variables.contains_key(key.row().variable);
-        if by_variable { key.row().variable.to_owned() } else { key.row().name() }
+        if !typed && self.variables.contains_key(key.row().variable) {
+            return key.row().variable.to_owned();
+        }
+        match self.lent_weakly.get(&key) {
+            Some((_, name)) if !typed => name.clone(),
+            _ => key.row().name(),
+        }
     }
 
     /// Notes a mistake in what several options say together, unless one of them is a mistake by itself.

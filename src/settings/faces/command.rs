@@ -47,6 +47,11 @@ impl fmt::Debug for CommandLine {
 }
 
 impl CommandLine {
+    /// Whether a variable is the program's own, whatever it would mean to us.
+    pub(in crate::settings) fn claims(&self, name: &str) -> bool {
+        self.program.is_some_and(|program| program.rows.iter().any(|row| row.variable == name))
+    }
+
     /// The program whose options they are, if not ours.
     #[must_use]
     pub fn program(&self) -> Option<&'static Program> {
@@ -61,8 +66,9 @@ impl Row {
     }
 
     fn argument(&self) -> Arg {
-        let default = if self.default.is_empty() { String::new() } else { format!("[default: {}]", self.default) };
-        let parts = [self.meaning.replace('`', ""), default];
+        let bracket = |what, text| if text == "" { String::new() } else { format!("[{what}: {text}]") };
+        let (default, variable) = (bracket("default", self.default), bracket("env", self.variable));
+        let parts = [self.meaning.replace('`', ""), default, variable];
         let help = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
         let argument = Arg::new(self.flag()).long(self.flag()).visible_aliases(self.flags.get(1..).unwrap_or_default());
         let argument = argument.help(help).help_heading(TITLES[self.verdict.title()]);
@@ -92,8 +98,12 @@ impl Program {
         TABLE.iter().filter(move |row| !row.flag.is_empty() && !taken.contains(&row.flag))
     }
 
+    fn flagged(&self) -> impl Iterator<Item = &'static Row> {
+        self.rows.iter().filter(|row| !row.flags.is_empty())
+    }
+
     fn arguments(&self) -> Vec<Arg> {
-        let mut rows: Vec<&Row> = self.rows.iter().collect();
+        let mut rows: Vec<&Row> = self.flagged().collect();
         rows.sort_by_key(|row| row.verdict.title());
         rows.into_iter().map(Row::argument).chain(self.beside().map(options::Row::argument)).collect()
     }
@@ -125,7 +135,7 @@ impl Program {
         };
         let mut own = ServeOptions::default();
         own.take(matches, self.beside());
-        let foreign = self.rows.iter().filter_map(|row| Some((row.flag(), row.typed(matches)?))).collect();
+        let foreign = self.flagged().filter_map(|row| Some((row.flag(), row.typed(matches)?))).collect();
         Ok((asked, CommandLine { own, program: Some(self), foreign }))
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 mod command;
 mod page;
+mod python_proxies;
 mod row;
 mod translate;
 mod vllm_router;
@@ -16,6 +17,8 @@ pub use command::{Asked, CommandLine};
 pub use row::Program;
 
 use crate::settings::reader::Reader;
+use python_proxies::{MAD, TOY, TOY_NAMES};
+use vllm_router::VLLM_ROUTER;
 
 /// Makes the binary stand in for vllm-router under any name.
 const DISAGGREGATION: &str = "--vllm-pd-disaggregation";
@@ -27,15 +30,23 @@ pub enum Face {
     Native,
     /// As vllm-router: by that name, or with `--vllm-pd-disaggregation`.
     VllmRouter,
+    /// As the toy proxy of vLLM's examples or one of its descendants: by the names of their files.
+    Toy,
+    /// As MAD's proxy: by the name of its file.
+    Mad,
 }
 
 impl Face {
     /// How these arguments call it, the program's name the first of them.
     #[must_use]
     pub fn of(arguments: &[OsString]) -> Face {
-        let name = arguments.first().and_then(|program| Path::new(program).file_name());
-        if name.is_some_and(|name| name == vllm_router::VLLM_ROUTER.name) {
+        let name = arguments.first().and_then(|program| Path::new(program).file_name()?.to_str()).unwrap_or_default();
+        if name == VLLM_ROUTER.name {
             return Face::VllmRouter;
+        } else if TOY_NAMES.contains(&name) {
+            return Face::Toy;
+        } else if name == MAD.name {
+            return Face::Mad;
         }
         let rest = arguments.get(1..).unwrap_or_default();
         let serves = rest
@@ -53,7 +64,9 @@ impl Face {
     pub fn program(self) -> Option<&'static Program> {
         match self {
             Face::Native => None,
-            Face::VllmRouter => Some(&vllm_router::VLLM_ROUTER),
+            Face::VllmRouter => Some(&VLLM_ROUTER),
+            Face::Toy => Some(&TOY),
+            Face::Mad => Some(&MAD),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a row of another program's options can say, and how its values are read.
 
+use crate::settings::Conduct;
 use crate::settings::options::Key;
 use crate::settings::values::{Refusal, choice, number};
 
@@ -14,15 +15,17 @@ pub struct Program {
     pub(super) rows: &'static [Row],
     /// What it does by itself, where we have an option for that and it has none.
     pub(super) habits: &'static [(Key, &'static str)],
-    /// Whether engines get its own key, where it has one, whatever a client sends.
-    pub(super) engine_key_first: bool,
+    /// What it does by itself, where we have none.
+    pub(super) conduct: Conduct,
 }
 
 /// One option of another program.
 #[derive(Debug)]
 pub struct Row {
-    /// Its spellings without dashes; the first names it.
+    /// Its spellings without dashes; the first names it. None where there is only a variable.
     pub(super) flags: &'static [&'static str],
+    /// Its environment variable, which is weaker than any flag and than variables of ours; empty when it has none.
+    pub(super) variable: &'static str,
     /// The values it takes.
     pub(super) takes: Takes,
     /// Its default there; empty when it has none.
@@ -36,7 +39,7 @@ pub struct Row {
 /// The values of an option. Repeated, the last counts.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Takes {
-    /// None: it is a flag.
+    /// None: it is a flag. In a variable it is a switch.
     Nothing,
     Text,
     /// Text that is never printed.
@@ -53,6 +56,9 @@ pub(super) enum Takes {
     /// An address, and a port or `none` after it.
     UrlAndPort,
 }
+
+/// What switches a flag on by its variable.
+const SWITCHED_ON: [&str; 5] = ["1", "true", "yes", "on", "debug"];
 
 /// What becomes of an option.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +105,13 @@ pub(super) enum Change {
 impl Row {
     /// The name in messages.
     pub(super) fn name(&self) -> String {
-        format!("--{}", self.flags.first().unwrap_or(&""))
+        self.flags.first().map_or_else(|| self.variable.to_owned(), |flag| format!("--{flag}"))
+    }
+
+    /// What its variable gives, as if it had been typed; a switch that is off gives nothing.
+    pub(super) fn in_variable(&self, text: String) -> Option<Vec<String>> {
+        let is_on = || SWITCHED_ON.iter().any(|word| word.eq_ignore_ascii_case(&text));
+        (!matches!(self.takes, Takes::Nothing) || is_on()).then(|| vec![text])
     }
 
     /// What is wrong with one use of the option, and in which value.

@@ -9,6 +9,7 @@ use crate::settings::options::{Key, ServeOptions, TABLE};
 use crate::settings::{Config, TokenBudget};
 
 mod launchers;
+mod python_proxies;
 mod rows;
 
 const DISAGGREGATED: &str = "--vllm-pd-disaggregation";
@@ -27,7 +28,17 @@ fn parse(line: &str) -> Result<(Asked, CommandLine), clap::Error> {
 
 /// What a command line of vllm-router comes to: every option, and the warnings; or the mistakes.
 fn resolve(line: &str, variables: &[(&str, &str)]) -> Result<(Config, Vec<String>), String> {
-    let (_, line) = parse(line).map_err(|error| error.to_string())?;
+    resolve_as(program(), line, variables)
+}
+
+/// The same for another program's.
+fn resolve_as(
+    program: &'static Program,
+    line: &str,
+    variables: &[(&str, &str)],
+) -> Result<(Config, Vec<String>), String> {
+    let called = arguments(&format!("{} {line}", program.name));
+    let (_, line) = program.parse(called).map_err(|error| error.to_string())?;
     let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     Config::resolve_line(&line, variables).map_err(|mistakes| mistakes.to_string())
 }
@@ -53,6 +64,13 @@ fn the_name_or_one_option_makes_the_face() {
         ("moriio-proxy --kv-connector moriio", Face::Native),
         ("/opt/vllm-router/moriio-proxy", Face::Native),
         ("vllm-router.sh", Face::Native),
+        ("moriio_proxy.py", Face::Toy),
+        ("/opt/moriio_proxy.py --port 1", Face::Toy),
+        ("examples/moriio_toy_proxy_server.py", Face::Toy),
+        (&format!("moriio_proxy.py {flag}"), Face::Toy),
+        ("proxy/moriio_pd_proxy.py --port 1", Face::Mad),
+        ("moriio_proxy", Face::Native),
+        ("/opt/moriio_proxy.py/moriio-proxy", Face::Native),
         ("", Face::Native),
     ] {
         assert_eq!(Face::of(&arguments(line)), face, "{line}");

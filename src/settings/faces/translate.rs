@@ -2,6 +2,7 @@
 
 use super::command::CommandLine;
 use super::row::{Otherwise, Program, Row, Takes, Verdict};
+use crate::settings::options::Key;
 use crate::settings::reader::{Reader, quoted};
 
 /// What is said of options whose value is another's to decide.
@@ -12,15 +13,44 @@ const REGISTRATION: &str = "taken, but what engines register decides";
 struct Notes(Vec<(&'static str, Vec<String>)>);
 
 impl Notes {
-    fn add(&mut self, said: &'static str, row: &Row) {
+    fn add(&mut self, said: &'static str, name: &str) {
         match self.0.iter_mut().find(|(other, _)| *other == said) {
-            Some((_, names)) => names.push(row.name()),
-            None => self.0.push((said, vec![row.name()])),
+            Some((_, names)) => names.push(name.to_owned()),
+            None => self.0.push((said, vec![name.to_owned()])),
+        }
+    }
+}
+
+/// What was given for an option, and how.
+struct Given {
+    name: String,
+    uses: Vec<Vec<String>>,
+    by_flag: bool,
+}
+
+impl Given {
+    /// The value that counts.
+    fn text(&self) -> String {
+        self.uses.last().map(|values| values.join(",")).unwrap_or_default()
+    }
+
+    fn lend(&self, key: Key, text: String, reader: &mut Reader<'_>) {
+        match self.by_flag {
+            true => reader.lend(key, text, &self.name),
+            false => reader.lend_weakly(key, text, &self.name),
         }
     }
 }
 
 impl CommandLine {
+    fn given(&self, row: &Row, reader: &Reader<'_>) -> Option<Given> {
+        if let Some(uses) = self.foreign.get(row.flag()) {
+            return Some(Given { name: row.name(), uses: uses.clone(), by_flag: true });
+        }
+        let values = row.in_variable(reader.claimed(row.variable)?)?;
+        Some(Given { name: row.variable.to_owned(), uses: vec![values], by_flag: false })
+    }
+
     /// Tells a reader what the other program's options and defaults come to.
     pub(super) fn tell(&self, reader: &mut Reader<'_>) {
         let Some(program) = self.program else { return };
@@ -28,38 +58,38 @@ impl CommandLine {
         let mut notes = Notes::default();
         let mut waiting = Vec::new();
         for row in program.rows {
-            let Some(uses) = self.foreign.get(row.flag()) else { continue };
-            if let Some((value, refusal)) = uses.iter().find_map(|values| row.check(values).err()) {
-                reader.refuse(&row.name(), &format!("{} {refusal}", quoted(value)));
+            let Some(given) = self.given(row, reader) else { continue };
+            if let Some((value, refusal)) = given.uses.iter().find_map(|values| row.check(values).err()) {
+                reader.refuse(&given.name, &format!("{} {refusal}", quoted(value)));
                 continue;
             }
-            let text = uses.last().map(|values| values.join(",")).unwrap_or_default();
+            let (name, text) = (given.name.as_str(), given.text());
             match row.verdict {
-                Verdict::Honoured(key) => reader.lend(key, text, &row.name()),
+                Verdict::Honoured(key) => given.lend(key, text, reader),
                 Verdict::HonouredIf(wanted, key, _) if wanted.eq_ignore_ascii_case(&text) => {
-                    reader.lend(key, text, &row.name());
+                    given.lend(key, text, reader);
                 }
                 Verdict::HonouredIf(wanted, _, Otherwise::Refuse) => {
-                    reader.refuse(&row.name(), &format!("{} is not available, only {wanted} is", quoted(&text)));
+                    reader.refuse(name, &format!("{} is not available, only {wanted} is", quoted(&text)));
                 }
-                Verdict::HonouredIf(_, _, Otherwise::Note(said)) => notes.add(said, row),
+                Verdict::HonouredIf(_, _, Otherwise::Note(said)) => notes.add(said, name),
                 Verdict::Mapped(keys, said) => {
                     for (key, change) in keys {
-                        change.apply(&text).into_iter().for_each(|text| reader.lend(*key, text, &row.name()));
+                        change.apply(&text).into_iter().for_each(|text| given.lend(*key, text, reader));
                     }
-                    said.into_iter().for_each(|said| notes.add(said, row));
+                    said.into_iter().for_each(|said| notes.add(said, name));
                 }
                 Verdict::Registration(_) => {
-                    notes.add(REGISTRATION, row);
+                    notes.add(REGISTRATION, name);
                     waiting.push(row);
                 }
-                Verdict::Noted(said) => notes.add(said, row),
+                Verdict::Noted(said) => notes.add(said, name),
                 Verdict::SilentIf(wanted, otherwise) if wanted != text => match otherwise {
-                    Otherwise::Note(said) => notes.add(said, row),
-                    Otherwise::Refuse => reader.refuse(&row.name(), &refused(row)),
+                    Otherwise::Note(said) => notes.add(said, name),
+                    Otherwise::Refuse => reader.refuse(name, &refused(row)),
                 },
                 Verdict::Inert(masters) if !masters.iter().any(|master| self.foreign.contains_key(master)) => {}
-                Verdict::Inert(_) | Verdict::Refused => reader.refuse(&row.name(), &refused(row)),
+                Verdict::Inert(_) | Verdict::Refused => reader.refuse(name, &refused(row)),
                 Verdict::Silent | Verdict::SilentIf(..) => {}
             }
         }
@@ -93,8 +123,6 @@ fn set_defaults(program: &Program, reader: &mut Reader<'_>) {
             _ => {}
         }
     }
-    if program.engine_key_first {
-        reader.prefer_engine_key();
-    }
+    reader.behave(program.conduct);
     program.habits.iter().for_each(|(key, text)| reader.default_to(*key, (*text).to_owned()));
 }

@@ -1,6 +1,7 @@
 //! The options of vllm-router, of its Python command line and of the Rust one in its image.
 
 use super::row::{Change, Otherwise, Program, Row, Takes, Verdict};
+use crate::settings::Conduct;
 use crate::settings::options::Key;
 
 use Change::{Always, HalfOfFew, OneLess, Renamed, Same, Seconds};
@@ -18,7 +19,7 @@ pub(super) const VLLM_ROUTER: Program = Program {
     rows: ROWS,
     // Its answers have as many tokens as were asked for, and its launchers wait for a pair by /health.
     habits: &[(Key::DecodeTokenBudget, "exact"), (Key::HealthWaitsForPair, "true")],
-    engine_key_first: true,
+    conduct: Conduct { engine_key_first: true, ..Conduct::NATIVE },
 };
 
 const POLICIES: &[&str] = &[
@@ -49,7 +50,7 @@ const DISCOVERY: &[Key] = &[VllmDiscoveryAddress, PingHost, PingPort];
 /// Makes the rows of one list, two lines each.
 macro_rules! rows {
     ($($flag:literal $(or $other:literal)*: $takes:expr, $default:literal, $verdict:expr => $meaning:literal;)*) => {
-        &[$(Row { flags: &[$flag $(, $other)*], takes: $takes, default: $default, verdict: $verdict, meaning: $meaning },)*]
+        &[$(Row { flags: &[$flag $(, $other)*], variable: "", takes: $takes, default: $default, verdict: $verdict, meaning: $meaning },)*]
     };
 }
 

@@ -1,12 +1,13 @@
 //! Every option of vllm-router with what must become of it, written down by hand.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{effective, program, resolve};
+use super::{program, resolve_as};
+use crate::settings::faces::Program;
 
 /// What must become of an option.
 #[derive(Clone, Copy)]
-enum Must {
+pub(super) enum Must {
     /// These options of ours have these values, and nothing is said.
     Set(&'static [(&'static str, &'static str)]),
     /// The same, and this is said.
@@ -188,12 +189,15 @@ const CASES: &[(&str, Must)] = &[
     ("--api-key-validation-urls http://a", Refuse),
 ];
 
+/// What is given to a program, the option or variable that it is about first.
 #[track_caller]
-fn check(line: &str, must: Must) {
-    let named = line.split_whitespace().next().unwrap();
+pub(super) fn check(program: &'static Program, line: &str, variables: &[(&str, &str)], must: Must) {
+    let named = variables.first().map_or_else(|| line.split_whitespace().next().unwrap(), |(name, _)| name);
+    let resolve = |line: &str, variables: &[(&str, &str)]| resolve_as(program, line, variables);
     let changed = |line: &str| {
-        let plain = effective("", &[]);
-        let changed = effective(line, &[]).into_iter().filter(|(name, value)| plain[name] != *value);
+        let effective = |line: &str, variables: &[(&str, &str)]| resolve(line, variables).unwrap().0.describe();
+        let plain: BTreeMap<String, String> = effective("", &[]).into_iter().collect();
+        let changed = effective(line, variables).into_iter().filter(|(name, value)| plain[name] != *value);
         changed.collect::<BTreeSet<(String, String)>>()
     };
     let (wanted, said) = match must {
@@ -202,13 +206,13 @@ fn check(line: &str, must: Must) {
         Hush => (&[] as &[(&str, &str)], None),
         Say(said) => (&[] as &[(&str, &str)], Some(said)),
         Refuse => {
-            let text = resolve(line, &[]).expect_err(line);
+            let text = resolve(line, variables).expect_err(line);
             assert!(text.starts_with(&format!("moriio-proxy: {named}: ")), "{line}: {text}");
             assert_eq!(text.lines().count(), 1, "{line}: {text}");
             return;
         }
     };
-    let (_, warnings) = resolve(line, &[]).unwrap_or_else(|text| panic!("{line}: {text}"));
+    let (_, warnings) = resolve(line, variables).unwrap_or_else(|text| panic!("{line}: {text}"));
     assert_eq!(warnings, said.map(|said| format!("{named}: {said}")).into_iter().collect::<Vec<_>>(), "{line}");
     let wanted = wanted.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     assert_eq!(changed(line), wanted, "{line}");
@@ -217,7 +221,7 @@ fn check(line: &str, must: Must) {
 #[test]
 fn each_option_becomes_what_it_must() {
     for (line, must) in CASES {
-        check(line, *must);
+        check(program(), line, &[], *must);
     }
 }
 
@@ -239,7 +243,7 @@ fn inert_options_go_with_their_master() {
         ("--kv-event-source a=b --kv-event-model m", ["--kv-event-source", "--kv-event-model"]),
         ("--pd-kv-events a=b --kv-event-block-size 16", ["--pd-kv-events", "--kv-event-block-size"]),
     ] {
-        let text = resolve(line, &[]).unwrap_err();
+        let text = resolve_as(program(), line, &[]).unwrap_err();
         let places: Vec<&str> = text.lines().map(|line| line.split(": ").nth(1).unwrap()).collect();
         assert_eq!(places, named, "{text}");
     }
@@ -249,7 +253,7 @@ fn inert_options_go_with_their_master() {
 #[test]
 fn notes_are_gathered() {
     let line = "--policy random --decode-policy kv_aware --log-dir d --profile --moriio-dp-size 8 --queue-size 1";
-    let (_, warnings) = resolve(line, &[]).unwrap();
+    let (_, warnings) = resolve_as(program(), line, &[]).unwrap();
     let wanted = [
         "--policy, --decode-policy: not available, round_robin is used",
         "--moriio-dp-size: taken, but what engines register decides",
