@@ -135,7 +135,11 @@ table! {
         MaxConnections "max-connections" "PROXY_MAX_CONNECTIONS" Value("COUNT") = "16384":
             "Client connections open at once";
         MaxInFlight "max-in-flight" "PROXY_MAX_IN_FLIGHT" Value("COUNT") = "8192":
-            "Generation requests in flight at once; more are answered with 429";
+            "Generation requests in flight at once; more wait as --queue-size allows";
+        QueueSize "queue-size" "PROXY_QUEUE_SIZE" Value("COUNT") = "0":
+            "Requests that wait, in order of arrival, for a place in flight; more are answered with 429";
+        QueueTimeout "queue-timeout" "PROXY_QUEUE_TIMEOUT" Value("TIME") = "60s":
+            "How long a request waits for a place in flight before it is answered with 429";
     }
     "Retries and breakers" {
         Retries "retries" "PROXY_RETRIES" Value("COUNT") = "2":

@@ -80,6 +80,10 @@ parts! {
         body_time: Duration = BodyTimeout time;
         /// Requests served at once, at least 1 (`--max-in-flight`).
         max_in_flight: usize = MaxInFlight number(1, MANY);
+        /// Requests that wait beyond these (`--queue-size`).
+        queue_size: usize = QueueSize number(0, MANY);
+        /// How long each of them waits at most (`--queue-timeout`).
+        queue_time: Duration = QueueTimeout time;
         /// Attempts beyond the first (`--retries`).
         retries: u32 = Retries number(0, 10);
         /// Retries as a share of requests, in percent (`--retry-budget`).

@@ -91,6 +91,7 @@ fn its_defaults_hold_where_nothing_is_given() {
             "max-in-flight=32768",
             "ping-host=127.0.0.1",
             "prefill-timeout=1800s",
+            "queue-size=100",
             "retries=4",
             "stream-idle-timeout=1800s",
         ]
@@ -100,8 +101,8 @@ fn its_defaults_hold_where_nothing_is_given() {
     assert_eq!(
         said,
         "host=127.0.0.1 decode-token-budget=exact prefill-timeout=1800s first-byte-timeout=1800s \
-         stream-idle-timeout=1800s max-body-bytes=512MiB max-in-flight=32768 retries=4 breaker-failures=10 \
-         breaker-open=60s breaker-open-max=60s health-waits-for-pair=true"
+         stream-idle-timeout=1800s max-body-bytes=512MiB max-in-flight=32768 queue-size=100 retries=4 \
+         breaker-failures=10 breaker-open=60s breaker-open-max=60s health-waits-for-pair=true"
     );
     assert!(Config::resolve(&ServeOptions::default(), std::iter::empty()).unwrap().0.face.is_none());
 }

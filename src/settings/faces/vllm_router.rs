@@ -6,7 +6,8 @@ use crate::settings::options::Key;
 use Change::{Always, HalfOfFew, OneLess, Renamed, Same, Seconds};
 use Key::{
     AnswerTimeout, BreakerFailures, BreakerOpen, BreakerOpenMax, ColdTimeout, ConnectTimeout, FirstByteTimeout,
-    MaxBodyBytes, MaxInFlight, PingHost, PingPort, PrefillTimeout, Retries, StreamIdleTimeout, VllmDiscoveryAddress,
+    MaxBodyBytes, MaxInFlight, PingHost, PingPort, PrefillTimeout, QueueSize, QueueTimeout, Retries, StreamIdleTimeout,
+    VllmDiscoveryAddress,
 };
 use Takes::{List, Nothing, Number, OneOf, Secret, Text, UrlAndPort, Whole, Within};
 use Verdict::{Honoured, HonouredIf, Inert, Mapped, Noted, Refused, Registration, Silent, SilentIf};
@@ -80,7 +81,11 @@ const ROWS: &[Row] = rows! {
     "max-payload-size": Within(1, LARGEST), "536870912", Mapped(&[(MaxBodyBytes, Same)], None)
         => "`--max-body-bytes`";
     "max-concurrent-requests": Within(1, 1_000_000), "32768", Mapped(&[(MaxInFlight, Same)], None)
-        => "`--max-in-flight`; requests beyond are answered with 429, not 408";
+        => "`--max-in-flight`; requests beyond wait as `--queue-size` says, or are answered with 429, not 408";
+    "queue-size": Within(0, 1_000_000), "100", Mapped(&[(QueueSize, Same)], None)
+        => "`--queue-size`";
+    "queue-timeout-secs": Within(1, LONGEST), "60", Mapped(&[(QueueTimeout, Seconds)], None)
+        => "`--queue-timeout`; 429 after it, not 408";
     "retry-max-retries": Within(1, 4_294_967_295), "5", Mapped(&[(Retries, OneLess(10))], None)
         => "`--retries`, one less since it counts the first attempt, 10 at most";
     "disable-retries": Nothing, "", Mapped(&[(Retries, Always("0"))], None)
@@ -135,10 +140,6 @@ const ROWS: &[Row] = rows! {
         => "not available yet, as `--prometheus-port`";
     "request-id-headers": List, "", Noted(NOT_YET)
         => "not available yet: `x-request-id` is read";
-    "queue-size": Whole, "100", Noted(NOT_YET)
-        => "not available yet: nothing waits above `--max-concurrent-requests`";
-    "queue-timeout-secs": Whole, "60", Noted(NOT_YET)
-        => "not available yet, as `--queue-size`";
     "log-dir": Text, "", Noted(NO_EFFECT) => "the log goes to stderr";
     "router-temperature": Number, "0.0", Noted(NO_EFFECT) => "";
     "kv-penalty-host": Number, "0.8", Noted(NO_EFFECT) => "";

@@ -91,8 +91,11 @@ const CASES: &[(&str, Must)] = &[
     ("--max-payload-size 1MiB", Refuse),
     ("--max-concurrent-requests 1024", Set(&[("max-in-flight", "1024")])),
     ("--max-concurrent-requests 0", Refuse),
-    ("--queue-size 100", Say(LATER)),
-    ("--queue-timeout-secs 60", Say(LATER)),
+    ("--queue-size 100", Hush),
+    ("--queue-size 0", Set(&[("queue-size", "0")])),
+    ("--queue-size -1", Refuse),
+    ("--queue-timeout-secs 7", Set(&[("queue-timeout", "7s")])),
+    ("--queue-timeout-secs soon", Refuse),
     ("--retry-max-retries 1", Set(&[("retries", "0")])),
     ("--retry-max-retries 3", Set(&[("retries", "2")])),
     ("--retry-max-retries 5", Hush),
@@ -248,7 +251,7 @@ fn inert_options_go_with_their_master() {
 /// One line for each reason names all options that it holds for.
 #[test]
 fn notes_are_gathered() {
-    let line = "--policy random --decode-policy kv_aware --log-dir d --profile --moriio-dp-size 8 --queue-size 1";
+    let line = "--policy random --decode-policy kv_aware --log-dir d --profile --moriio-dp-size 8";
     let (_, warnings) = resolve(line, &[]).unwrap();
     let wanted = [
         "--policy, --decode-policy: not available, round_robin is used",
