@@ -84,7 +84,7 @@ impl Server {
     /// One exchange: accept, parse, then attempts until one succeeds or none may follow.
     pub(super) async fn exchange(&self, api: Api, request: Request) -> Response {
         let (head, body) = request.into_parts();
-        let client_id = client_id(&head.headers);
+        let client_id = client_id(&self.settings.id_headers, &head.headers);
         let mut record = Exchange::open(self.metrics.clone(), api.as_str(), client_id.clone());
         // What is cut at the end of the drain has not left by itself.
         let cut = self.means.cut.clone();
@@ -289,11 +289,13 @@ async fn collect(mut body: Body, announced: Option<u64>, limit: u64) -> Result<B
     Ok(whole.freeze())
 }
 
-/// The client's own request id, for the log and the echo: 1 to 128 letters, digits, dashes, dots or underscores.
-fn client_id(headers: &HeaderMap) -> Option<String> {
-    let id = headers.get(REQUEST_ID)?.to_str().ok()?;
-    let fits = (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    fits.then(|| id.to_owned())
+/// The client's own request id, for the log and the echo: 1 to 128 letters, digits, dashes, dots or underscores, in the first of
+/// the headers that has such a text.
+fn client_id(names: &[HeaderName], headers: &HeaderMap) -> Option<String> {
+    let is_id = |id: &&str| {
+        (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    names.iter().find_map(|name| headers.get(name)?.to_str().ok().filter(is_id)).map(str::to_owned)
 }
 
 /// Answers a request that is no exchange with an error, counted, in the shape of `api`.

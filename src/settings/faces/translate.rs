@@ -35,7 +35,7 @@ impl CommandLine {
             }
             let text = uses.last().map(|values| values.join(",")).unwrap_or_default();
             match row.verdict {
-                Verdict::Honoured(key) => reader.lend(key, text, &row.name()),
+                Verdict::Honoured(key) | Verdict::HonouredWhereGiven(key) => reader.lend(key, text, &row.name()),
                 Verdict::HonouredIf(wanted, key, _) if wanted.eq_ignore_ascii_case(&text) => {
                     reader.lend(key, text, &row.name());
                 }

@@ -6,11 +6,13 @@ use crate::settings::options::Key;
 use Change::{Always, HalfOfFew, OneLess, Renamed, Same, Seconds};
 use Key::{
     AnswerTimeout, BreakerFailures, BreakerOpen, BreakerOpenMax, ColdTimeout, ConnectTimeout, FirstByteTimeout,
-    MaxBodyBytes, MaxInFlight, PingHost, PingPort, PrefillTimeout, QueueSize, QueueTimeout, Retries, StreamIdleTimeout,
-    VllmDiscoveryAddress,
+    MaxBodyBytes, MaxInFlight, MetricsHost, MetricsPort, PingHost, PingPort, PrefillTimeout, QueueSize, QueueTimeout,
+    RequestIdHeaders, Retries, StreamIdleTimeout, VllmDiscoveryAddress,
 };
 use Takes::{List, Nothing, Number, OneOf, Secret, Text, UrlAndPort, Whole, Within};
-use Verdict::{Honoured, HonouredIf, Inert, Mapped, Noted, Refused, Registration, Silent, SilentIf};
+use Verdict::{
+    Honoured, HonouredIf, HonouredWhereGiven, Inert, Mapped, Noted, Refused, Registration, Silent, SilentIf,
+};
 
 /// The program with all its options.
 pub(super) const VLLM_ROUTER: Program = Program {
@@ -37,7 +39,6 @@ const POLICIES: &[&str] = &[
 const LEVELS: &[&str] = &["debug", "info", "warning", "error", "critical", "warn", "trace"];
 
 const NO_EFFECT: &str = "taken, has no effect";
-const NOT_YET: &str = "taken, not available yet";
 const POLICY: Otherwise = Otherwise::Note("not available, round_robin is used");
 
 /// Longest time in seconds and largest body in bytes that we can be told.
@@ -71,6 +72,12 @@ const ROWS: &[Row] = rows! {
         => "as `--policy`";
     "decode-policy": OneOf(POLICIES), "", HonouredIf("round_robin", Key::DecodePolicy, POLICY)
         => "as `--policy`";
+    "prometheus-port": Whole, "29000", HonouredWhereGiven(MetricsPort)
+        => "where `/metrics` is served besides, only where it is given; a port that is taken is told of";
+    "prometheus-host": Text, "127.0.0.1", Honoured(MetricsHost)
+        => "as `--prometheus-port`";
+    "request-id-headers": List, "", Honoured(RequestIdHeaders)
+        => "where a client's request id is looked for; `x-request-id` when it is absent";
 
     "log-level": OneOf(LEVELS), "info", Mapped(&[(Key::LogLevel, Renamed("critical", "error"))], None)
         => "`--log-level`; `critical` is `error`";
@@ -134,12 +141,6 @@ const ROWS: &[Row] = rows! {
         => "only `vllm` is taken, in silence";
     "history-backend": Text, "", Silent => "";
 
-    "prometheus-port": Whole, "29000", Noted(NOT_YET)
-        => "not available yet: metrics are at `/metrics` of the clients' port";
-    "prometheus-host": Text, "127.0.0.1", Noted(NOT_YET)
-        => "not available yet, as `--prometheus-port`";
-    "request-id-headers": List, "", Noted(NOT_YET)
-        => "not available yet: `x-request-id` is read";
     "log-dir": Text, "", Noted(NO_EFFECT) => "the log goes to stderr";
     "router-temperature": Number, "0.0", Noted(NO_EFFECT) => "";
     "kv-penalty-host": Number, "0.8", Noted(NO_EFFECT) => "";

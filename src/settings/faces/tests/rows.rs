@@ -22,7 +22,6 @@ enum Must {
 use Must::{Hush, Refuse, Say, Set, SetAndSay};
 
 const NONE: &str = "taken, has no effect";
-const LATER: &str = "taken, not available yet";
 const ENGINES: &str = "taken, but what engines register decides";
 const ROBIN: &str = "not available, round_robin is used";
 
@@ -60,10 +59,13 @@ const CASES: &[(&str, Must)] = &[
     ("--log-level error", Set(&[("log-level", "error")])),
     ("--log-level critical", Set(&[("log-level", "error")])),
     ("--log-level loud", Refuse),
-    ("--prometheus-port 29000", Say(LATER)),
+    ("--prometheus-port 29000", Set(&[("metrics-port", "29000")])),
     ("--prometheus-port x", Refuse),
-    ("--prometheus-host 0.0.0.0", Say(LATER)),
-    ("--request-id-headers x-request-id x-correlation-id", Say(LATER)),
+    ("--prometheus-port 70000", Refuse),
+    ("--prometheus-host 0.0.0.0", Set(&[("metrics-host", "0.0.0.0")])),
+    ("--prometheus-host 0.0.0.0 --prometheus-port 1", Set(&[("metrics-host", "0.0.0.0"), ("metrics-port", "1")])),
+    ("--request-id-headers x-request-id x-trace-id", Set(&[("request-id-headers", "x-request-id,x-trace-id")])),
+    ("--request-id-headers authorization", Refuse),
     (
         "--request-timeout-secs 3600",
         Set(&[
@@ -256,7 +258,6 @@ fn notes_are_gathered() {
     let wanted = [
         "--policy, --decode-policy: not available, round_robin is used",
         "--moriio-dp-size: taken, but what engines register decides",
-        "--queue-size: taken, not available yet",
         "--log-dir, --profile: taken, has no effect",
     ];
     assert_eq!(warnings, wanted);
