@@ -7,7 +7,9 @@ mod tests;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,13 @@ use crate::routing::Selector;
 use crate::settings::{Config, DoorLimits, Endpoint, Parts};
 use crate::upstream::Upstream;
 
+/// Limits at the port for `/metrics`, which a few scrapers know.
+const SCRAPERS: DoorLimits = DoorLimits {
+    head_time: Duration::from_secs(10),
+    keep_alive: Duration::from_secs(120),
+    max_connections: 16,
+    drain: Duration::ZERO,
+};
 /// Registration messages between the listener's thread and the membership task.
 const HEARD: usize = 4096;
 
@@ -57,6 +66,14 @@ pub enum StartError {
     /// The registration port is taken or not ours.
     #[error("cannot listen for engines on {address} (--ping-host, --ping-port): {error}")]
     Discovery {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The port for `/metrics` is taken or not ours.
+    #[error("cannot serve metrics on {address} (--metrics-host, --metrics-port): {error}")]
+    Metrics {
         /// The address.
         address: SocketAddr,
         /// What the system says.
@@ -96,6 +113,7 @@ pub struct App {
     listener: Arc<Listener>,
     clients: TcpListener,
     address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
     routers: Routers,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -124,6 +142,7 @@ impl App {
             );
             parts.door.max_connections = max_connections;
         }
+        let scraped = parts.listen.metrics.as_ref().and_then(scraped);
         let (sink, heard) = mpsc::channel(HEARD);
         let hear = |address| {
             let counted = metrics.clone();
@@ -132,13 +151,14 @@ impl App {
         };
         let failed = |address, error| StartError::Discovery { address, error };
         let listener = first(&addresses(&parts.listen.discovery)?, hear, failed)?;
-        App::build(parts, clients, (listener, heard), metrics).map_err(StartError::Parts)
+        App::build(parts, clients, scraped, (listener, heard), metrics).map_err(StartError::Parts)
     }
 
     /// Builds the parts and starts the background tasks.
     fn build(
         parts: Parts,
         clients: TcpListener,
+        scraped: Option<TcpListener>,
         (listener, heard): (Listener, mpsc::Receiver<Heard>),
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
@@ -171,11 +191,15 @@ impl App {
         let listening = listener.clone();
         background.start("registration listener", async move { listening.ended().await });
         let server = Server::new(server, means, rounds, metrics.clone());
+        let metrics_address = scraped.as_ref().and_then(|port| port.local_addr().ok());
+        if let Some(port) = scraped {
+            background.start("port for metrics", scrape(port, routes::metrics(server.clone())));
+        }
         let routers = Routers {
             serving: browsers::allow(routes::router(server.clone()), &origins),
             refusing: browsers::allow(routes::refusing(server), &origins),
         };
-        Ok(App { door, listener, clients, address, routers, metrics, tasks, cut, background })
+        Ok(App { door, listener, clients, address, metrics_address, routers, metrics, tasks, cut, background })
     }
 
     /// Where clients connect.
@@ -186,6 +210,11 @@ impl App {
     /// Where engines register.
     pub fn discovery_address(&self) -> SocketAddr {
         self.listener.local_addr()
+    }
+
+    /// Where `/metrics` is served besides, if it is.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// Serves until `stop` resolves or a background task ends, then drains.
@@ -217,6 +246,20 @@ impl App {
 /// Runs a part that has no reason to end.
 async fn ended(part: impl Future<Output = ()>) -> &'static str {
     part.await;
+    "it returned"
+}
+
+/// The port for `/metrics`. Without it nobody is served worse, so that one that is taken is only told of.
+fn scraped(endpoint: &Endpoint) -> Option<TcpListener> {
+    let failed = |address, error| StartError::Metrics { address, error };
+    let opened = addresses(endpoint).and_then(|addresses| first(&addresses, bind, failed));
+    opened.inspect_err(|error| tracing::warn!("{error}; they are served on the clients' port alone")).ok()
+}
+
+/// Serves the port for `/metrics`. Its few connections have accounts of their own, which nobody reads.
+async fn scrape(port: TcpListener, router: Router) -> &'static str {
+    let routers = Routers { serving: router.clone(), refusing: router };
+    accept(&SCRAPERS, port, routers, &Arc::new(Metrics::new()), std::future::pending()).await;
     "it returned"
 }
 

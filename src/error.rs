@@ -99,9 +99,15 @@ pub enum ProxyError {
         /// The limit.
         limit: Duration,
     },
-    /// The proxy serves as many requests as `--max-in-flight` allows.
+    /// The proxy serves as many requests as `--max-in-flight` allows, and as many wait as `--queue-size` does.
     #[error("too many requests in flight")]
     Overloaded,
+    /// The request has waited as long as `--queue-timeout` allows.
+    #[error("no place among the requests in flight within {}s (--queue-timeout)", .limit.as_secs_f64())]
+    QueueTimeout {
+        /// The limit.
+        limit: Duration,
+    },
     /// Every place that `--max-connections` allows is taken by a connection with a request.
     #[error("no place for another connection (--max-connections)")]
     NoPlace,
@@ -228,6 +234,7 @@ impl ProxyError {
             E::BadRequest { .. } | E::Unauthorized | E::NotFound | E::MethodNotAllowed => Source::Client,
             E::ModelNotFound => Source::Client,
             E::BodyTooLarge { .. } | E::BodyTimeout { .. } => Source::Client,
+            E::QueueTimeout { .. } => Source::Proxy,
             E::Overloaded | E::NoPlace | E::NoPair { .. } | E::PoolBusy | E::Stopping | E::Internal => Source::Proxy,
             E::HandOverTooLate { .. } | E::EngineTooOld { .. } | E::AnswerTooLarge { .. } => Source::Proxy,
             E::Exhausted { last, .. } => last.source(),
@@ -266,6 +273,7 @@ impl ProxyError {
             E::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "body_too_large"),
             E::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "body_timeout"),
             E::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "too_many_requests"),
+            E::QueueTimeout { .. } => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "queue_timeout"),
             E::PoolBusy => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "pool_busy"),
             E::NoPair { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_pair"),
             E::NoPlace => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_place"),
@@ -298,6 +306,7 @@ impl ProxyError {
             E::BodyTimeout { limit },
             E::BodyTooLarge { limit: 1 },
             E::Overloaded,
+            E::QueueTimeout { limit },
             E::PoolBusy,
             E::Internal,
             E::EngineTooOld { what: "the Responses API", since: EngineVersion::new(0, 24, 0) },

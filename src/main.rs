@@ -152,6 +152,7 @@ fn serve(line: &CommandLine) -> ExitCode {
         };
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"), http = %app.http_address(), registration = %app.discovery_address(),
+            metrics = app.metrics_address().map(tracing::field::display),
             fingerprint, config = effective.join(" "), "moriio-proxy serves"
         );
         ExitCode::from(app.run(stop_signal()).await.exit_code())

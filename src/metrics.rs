@@ -104,6 +104,10 @@ pub struct Metrics {
     places_missing: Family<Labels, Counter>,
     /// Client requests being served, from accept to account.
     pub in_flight: Gauge,
+    /// Those of them that wait for a place among the requests in flight.
+    pub queued: Gauge,
+    /// Time that requests waited for such a place, whether they got it or not; those that got one at once are not in it.
+    pub queue_time: Histogram,
     /// Decode legs that outlived their client because closing them would lose KV blocks.
     pub orphans_in_flight: Gauge,
     /// Client connections that are open.
@@ -161,6 +165,8 @@ impl Metrics {
             decisions: Family::default(),
             places_missing: Family::default(),
             in_flight: Gauge::default(),
+            queued: Gauge::default(),
+            queue_time: buckets(),
             orphans_in_flight: Gauge::default(),
             connections: Gauge::default(),
             places_in_use: Gauge::default(),
@@ -208,6 +214,8 @@ impl Metrics {
         r.register("attempts", "Attempts beyond the first, by cause", self.attempts.clone());
         r.register("policy_decisions", "Pairs picked, by policy", self.decisions.clone());
         r.register("requests_in_flight", "Client requests being served", self.in_flight.clone());
+        r.register("requests_queued", "Client requests that wait for a place in flight", self.queued.clone());
+        r.register("queue_seconds", "How long requests waited for a place in flight", self.queue_time.clone());
         r.register(
             "parked_legs_in_flight",
             "Decode legs that outlive their client at the moment",

@@ -6,6 +6,7 @@ mod crowds;
 mod heads;
 mod limits;
 mod places;
+mod queue;
 mod wire;
 
 use moriio_proxy::sim::Mode;

@@ -38,6 +38,11 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .with_state(server)
 }
 
+/// What the port for `/metrics` serves.
+pub(crate) fn metrics(server: Arc<Server>) -> Router {
+    Router::new().route("/metrics", get(status::metrics)).fallback(not_found).with_state(server)
+}
+
 /// For requests that there is no place for: each is refused, whatever it asks.
 pub(crate) fn refusing(server: Arc<Server>) -> Router {
     let refuse = async |State(server): State<Arc<Server>>| refuse(&server, "other", None, ProxyError::NoPlace);

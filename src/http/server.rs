@@ -10,10 +10,11 @@ use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use http_body_util::BodyExt;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::access;
 use super::health::Health;
+use super::queue::Queue;
 use super::respond::respond;
 use super::retries::RetryBudget;
 use crate::api::Api;
@@ -43,7 +44,7 @@ pub struct Server {
     pool: watch::Receiver<Arc<Pool>>,
     rounds: Arc<Rounds>,
     pub(super) metrics: Arc<Metrics>,
-    room: Arc<Semaphore>,
+    queue: Queue,
     retry_budget: RetryBudget,
     /// Whose turn it is on routes that any engine answers alike.
     pub(super) pass_through_turn: AtomicUsize,
@@ -54,7 +55,7 @@ impl Server {
     /// A server over a pool.
     pub fn new(settings: ServerSettings, means: Arc<Means>, rounds: Arc<Rounds>, metrics: Arc<Metrics>) -> Arc<Self> {
         let (selector, pool) = (means.selector.clone(), means.pool.clone());
-        let room = Arc::new(Semaphore::new(settings.max_in_flight));
+        let queue = Queue::new(&settings, metrics.clone());
         let health = Health::new(settings.health_waits);
         let retry_budget = RetryBudget::new(settings.retry_percent);
         Arc::new(Server {
@@ -64,7 +65,7 @@ impl Server {
             pool,
             rounds,
             metrics,
-            room,
+            queue,
             retry_budget,
             pass_through_turn: AtomicUsize::new(0),
             health,
@@ -83,7 +84,7 @@ impl Server {
     /// One exchange: accept, parse, then attempts until one succeeds or none may follow.
     pub(super) async fn exchange(&self, api: Api, request: Request) -> Response {
         let (head, body) = request.into_parts();
-        let client_id = client_id(&head.headers);
+        let client_id = client_id(&self.settings.id_headers, &head.headers);
         let mut record = Exchange::open(self.metrics.clone(), api.as_str(), client_id.clone());
         // What is cut at the end of the drain has not left by itself.
         let cut = self.means.cut.clone();
@@ -114,9 +115,9 @@ impl Server {
         record: &mut Exchange,
     ) -> Result<(Outcome, bool), ProxyError> {
         self.admit(head)?;
-        let place = self.room.clone().try_acquire_owned();
-        record.occupy(place.map_err(|_| ProxyError::Overloaded)?);
-        let body = self.read(&head.headers, body).await?;
+        // The body is read meanwhile: of a client that sends and leaves nothing is seen before.
+        let (place, body) = tokio::try_join!(biased; self.queue.place(), self.read(&head.headers, body))?;
+        record.occupy(place);
         let request = self.parse(api, body).await?;
         let streams = request.stream;
         let headers = access::forwarded(&self.settings.keys, &head.headers);
@@ -288,11 +289,13 @@ async fn collect(mut body: Body, announced: Option<u64>, limit: u64) -> Result<B
     Ok(whole.freeze())
 }
 
-/// The client's own request id, for the log and the echo: 1 to 128 letters, digits, dashes, dots or underscores.
-fn client_id(headers: &HeaderMap) -> Option<String> {
-    let id = headers.get(REQUEST_ID)?.to_str().ok()?;
-    let fits = (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    fits.then(|| id.to_owned())
+/// The client's own request id, for the log and the echo: 1 to 128 letters, digits, dashes, dots or underscores, in the first of
+/// the headers that has such a text.
+fn client_id(names: &[HeaderName], headers: &HeaderMap) -> Option<String> {
+    let is_id = |id: &&str| {
+        (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    names.iter().find_map(|name| headers.get(name)?.to_str().ok().filter(is_id)).map(str::to_owned)
 }
 
 /// Answers a request that is no exchange with an error, counted, in the shape of `api`.

@@ -74,6 +74,10 @@ table! {
             "IP address or host name on which engines register; that of --host when unset";
         PingPort "ping-port" "PROXY_PING_PORT" Value("PORT") = "36367":
             "Port on which engines register; 0 takes a free one and prints it";
+        MetricsHost "metrics-host" "PROXY_METRICS_HOST" Value("ADDRESS") = "":
+            "IP address or host name of --metrics-port; that of --host when unset";
+        MetricsPort "metrics-port" "PROXY_METRICS_PORT" Value("PORT") = "":
+            "Port on which /metrics is served besides; none when unset, 0 takes a free one and prints it";
     }
     "Engines" {
         EngineTtl "engine-ttl" "PROXY_ENGINE_TTL" Value("TIME") = "15s":
@@ -135,7 +139,11 @@ table! {
         MaxConnections "max-connections" "PROXY_MAX_CONNECTIONS" Value("COUNT") = "16384":
             "Client connections open at once";
         MaxInFlight "max-in-flight" "PROXY_MAX_IN_FLIGHT" Value("COUNT") = "8192":
-            "Generation requests in flight at once; more are answered with 429";
+            "Generation requests in flight at once; more wait as --queue-size allows";
+        QueueSize "queue-size" "PROXY_QUEUE_SIZE" Value("COUNT") = "0":
+            "Requests that wait, in order of arrival, for a place in flight; more are answered with 429";
+        QueueTimeout "queue-timeout" "PROXY_QUEUE_TIMEOUT" Value("TIME") = "60s":
+            "How long a request waits for a place in flight before it is answered with 429";
     }
     "Retries and breakers" {
         Retries "retries" "PROXY_RETRIES" Value("COUNT") = "2":
@@ -156,6 +164,8 @@ table! {
             "Key engines are given when --api-key is set, or a client sent no credential";
         CorsAllowOrigin "cors-allow-origin" "PROXY_CORS_ALLOW_ORIGIN" List("ORIGINS") = "":
             "Origins whose pages may call from a browser, such as `https://chat.example`, or `*`; none when unset";
+        RequestIdHeaders "request-id-headers" "PROXY_REQUEST_ID_HEADERS" List("NAMES") = "x-request-id":
+            "Headers that a client's own request id is looked for in, in this order; it is echoed in x-request-id";
         HealthWaitsForPair "health-waits-for-pair" "PROXY_HEALTH_WAITS_FOR_PAIR" Switch = "false":
             "Answer /health with 503 until a prefill and a decode engine have once been ready together";
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use tracing::Level;
 
@@ -10,7 +10,9 @@ use super::conduct::Conduct;
 use super::hosts::{self, Endpoint, Host, Origins};
 use super::options::Key;
 use super::reader::Reader;
-use super::values::{Secret, bearer, choice, networks, number, secret, size, some, switch, time, time_or_zero};
+use super::values::{
+    Secret, bearer, choice, headers, networks, number, secret, size, some, switch, time, time_or_zero,
+};
 
 /// The most that any count can be set to.
 const MANY: usize = 1_000_000;
@@ -81,12 +83,18 @@ parts! {
         body_time: Duration = BodyTimeout time;
         /// Requests served at once, at least 1 (`--max-in-flight`).
         max_in_flight: usize = MaxInFlight number(1, MANY);
+        /// Requests that wait beyond these (`--queue-size`).
+        queue_size: usize = QueueSize number(0, MANY);
+        /// How long each of them waits at most (`--queue-timeout`).
+        queue_time: Duration = QueueTimeout time;
         /// Attempts beyond the first (`--retries`).
         retries: u32 = Retries number(0, 10);
         /// Retries as a share of requests, in percent (`--retry-budget`).
         retry_percent: u32 = RetryBudget number(0, 100);
         /// Whose credential goes where.
         keys: Keys;
+        /// Where a client's own request id is looked for (`--request-id-headers`).
+        id_headers: Vec<HeaderName> = RequestIdHeaders headers;
         /// `/health` is 503 until the first pair (`--health-waits-for-pair`).
         health_waits: bool = HealthWaitsForPair switch;
         /// What must be there before `/ready` says yes.
@@ -247,6 +255,8 @@ pub struct Listen {
     pub http: Endpoint,
     /// Where engines register.
     pub discovery: Endpoint,
+    /// Where `/metrics` is served besides.
+    pub metrics: Option<Endpoint>,
 }
 
 impl Listen {
@@ -274,6 +284,11 @@ impl Listen {
         let ping = if key == Key::VllmDiscoveryAddress { key } else { Key::PingPort };
         let apart = !overlap || http.port != port || port == 0;
         reader.require(apart, &[Key::Port, ping], "must be different ports");
-        Self { http, discovery }
+        let metrics_host = reader.find(Key::MetricsHost, hosts::host);
+        let named = reader.named(if metrics_host.is_some() { Key::MetricsHost } else { Key::Host });
+        let host = metrics_host.unwrap_or_else(|| http.host.clone());
+        reader.show(Key::MetricsHost, host.to_string());
+        let metrics = reader.find(Key::MetricsPort, number(0, u16::MAX)).map(|port| Endpoint { host, port, named });
+        Self { http, discovery, metrics }
     }
 }

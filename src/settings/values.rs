@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use crate::settings::options::MASKED;
@@ -15,6 +15,9 @@ const LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// No JSON body of a prompt is larger on purpose.
 const LARGEST: u64 = 1 << 36;
+
+/// Headers whose values are secrets.
+const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
 
 /// Why a text is not the value it should be; reads on after the text itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +46,10 @@ pub(super) enum Refusal {
     Address,
     #[error("is not a list of networks such as 10.0.0.0/8,192.168.1.7")]
     Networks,
+    #[error("is not a list of header names such as x-request-id,x-correlation-id")]
+    Headers,
+    #[error("carries credentials, which must not be logged")]
+    Credential,
     #[error("is not `*` or a list of origins such as https://chat.example,http://localhost:3000")]
     Origins,
     #[error("is not one of true, false, yes, no, on, off, 1, 0")]
@@ -174,6 +181,18 @@ pub(super) fn networks(text: &str) -> Parsed<Vec<IpNet>> {
     let shown = networks.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",");
     // A list that was given and names nothing must not mean that everything is allowed.
     if networks.is_empty() { Err(Refusal::Networks) } else { Ok((networks, shown)) }
+}
+
+/// Names of headers whose values are logged.
+pub(super) fn headers(text: &str) -> Parsed<Vec<HeaderName>> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let names = parts.map(|part| HeaderName::from_str(part).map_err(|_| Refusal::Headers));
+    let names = names.collect::<Result<Vec<_>, _>>()?;
+    if names.iter().any(|name| CREDENTIALS.contains(&name.as_str())) {
+        return Err(Refusal::Credential);
+    }
+    let shown = names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(",");
+    if names.is_empty() { Err(Refusal::Headers) } else { Ok((names, shown)) }
 }
 
 /// A whole number within limits, both included.

@@ -65,7 +65,7 @@ async fn a_link_named_vllm_router_serves_as_that_program() {
     let told = messages(&log, "INFO").into_iter().filter(|line| line["face"] == "vllm-router").collect::<Vec<_>>();
     assert_eq!(told.len(), 1, "{log}");
     let defaults = told[0]["defaults"].as_str().unwrap();
-    assert!(defaults.starts_with("host=127.0.0.1 decode-token-budget=exact"), "{defaults}");
+    assert!(defaults.starts_with("host=127.0.0.1 metrics-host=127.0.0.1 decode-token-budget=exact"), "{defaults}");
     let warned: Vec<Value> = messages(&log, "WARN").into_iter().map(|line| line["message"].clone()).collect();
     for said in ["--policy: not available, round_robin is used", "--log-dir: taken, has no effect"] {
         assert!(warned.contains(&json!(said)), "{said}: {warned:?}");
@@ -101,7 +101,7 @@ async fn engines_get_the_routers_key_whatever_a_client_sends() {
 #[test]
 fn the_link_checks_helps_and_refuses() {
     let link = Link::new();
-    let check = link.run(&["check", "--request-timeout-secs", "90", "--api-key", "hush", "--prometheus-port", "29000"]);
+    let check = link.run(&["check", "--request-timeout-secs", "90", "--api-key", "hush", "--profile"]);
     let (printed, told) = (text(&check.stdout), text(&check.stderr));
     assert!(check.status.success(), "{told}");
     let shown: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
@@ -109,7 +109,7 @@ fn the_link_checks_helps_and_refuses() {
     for (name, value) in values {
         assert!(shown.contains(&vec![name, value]), "{name}: {printed}");
     }
-    assert!(told.contains("warning: --prometheus-port: taken, not available yet"), "{told}");
+    assert!(told.contains("warning: --profile: taken, has no effect"), "{told}");
     assert!(!printed.contains("hush") && !told.contains("hush"));
     let help = link.run(&["--help"]);
     assert!(help.status.success());
@@ -123,7 +123,7 @@ fn the_link_checks_helps_and_refuses() {
     assert_eq!((refused.status.code(), told.lines().count()), (Some(2), 3), "{told}");
     assert_eq!(link.run(&["--nonsense"]).status.code(), Some(2));
     assert_eq!(link.run(&["demo"]).status.code(), Some(2), "it has no demonstration under that name");
-    let native = command(&["check", "--prometheus-port", "29000"]).output().unwrap();
+    let native = command(&["check", "--profile"]).output().unwrap();
     assert_eq!(native.status.code(), Some(2), "an option without effect is refused under its own name");
 }
 
@@ -157,4 +157,52 @@ async fn the_command_line_of_vllm_router_is_accepted() {
     proxy.process.signal("TERM");
     assert_eq!(proxy.finish().0, Some(0));
     drop(engines);
+}
+
+/// A port of its own for metrics, only where it is asked for, and the headers that a client's id is looked for in.
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_have_a_port_where_one_is_given_and_ids_a_header() {
+    let link = Link::new();
+    let base = [&PORTS[..], &MORIIO, &["--log-format", "json"]].concat();
+    let line = [&base[..], &["--prometheus-port", "0", "--request-id-headers", "X-Trace-Id", "x-request-id"]].concat();
+    let mut proxy = Served::launch(link.command(&line));
+    let serves =
+        messages(&proxy.log(), "INFO").into_iter().find(|line| line["message"] == "moriio-proxy serves").unwrap();
+    let scraped: std::net::SocketAddr = serves["metrics"].as_str().unwrap().parse().unwrap();
+    assert!(scraped.ip().is_loopback() && scraped != proxy.http, "{scraped}");
+    let engines = pair(&proxy, Mode::Write, |_| {}).await;
+    for (headers, id) in
+        [(["x-trace-id", "other"], "one"), (["x-request-id", "x-trace-id"], "two"), (["x-request-id", "other"], "one")]
+    {
+        let request = client().post(proxy.url("/v1/completions")).header(headers[0], "one").header(headers[1], "two");
+        let answer = request.body(completion("a prompt", 3, false).to_string()).send().await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), answer.headers()["x-request-id"].to_str().unwrap()),
+            (200, id),
+            "{headers:?}"
+        );
+    }
+    let get = async |url: String| {
+        let answer = client().get(url).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let (status, text) = get(format!("http://{scraped}/metrics")).await;
+    assert_eq!((status, crate::support::client::sum(&text, "moriio_exchanges_total")), (200, 3.0), "{text}");
+    assert!(text.contains("moriio_connections "), "{text}");
+    assert_eq!(get(format!("http://{scraped}/ready")).await.0, 404, "metrics and nothing else");
+    assert_eq!(get(proxy.url("/metrics")).await.0, 200);
+    // A second proxy that wants the same port serves without.
+    let port = scraped.port().to_string();
+    let mut second = Served::launch(link.command(&[&base[..], &["--prometheus-port", &port]].concat()));
+    assert_eq!(get(second.url("/metrics")).await.0, 200);
+    let warned = messages(&second.log(), "WARN");
+    let told =
+        warned.iter().filter(|line| line["message"].as_str().is_some_and(|said| said.contains("cannot serve metrics")));
+    assert_eq!(told.count(), 1, "{warned:?}");
+    drop(engines);
+    for proxy in [&mut proxy, &mut second] {
+        proxy.process.signal("TERM");
+        let (code, log) = proxy.finish();
+        assert_eq!(code, Some(0), "{log}");
+    }
 }

@@ -65,6 +65,8 @@ const SWITCHED_ON: [&str; 5] = ["1", "true", "yes", "on", "debug"];
 pub(super) enum Verdict {
     /// The value goes to this option as it stands, its default too.
     Honoured(Key),
+    /// The same where it is given; its default counts for nothing.
+    HonouredWhereGiven(Key),
     /// With this value it goes there.
     HonouredIf(&'static str, Key, Otherwise),
     /// It goes to these options, changed, its default too; what is said of it, if anything.
@@ -166,7 +168,7 @@ impl Verdict {
     /// Its place in [`TITLES`].
     pub(super) fn title(self) -> usize {
         match self {
-            Verdict::Honoured(_) | Verdict::HonouredIf(..) => 0,
+            Verdict::Honoured(_) | Verdict::HonouredWhereGiven(_) | Verdict::HonouredIf(..) => 0,
             Verdict::Mapped(..) => 1,
             Verdict::Registration(_) => 2,
             Verdict::Silent | Verdict::Inert(_) | Verdict::SilentIf(_, Otherwise::Note(_)) => 3,

@@ -65,7 +65,7 @@ impl CommandLine {
             }
             let (name, text) = (given.name.as_str(), given.text());
             match row.verdict {
-                Verdict::Honoured(key) => given.lend(key, text, reader),
+                Verdict::Honoured(key) | Verdict::HonouredWhereGiven(key) => given.lend(key, text, reader),
                 Verdict::HonouredIf(wanted, key, _) if wanted.eq_ignore_ascii_case(&text) => {
                     given.lend(key, text, reader);
                 }

@@ -7,10 +7,13 @@ use crate::settings::options::Key;
 use Change::{Always, HalfOfFew, OneLess, Renamed, Same, Seconds};
 use Key::{
     AnswerTimeout, BreakerFailures, BreakerOpen, BreakerOpenMax, ColdTimeout, ConnectTimeout, FirstByteTimeout,
-    MaxBodyBytes, MaxInFlight, PingHost, PingPort, PrefillTimeout, Retries, StreamIdleTimeout, VllmDiscoveryAddress,
+    MaxBodyBytes, MaxInFlight, MetricsHost, MetricsPort, PingHost, PingPort, PrefillTimeout, QueueSize, QueueTimeout,
+    RequestIdHeaders, Retries, StreamIdleTimeout, VllmDiscoveryAddress,
 };
 use Takes::{List, Nothing, Number, OneOf, Secret, Text, UrlAndPort, Whole, Within};
-use Verdict::{Honoured, HonouredIf, Inert, Mapped, Noted, Refused, Registration, Silent, SilentIf};
+use Verdict::{
+    Honoured, HonouredIf, HonouredWhereGiven, Inert, Mapped, Noted, Refused, Registration, Silent, SilentIf,
+};
 
 /// The program with all its options.
 pub(super) const VLLM_ROUTER: Program = Program {
@@ -37,7 +40,6 @@ const POLICIES: &[&str] = &[
 const LEVELS: &[&str] = &["debug", "info", "warning", "error", "critical", "warn", "trace"];
 
 const NO_EFFECT: &str = "taken, has no effect";
-const NOT_YET: &str = "taken, not available yet";
 const POLICY: Otherwise = Otherwise::Note("not available, round_robin is used");
 
 /// Longest time in seconds and largest body in bytes that we can be told.
@@ -71,6 +73,12 @@ const ROWS: &[Row] = rows! {
         => "as `--policy`";
     "decode-policy": OneOf(POLICIES), "", HonouredIf("round_robin", Key::DecodePolicy, POLICY)
         => "as `--policy`";
+    "prometheus-port": Whole, "29000", HonouredWhereGiven(MetricsPort)
+        => "where `/metrics` is served besides, only where it is given; a port that is taken is told of";
+    "prometheus-host": Text, "127.0.0.1", Honoured(MetricsHost)
+        => "as `--prometheus-port`";
+    "request-id-headers": List, "", Honoured(RequestIdHeaders)
+        => "where a client's request id is looked for; `x-request-id` when it is absent";
 
     "log-level": OneOf(LEVELS), "info", Mapped(&[(Key::LogLevel, Renamed("critical", "error"))], None)
         => "`--log-level`; `critical` is `error`";
@@ -81,7 +89,11 @@ const ROWS: &[Row] = rows! {
     "max-payload-size": Within(1, LARGEST), "536870912", Mapped(&[(MaxBodyBytes, Same)], None)
         => "`--max-body-bytes`";
     "max-concurrent-requests": Within(1, 1_000_000), "32768", Mapped(&[(MaxInFlight, Same)], None)
-        => "`--max-in-flight`; requests beyond are answered with 429, not 408";
+        => "`--max-in-flight`; requests beyond wait as `--queue-size` says, or are answered with 429, not 408";
+    "queue-size": Within(0, 1_000_000), "100", Mapped(&[(QueueSize, Same)], None)
+        => "`--queue-size`";
+    "queue-timeout-secs": Within(1, LONGEST), "60", Mapped(&[(QueueTimeout, Seconds)], None)
+        => "`--queue-timeout`; 429 after it, not 408";
     "retry-max-retries": Within(1, 4_294_967_295), "5", Mapped(&[(Retries, OneLess(10))], None)
         => "`--retries`, one less since it counts the first attempt, 10 at most";
     "disable-retries": Nothing, "", Mapped(&[(Retries, Always("0"))], None)
@@ -130,16 +142,6 @@ const ROWS: &[Row] = rows! {
         => "only `vllm` is taken, in silence";
     "history-backend": Text, "", Silent => "";
 
-    "prometheus-port": Whole, "29000", Noted(NOT_YET)
-        => "not available yet: metrics are at `/metrics` of the clients' port";
-    "prometheus-host": Text, "127.0.0.1", Noted(NOT_YET)
-        => "not available yet, as `--prometheus-port`";
-    "request-id-headers": List, "", Noted(NOT_YET)
-        => "not available yet: `x-request-id` is read";
-    "queue-size": Whole, "100", Noted(NOT_YET)
-        => "not available yet: nothing waits above `--max-concurrent-requests`";
-    "queue-timeout-secs": Whole, "60", Noted(NOT_YET)
-        => "not available yet, as `--queue-size`";
     "log-dir": Text, "", Noted(NO_EFFECT) => "the log goes to stderr";
     "router-temperature": Number, "0.0", Noted(NO_EFFECT) => "";
     "kv-penalty-host": Number, "0.8", Noted(NO_EFFECT) => "";

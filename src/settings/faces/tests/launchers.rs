@@ -36,10 +36,9 @@ fn amds_dissagregation_script() {
     );
     let said = [
         "--intra-node-data-parallel-size, --moriio-dp-size, --prefill, --decode: taken, but what engines register decides",
-        "--prometheus-port: taken, not available yet",
     ];
     let effective = check(&line, "0.0.0.0:30000", "0.0.0.0:36367", &said);
-    assert_eq!(effective["prefill-timeout"], "1800s");
+    assert_eq!((&*effective["prefill-timeout"], &*effective["metrics-port"]), ("1800s", "29000"));
 }
 
 #[test]
@@ -85,7 +84,6 @@ fn srt_slurm() {
         "{base} --port 8001 --vllm-pd-disaggregation --worker-startup-timeout-secs 60 --disable-retries \
          --request-id-headers x-a --request-id-headers x-b"
     );
-    let said = [said[0], "--request-id-headers: taken, not available yet"];
     let effective = check(&added, "0.0.0.0:8001", "0.0.0.0:36367", &said);
     assert_eq!(effective["retries"], "0");
 }

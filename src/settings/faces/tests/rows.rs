@@ -23,7 +23,6 @@ pub(super) enum Must {
 use Must::{Hush, Refuse, Say, Set, SetAndSay};
 
 const NONE: &str = "taken, has no effect";
-const LATER: &str = "taken, not available yet";
 const ENGINES: &str = "taken, but what engines register decides";
 const ROBIN: &str = "not available, round_robin is used";
 
@@ -61,10 +60,13 @@ const CASES: &[(&str, Must)] = &[
     ("--log-level error", Set(&[("log-level", "error")])),
     ("--log-level critical", Set(&[("log-level", "error")])),
     ("--log-level loud", Refuse),
-    ("--prometheus-port 29000", Say(LATER)),
+    ("--prometheus-port 29000", Set(&[("metrics-port", "29000")])),
     ("--prometheus-port x", Refuse),
-    ("--prometheus-host 0.0.0.0", Say(LATER)),
-    ("--request-id-headers x-request-id x-correlation-id", Say(LATER)),
+    ("--prometheus-port 70000", Refuse),
+    ("--prometheus-host 0.0.0.0", Set(&[("metrics-host", "0.0.0.0")])),
+    ("--prometheus-host 0.0.0.0 --prometheus-port 1", Set(&[("metrics-host", "0.0.0.0"), ("metrics-port", "1")])),
+    ("--request-id-headers x-request-id x-trace-id", Set(&[("request-id-headers", "x-request-id,x-trace-id")])),
+    ("--request-id-headers authorization", Refuse),
     (
         "--request-timeout-secs 3600",
         Set(&[
@@ -92,8 +94,11 @@ const CASES: &[(&str, Must)] = &[
     ("--max-payload-size 1MiB", Refuse),
     ("--max-concurrent-requests 1024", Set(&[("max-in-flight", "1024")])),
     ("--max-concurrent-requests 0", Refuse),
-    ("--queue-size 100", Say(LATER)),
-    ("--queue-timeout-secs 60", Say(LATER)),
+    ("--queue-size 100", Hush),
+    ("--queue-size 0", Set(&[("queue-size", "0")])),
+    ("--queue-size -1", Refuse),
+    ("--queue-timeout-secs 7", Set(&[("queue-timeout", "7s")])),
+    ("--queue-timeout-secs soon", Refuse),
     ("--retry-max-retries 1", Set(&[("retries", "0")])),
     ("--retry-max-retries 3", Set(&[("retries", "2")])),
     ("--retry-max-retries 5", Hush),
@@ -252,12 +257,11 @@ fn inert_options_go_with_their_master() {
 /// One line for each reason names all options that it holds for.
 #[test]
 fn notes_are_gathered() {
-    let line = "--policy random --decode-policy kv_aware --log-dir d --profile --moriio-dp-size 8 --queue-size 1";
+    let line = "--policy random --decode-policy kv_aware --log-dir d --profile --moriio-dp-size 8";
     let (_, warnings) = resolve_as(program(), line, &[]).unwrap();
     let wanted = [
         "--policy, --decode-policy: not available, round_robin is used",
         "--moriio-dp-size: taken, but what engines register decides",
-        "--queue-size: taken, not available yet",
         "--log-dir, --profile: taken, has no effect",
     ];
     assert_eq!(warnings, wanted);

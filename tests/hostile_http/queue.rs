@@ -1,0 +1,91 @@
+//! The line of requests that wait for a place in flight.
+
+use std::sync::Mutex;
+
+use futures::future::join_all;
+use moriio_proxy::settings::options::Key;
+use moriio_proxy::sim::{Fault, FaultKind};
+
+use super::{legs, plan, still_good, world};
+use crate::support::client::passing;
+use crate::support::{Stream, World, completion, generate, post, until};
+
+/// A stream that holds the only place until its client leaves.
+async fn holder(world: &World) -> Stream {
+    world.decode[0].set_fault(Fault::always(FaultKind::HangAfterTokens { tokens: 2 }));
+    let mut stream = Stream::open(&world.proxy, "/v1/completions", &completion("long", 9, true)).await;
+    stream.read_until("the first tokens", |seen| seen.contains("data: ")).await;
+    world.decode[0].clear_faults();
+    stream
+}
+
+async fn queued(world: &World, count: f64) {
+    until("so many in the line", || async {
+        let queued = world.proxy.metric("moriio_requests_queued").await;
+        (queued == count).then_some(()).ok_or_else(|| queued.to_string())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_wait_in_order_of_arrival() {
+    let world = world(plan().with(Key::MaxInFlight, "1").with(Key::QueueSize, "3")).await;
+    let since = legs(&world);
+    let stream = holder(&world).await;
+    let (served, world) = (Mutex::new(Vec::new()), &world);
+    let wait = async |turn: usize| {
+        // Each is in the line before the next one comes.
+        queued(world, turn as f64).await;
+        generate(&world.proxy, &format!("turn {turn}"), 3, turn % 2 == 0).await;
+        served.lock().unwrap().push(turn);
+    };
+    let beyond = async {
+        queued(world, 3.0).await;
+        for _ in 0..3 {
+            let refused = post(&world.proxy, "/v1/completions", &completion("no place", 3, false)).await;
+            assert_eq!((refused.status, refused.code().as_str()), (429, "too_many_requests"));
+            assert_eq!((refused.header("retry-after"), refused.source()), ("1", "proxy"));
+        }
+        assert_eq!(world.decode[0].counters().waiting, 0, "nothing of those that wait is at an engine");
+        drop(stream);
+    };
+    tokio::join!(join_all((0..3).map(wait)), beyond);
+    assert_eq!(*served.lock().unwrap(), [0, 1, 2]);
+    assert_eq!(world.proxy.metric("moriio_queue_seconds_count").await, 3.0);
+    still_good(world, "a line", &since, 4).await;
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_the_line_or_waits_too_long_frees_the_place() {
+    let plan = plan().with(Key::MaxInFlight, "1").with(Key::QueueSize, "1").with(Key::QueueTimeout, "700ms");
+    let world = world(plan).await;
+    let since = legs(&world);
+    let stream = holder(&world).await;
+    let body = completion("patient", 3, false);
+    let late = post(&world.proxy, "/v1/completions", &body).await;
+    assert_eq!((late.status, late.code().as_str()), (429, "queue_timeout"), "{}", late.body);
+    assert_eq!((late.header("retry-after"), late.source()), ("1", "proxy"));
+    queued(&world, 0.0).await;
+    for _ in 0..3 {
+        let leaver = passing().post(world.proxy.url("/v1/completions")).body(body.to_string());
+        tokio::select! {
+            _ = leaver.send() => panic!("it was served"),
+            () = queued(&world, 1.0) => {}
+        }
+        queued(&world, 0.0).await;
+    }
+    until("each that left has its account", || async {
+        let gone = world.proxy.metric("moriio_exchanges_total{ended=\"client_gone\"}").await;
+        (gone == 3.0).then_some(()).ok_or_else(|| gone.to_string())
+    })
+    .await;
+    let after = async {
+        queued(&world, 1.0).await;
+        drop(stream);
+    };
+    tokio::join!(generate(&world.proxy, "in time", 3, true), after);
+    assert_eq!(world.proxy.metric("moriio_queue_seconds_count").await, 5.0);
+    still_good(&world, "a line that was left", &since, 2).await;
+    world.settle().await;
+}
