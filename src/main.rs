@@ -143,6 +143,7 @@ fn serve(line: &CommandLine) -> ExitCode {
         let effective: Vec<String> =
             config.describe().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
         let fingerprint = config.fingerprint();
+        let tells_discovery = config.parts.server.conduct.tells_discovery;
         let app = match App::bind(config) {
             Ok(app) => app,
             Err(error) => {
@@ -155,6 +156,9 @@ fn serve(line: &CommandLine) -> ExitCode {
             metrics = app.metrics_address().map(tracing::field::display),
             fingerprint, config = effective.join(" "), "moriio-proxy serves"
         );
+        if tells_discovery {
+            print(&format!("ZMQ discovery listening on tcp://{}", app.discovery_address()));
+        }
         ExitCode::from(app.run(stop_signal()).await.exit_code())
     })
 }

@@ -4,8 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::Response;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::api::Api;
+use crate::api::side;
 use crate::error::ProxyError;
 use crate::metrics::Metrics;
 use crate::pool::LegEnd;
@@ -54,6 +58,8 @@ pub struct Exchange {
     bytes: u64,
     pair: Option<PairLine>,
     place: Option<OwnedSemaphorePermit>,
+    /// Whether the client and the log are told the side at fault, as MAD's proxy does.
+    names_side: bool,
     /// Attempts that were made.
     pub attempts: u32,
 }
@@ -86,8 +92,15 @@ impl Exchange {
             bytes: 0,
             pair: None,
             place: None,
+            names_side: false,
             attempts: 0,
         }
+    }
+
+    /// The same account, that tells the side at fault as MAD's proxy does.
+    pub(crate) fn naming_side(mut self, names_side: bool) -> Self {
+        self.names_side = names_side;
+        self
     }
 
     /// Keeps the exchange's place among those that may be in flight until its end, that of its stream included.
@@ -162,8 +175,32 @@ impl Exchange {
         if !committed {
             self.status = error.status().as_u16();
         }
+        if self.names_side {
+            let (side, tx) = (side::word(error.source()), self.transfer_id().unwrap_or("-"));
+            // A client's words are in some errors, and a line of the log must stay one.
+            tracing::error!("FAIL_SOURCE={side} tx={tx} {:?}", error.to_string());
+        }
         self.error = Some((error.code(), error.source().as_str()));
         self.metrics.error(error.code(), error.source().as_str());
+    }
+}
+
+impl Exchange {
+    fn transfer_id(&self) -> Option<&str> {
+        self.pair.as_ref().map(|pair| pair.transfer_id.as_str()).filter(|id| !id.is_empty())
+    }
+
+    /// The answer that tells the client an error.
+    pub(crate) fn answer(&self, error: ProxyError, api: Api) -> Response<Bytes> {
+        let source = error.source();
+        let response = error.into_response_for(Some(api));
+        if self.names_side { side::told(response, source, self.transfer_id()) } else { response }
+    }
+
+    /// The event that tells the client an error after a part of the answer.
+    pub(crate) fn event(&self, error: &ProxyError, api: Api) -> String {
+        let event = error.event(api);
+        if self.names_side { side::in_event(&event, error.source(), self.transfer_id()) } else { event }
     }
 }
 
@@ -188,7 +225,7 @@ impl Drop for Exchange {
             prefill_leg = pair.and_then(|p| p.legs[0].word()),
             decode_leg = pair.and_then(|p| p.legs[1].word()),
             mode = pair.map(|p| p.mode),
-            transfer_id = pair.map(|p| p.transfer_id.as_str()).filter(|id| !id.is_empty()),
+            transfer_id = self.transfer_id(),
             client_id = self.client_id.as_deref(),
             attempts = self.attempts,
             prefill_ms = milliseconds(self.prefill_time),

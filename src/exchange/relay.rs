@@ -235,7 +235,7 @@ impl Relay {
             return Poll::Ready(Some(Err(BrokenOff)));
         }
         // A client that reads events must not take silence for a complete answer: one error event, no end marker.
-        self.gathered.extend_from_slice(error.event(self.api).as_bytes());
+        self.gathered.extend_from_slice(self.exchange.event(error, self.api).as_bytes());
         self.flush()
     }
 

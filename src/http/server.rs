@@ -1,7 +1,7 @@
 //! The data port: limits, and the attempt loop of an exchange.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -19,6 +19,7 @@ use super::respond::respond;
 use super::retries::RetryBudget;
 use crate::api::Api;
 use crate::api::request;
+use crate::api::side;
 use crate::error::ProxyError;
 use crate::exchange::drive::{Asked, Drive, Failed, Means, Outcome};
 use crate::exchange::record::Exchange;
@@ -27,7 +28,7 @@ use crate::pool::rounds::Rounds;
 use crate::pool::{PROBE_WAIT, Pool};
 use crate::routing::{NoPick, Picked, Selector};
 use crate::settings::ServerSettings;
-use crate::upstream::{REQUEST_ID, Repeat};
+use crate::upstream::{RANK, REQUEST_ID, Repeat};
 
 /// Bodies above this are parsed off the threads that serve connections.
 const PARSE_APART: usize = 1024 * 1024;
@@ -49,6 +50,8 @@ pub struct Server {
     /// Whose turn it is on routes that any engine answers alike.
     pub(super) pass_through_turn: AtomicUsize,
     pub(super) health: Health,
+    /// Whether a client's choice of a rank was noted.
+    rank_noted: AtomicBool,
 }
 
 impl Server {
@@ -69,6 +72,7 @@ impl Server {
             retry_budget,
             pass_through_turn: AtomicUsize::new(0),
             health,
+            rank_noted: AtomicBool::new(false),
         })
     }
 
@@ -85,7 +89,9 @@ impl Server {
     pub(super) async fn exchange(&self, api: Api, request: Request) -> Response {
         let (head, body) = request.into_parts();
         let client_id = client_id(&self.settings.id_headers, &head.headers);
-        let mut record = Exchange::open(self.metrics.clone(), api.as_str(), client_id.clone());
+        let mut record = Exchange::open(self.metrics.clone(), api.as_str(), client_id.clone())
+            .naming_side(self.settings.conduct.names_side);
+        self.note_rank(&head.headers);
         // What is cut at the end of the drain has not left by itself.
         let cut = self.means.cut.clone();
         let result = tokio::select! {
@@ -98,13 +104,21 @@ impl Server {
             Err(error) => {
                 record.failed(&error);
                 tracing::debug!(code = error.code(), source = error.source().as_str(), %error, "exchange failed");
-                error.into_response_for(Some(api)).map(Body::from)
+                record.answer(error, api).map(Body::from)
             }
         };
         if let Some(id) = client_id.and_then(|id| HeaderValue::from_str(&id).ok()) {
             response.headers_mut().insert(REQUEST_ID, id);
         }
         response
+    }
+
+    /// Says once that no client chooses ranks, where its users may expect that.
+    fn note_rank(&self, headers: &HeaderMap) {
+        let asked = self.settings.conduct.notes_rank && headers.contains_key(RANK);
+        if asked && !self.rank_noted.swap(true, Ordering::Relaxed) {
+            tracing::warn!("a client's X-data-parallel-rank is ignored, here and from now on: ranks have their turns");
+        }
     }
 
     async fn serve(
@@ -302,7 +316,10 @@ fn client_id(names: &[HeaderName], headers: &HeaderMap) -> Option<String> {
 pub(super) fn refuse(server: &Server, route: &'static str, api: Option<Api>, error: ProxyError) -> Response {
     server.metrics.request(route, error.status().as_u16());
     server.metrics.error(error.code(), error.source().as_str());
-    error.into_response_for(api).map(Body::from)
+    let source = error.source();
+    let response = error.into_response_for(api);
+    let response = if server.settings.conduct.names_side { side::told(response, source, None) } else { response };
+    response.map(Body::from)
 }
 
 /// A JSON answer of the proxy's own.

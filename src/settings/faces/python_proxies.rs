@@ -16,7 +16,7 @@ pub(super) const TOY: Program = Program {
     name: TOY_NAMES[0],
     about: "moriio-proxy as moriio_proxy.py or moriio_toy_proxy_server.py: the options and defaults of that program",
     rows: TOY_ROWS,
-    habits: &[],
+    habits: LINE,
     conduct: Conduct { tells_discovery: true, notes_rank: true, profiles: true, ..Conduct::NATIVE },
 };
 
@@ -25,9 +25,12 @@ pub(super) const MAD: Program = Program {
     name: "moriio_pd_proxy.py",
     about: "moriio-proxy as moriio_pd_proxy.py, the proxy of MAD: the options and defaults of that program",
     rows: MAD_ROWS,
-    habits: &[],
+    habits: LINE,
     conduct: Conduct { tells_discovery: true, names_side: true, notes_rank: true, ..Conduct::NATIVE },
 };
+
+/// There, what is over the limit waits, without any end; here it does for longer than clients do.
+const LINE: &[(Key, &str)] = &[(Key::QueueSize, "4096"), (Key::QueueTimeout, "3600s")];
 
 /// Native names of levels do too.
 const LEVELS: &[&str] = &["debug", "info", "warning", "error", "critical", "warn", "trace"];
@@ -81,7 +84,7 @@ const MAD_ROWS: &[Row] = rows! {
 
     ["max-concurrency"] "PROXY_MAX_CONCURRENCY": Within(0, 1_000_000), "512", Mapped(&[
         (Key::MaxInFlight, Renamed("0", UNLIMITED))], None)
-        => "`--max-in-flight`; 0 is no limit";
+        => "`--max-in-flight`; requests beyond wait in order of arrival, 0 is no limit";
     ["dp-size-local"] "DP_PARALLEL_SIZE_LOCAL": Within(0, 1024), "8", Mapped(&[(Key::RanksPerHost, Same)], None)
         => "`--ranks-per-host`, for what is expected only: engines say how many ranks they have";
     ["log-level"] "PROXY_LOG_LEVEL": OneOf(LEVELS), "DEBUG", Mapped(&[(Key::LogLevel, Renamed("critical", "error"))], None)

@@ -139,10 +139,10 @@ fn their_defaults_hold_where_nothing_is_given() {
         (config.parts.server.conduct, config.face.unwrap())
     };
     let (conduct, (name, defaults)) = said(toy());
-    assert_eq!((name, &*defaults), ("moriio_proxy.py", "port=10001"));
+    assert_eq!((name, &*defaults), ("moriio_proxy.py", "port=10001 queue-size=4096 queue-timeout=3600s"));
     assert!(conduct.profiles && !conduct.names_side && !conduct.engine_key_first);
     let (conduct, (name, defaults)) = said(mad());
-    let changed = "port=10001 max-in-flight=512 ranks-per-host=8 log-level=debug";
+    let changed = "port=10001 max-in-flight=512 queue-size=4096 queue-timeout=3600s ranks-per-host=8 log-level=debug";
     assert_eq!((name, &*defaults), ("moriio_pd_proxy.py", changed));
     assert!(conduct.names_side && !conduct.profiles && !conduct.engine_key_first);
     let native = Config::resolve(&Default::default(), std::iter::empty()).unwrap().0;
