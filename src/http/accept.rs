@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::places::{Admission, Hold, Places};
+use super::profile;
 use super::stream::{Answer, Serving, Stream, Visit};
 use crate::http::descriptors::{Spares, is_exhausted};
 use crate::http::routes::PROBES;
@@ -129,8 +130,12 @@ impl Door {
         self.metrics.connections.inc();
         // Tokens must not wait for an acknowledgement.
         let _ = socket.set_nodelay(true);
+        let peer = socket.peer_addr().ok();
         let stream = TokioIo::new(Stream { socket, visit: visit.clone() });
-        let service = service_fn(|request| self.answer(request, visit.clone()));
+        let service = service_fn(|mut request| {
+            profile::mark(&mut request, peer);
+            self.answer(request, visit.clone())
+        });
         let mut connection = std::pin::pin!(self.builder.serve_connection(stream, service));
         let mut overdue = std::pin::pin!(self.overdue(&visit));
         let mut told = false;

@@ -8,6 +8,7 @@ mod health;
 mod pass_through;
 mod places;
 pub(crate) mod port;
+mod profile;
 mod queue;
 mod respond;
 mod retries;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 
 use super::server::{Server, refuse};
-use super::{pass_through, status};
+use super::{pass_through, profile, status};
 use crate::api::Api;
 use crate::error::ProxyError;
 
@@ -17,7 +17,13 @@ pub const PROBES: [&str; 4] = ["/health", "/liveness", "/ready", "/metrics"];
 
 /// Every route; anything else is a 404 in OpenAI's shape.
 pub(crate) fn router(server: Arc<Server>) -> Router {
+    let conduct = server.settings.conduct;
+    let profiles = match conduct.profiles {
+        true => profile::PATHS.into_iter().fold(Router::new(), |routes, path| routes.route(path, any(profile::all))),
+        false => Router::new(),
+    };
     Router::new()
+        .merge(profiles)
         .route(Api::Completions.path(), post(completions))
         .route(Api::Chat.path(), post(chat))
         .route(Api::Responses.path(), post(responses))
