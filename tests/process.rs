@@ -2,6 +2,7 @@
 
 mod faces;
 mod output;
+mod python_proxies;
 mod stop;
 
 use std::net::TcpListener;

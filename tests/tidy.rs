@@ -133,6 +133,14 @@ fn the_page_of_vllm_router_has_its_options() {
 }
 
 #[test]
+fn the_page_of_the_python_proxies_has_their_options() {
+    for face in [Face::Toy, Face::Mad] {
+        let program = face.program().unwrap();
+        compare_page("docs/python-proxies.md", program.name, &program.reference_table());
+    }
+}
+
+#[test]
 fn the_reference_has_the_fields() {
     compare("fields", &fields::reference_table());
 }

@@ -17,6 +17,7 @@ use zeromq::{Socket, SocketSend};
 /// A leg as it came.
 #[derive(Clone, Debug)]
 pub struct FakeLeg {
+    pub path: String,
     pub headers: http::HeaderMap,
     pub body: Value,
 }
@@ -122,8 +123,8 @@ fn router(release: String, health: watch::Receiver<Health>, legs: Arc<Mutex<Vec<
                 "/version" => Response::new(Body::from(json!({"version": release}).to_string())),
                 _ => {
                     let body: Bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-                    let leg =
-                        FakeLeg { headers: head.headers, body: serde_json::from_slice(&body).unwrap_or_default() };
+                    let body = serde_json::from_slice(&body).unwrap_or_default();
+                    let leg = FakeLeg { path: head.uri.path().to_owned(), headers: head.headers, body };
                     let response = reply(&leg);
                     legs.lock().unwrap().push(leg);
                     response
