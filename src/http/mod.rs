@@ -15,3 +15,4 @@ pub(crate) mod routes;
 pub(crate) mod server;
 mod status;
 mod stream;
+mod workers;

@@ -8,7 +8,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 
 use super::server::{Server, refuse};
-use super::{pass_through, status};
+use super::{pass_through, status, workers};
 use crate::api::Api;
 use crate::error::ProxyError;
 
@@ -17,7 +17,16 @@ pub const PROBES: [&str; 4] = ["/health", "/liveness", "/ready", "/metrics"];
 
 /// Every route; anything else is a 404 in OpenAI's shape.
 pub(crate) fn router(server: Arc<Server>) -> Router {
+    let conduct = server.settings.conduct;
+    let lists = match conduct.lists_engines {
+        true => Router::new()
+            .route("/workers", get(workers::workers))
+            .route("/list_workers", get(workers::urls))
+            .route("/get_loads", get(workers::loads)),
+        false => Router::new(),
+    };
     Router::new()
+        .merge(lists)
         .route(Api::Completions.path(), post(completions))
         .route(Api::Chat.path(), post(chat))
         .route(Api::Responses.path(), post(responses))

@@ -2,6 +2,7 @@
 //! a gauge. `/ready` says the same by [`Selector::reason`].
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use crate::pool::breaker::Circuit;
 use crate::pool::pairs::Pairs;
 use crate::pool::reason::{Failure, Reason};
 use crate::pool::{Engine, Pool, State};
+use crate::settings::Presumed;
 
 /// How often an unchanged pool is looked at: breakers change with time alone.
 const LOOK: Duration = Duration::from_secs(1);
@@ -24,7 +26,8 @@ const PACE: Duration = Duration::from_secs(5);
 struct Told {
     role: Role,
     name: String,
-    was_ready: bool,
+    /// What it was announced by, once it was ready.
+    addresses: Option<String>,
     /// What the gauge shows.
     shown: Option<Reason>,
     /// What the last line said, and when.
@@ -33,7 +36,11 @@ struct Told {
 
 /// Remembers what was told, by incarnation.
 #[derive(Debug)]
-pub(super) struct Teller {
+pub struct Teller {
+    /// What is set against what engines register.
+    presumed: Presumed,
+    /// Whether their coming and going is announced on stdout.
+    announces: bool,
     told: HashMap<u64, Told>,
     last: Arc<Pool>,
     next: Instant,
@@ -41,8 +48,8 @@ pub(super) struct Teller {
 
 impl Teller {
     /// One that has told nothing.
-    pub(super) fn new(now: Instant) -> Teller {
-        Teller { told: HashMap::new(), last: Arc::default(), next: now }
+    pub fn new(presumed: Presumed, announces: bool) -> Teller {
+        Teller { presumed, announces, told: HashMap::new(), last: Arc::default(), next: Instant::now() }
     }
 
     /// Looks at the pool if it is another than last time or some time has passed.
@@ -66,11 +73,25 @@ impl Teller {
         // Those that left first: the next life of an engine has the same labels.
         for gone in before.into_values() {
             gone.show(None, metrics);
+            if let Some(addresses) = gone.addresses.filter(|_| self.announces) {
+                announce("🔴Remove", gone.role, &addresses);
+            }
         }
         for (engine, mut told) in news {
             let reason = pairs.reason(pool, engine, now);
             told.show(reason, metrics);
             told.shown = reason;
+            if engine.state == State::Ready && told.addresses.is_none() {
+                let addresses = format!("HTTP:{}, ZMQ:{}", engine.name, engine.registration.kv.text);
+                if self.announces {
+                    announce("🔵Add", told.role, &addresses);
+                }
+                told.addresses = Some(addresses);
+                for said in self.presumed.contradictions(&engine.registration) {
+                    let dp_size = engine.registration.dp_size;
+                    tracing::warn!(role = %told.role, engine = %told.name, dp_size, said, "engine is not as the command line says: what it registered counts");
+                }
+            }
             told.say(engine, reason, now);
             self.told.insert(engine.incarnation, told);
         }
@@ -81,7 +102,7 @@ impl Told {
     /// A first probe takes a moment, which is worth no line.
     fn new(engine: &Engine, now: Instant) -> Told {
         let said = Some((Reason::FirstProbe, now));
-        Told { role: engine.role(), name: engine.name.clone(), was_ready: false, shown: None, said }
+        Told { role: engine.role(), name: engine.name.clone(), addresses: None, shown: None, said }
     }
 
     fn show(&self, reason: Option<Reason>, metrics: &Metrics) {
@@ -98,7 +119,6 @@ impl Told {
     }
 
     fn say(&mut self, engine: &Engine, reason: Option<Reason>, now: Instant) {
-        self.was_ready |= engine.state == State::Ready;
         let Some(reason) = reason else {
             // While a trial is awaited the circuit may open again, which is the same story.
             if engine.vitals.circuit(now) == Circuit::Closed && self.said.take().is_some_and(|(said, _)| hides(said)) {
@@ -116,12 +136,19 @@ impl Told {
         self.said = Some((reason, now));
         let mode = engine.registration.mode;
         // Engines ping long before they serve, so that this is every start's beginning.
-        if reason == Reason::Failed(Failure::Refused) && !self.was_ready {
+        if reason == Reason::Failed(Failure::Refused) && self.addresses.is_none() {
             tracing::warn!(role = %self.role, engine = %self.name, %mode, %reason, "engine is not up yet");
         } else {
             tracing::warn!(role = %self.role, engine = %self.name, %mode, %reason, "engine cannot be used");
         }
     }
+}
+
+/// A line as vllm-router prints it: launchers look for these words in its output.
+fn announce(what: &str, role: Role, addresses: &str) {
+    let role = if role == Role::Prefill { "Prefill" } else { "Decode" };
+    // An output that is closed is no reason to fail.
+    let _ = writeln!(std::io::stdout(), "{what} {role} [{addresses}]");
 }
 
 /// Whether an engine stays ready under this reason, so that its end has no line of its own.

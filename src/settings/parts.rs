@@ -6,8 +6,10 @@ use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use tracing::Level;
 
+use super::conduct::Conduct;
 use super::hosts::{self, Endpoint, Host, Origins};
 use super::options::Key;
+use super::presumed::Presumed;
 use super::reader::Reader;
 use super::values::{
     Secret, bearer, choice, headers, networks, number, secret, size, some, switch, time, time_or_zero,
@@ -47,6 +49,8 @@ parts! {
         origins: Origins = CorsAllowOrigin hosts::origins;
         /// Networks engines may advertise addresses in; empty allows any (`--engine-allow`).
         allowed: Vec<IpNet> = EngineAllow networks;
+        /// What a command line says of engines.
+        presumed: Presumed;
         /// The registry of engines.
         registry: RegistryLimits;
         /// How engines are chosen.
@@ -96,6 +100,8 @@ parts! {
         id_headers: Vec<HeaderName> = RequestIdHeaders headers;
         /// `/health` is 503 until the first pair (`--health-waits-for-pair`).
         health_waits: bool = HealthWaitsForPair switch;
+        /// The ways of the program that the proxy stands in for.
+        conduct: Conduct;
     }
 
     /// Whose credential goes where.
@@ -175,7 +181,19 @@ pub enum Preferred {
 
 impl Preferred {
     fn read(reader: &mut Reader<'_>) -> Self {
-        if reader.prefers_engine_key() { Preferred::EngineKey } else { Preferred::Client }
+        if reader.conduct().engine_key_first { Preferred::EngineKey } else { Preferred::Client }
+    }
+}
+
+impl Conduct {
+    fn read(reader: &mut Reader<'_>) -> Self {
+        reader.conduct()
+    }
+}
+
+impl Presumed {
+    fn read(reader: &mut Reader<'_>) -> Self {
+        reader.presumed().clone()
     }
 }
 

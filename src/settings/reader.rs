@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::conduct::Conduct;
 use super::options::{Key, ServeOptions, TABLE};
+use super::presumed::Presumed;
 use super::values::{Parsed, Refusal};
 
 /// The prefix of the variables that are ours to know.
@@ -24,8 +26,10 @@ pub(super) struct Reader<'a> {
     lent: BTreeMap<Key, (String, String)>,
     /// Another program's defaults, in place of those of the table.
     defaults: BTreeMap<Key, String>,
-    /// Whether the other program gives engines its own key whatever a client sends.
-    engine_key_first: bool,
+    /// The other program's ways.
+    conduct: Conduct,
+    /// What was said there of engines.
+    presumed: Presumed,
     shown: BTreeMap<Key, String>,
     /// What is wrong with an option, or with what several say together.
     mistakes: BTreeMap<Vec<Key>, String>,
@@ -45,7 +49,8 @@ impl<'a> Reader<'a> {
             variables,
             lent: BTreeMap::new(),
             defaults: BTreeMap::new(),
-            engine_key_first: false,
+            conduct: Conduct::NATIVE,
+            presumed: Presumed::default(),
             shown: BTreeMap::new(),
             mistakes: BTreeMap::new(),
             foreign: Vec::new(),
@@ -84,12 +89,17 @@ impl<'a> Reader<'a> {
         self.defaults.insert(key, text);
     }
 
-    pub(super) fn prefer_engine_key(&mut self) {
-        self.engine_key_first = true;
+    pub(super) fn behave(&mut self, conduct: Conduct) {
+        self.conduct = conduct;
     }
 
-    pub(super) fn prefers_engine_key(&self) -> bool {
-        self.engine_key_first
+    pub(super) fn conduct(&self) -> Conduct {
+        self.conduct
+    }
+
+    /// What another program's options say of engines.
+    pub(super) fn presumed(&mut self) -> &mut Presumed {
+        &mut self.presumed
     }
 
     /// The options that have another default than ours and were not given, with their effective values.

@@ -81,6 +81,8 @@ pub struct Served {
     pub registration: SocketAddr,
     log: std::sync::Arc<std::sync::Mutex<String>>,
     reader: Option<std::thread::JoinHandle<()>>,
+    /// What it has printed on stdout.
+    printed: tempfile::NamedTempFile,
 }
 
 impl Served {
@@ -103,7 +105,8 @@ impl Served {
 
     /// A proxy from a command that makes it log JSON.
     pub fn launch(mut command: Command) -> Served {
-        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let printed = tempfile::NamedTempFile::new().unwrap();
+        let mut child = command.stderr(Stdio::piped()).stdout(printed.reopen().unwrap()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut text = String::new();
         let (http, registration) = loop {
@@ -126,7 +129,7 @@ impl Served {
                 copy.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
             }
         });
-        Served { process: Running { child }, http, registration, log, reader: Some(reader) }
+        Served { process: Running { child }, http, registration, log, reader: Some(reader), printed }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -136,6 +139,11 @@ impl Served {
     /// The log so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// What it has printed on stdout so far.
+    pub fn printed(&self) -> String {
+        std::fs::read_to_string(self.printed.path()).unwrap()
     }
 
     /// Waits for the end and gives the exit code and the whole log.

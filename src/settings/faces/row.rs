@@ -1,6 +1,9 @@
 //! What a row of another program's options can say, and how its values are read.
 
+use crate::engine::Role;
+use crate::settings::conduct::Conduct;
 use crate::settings::options::Key;
+use crate::settings::presumed::{Presumed, Ranks};
 use crate::settings::values::{Refusal, choice, number};
 
 /// Another program that this one stands in for.
@@ -14,8 +17,8 @@ pub struct Program {
     pub(super) rows: &'static [Row],
     /// What it does by itself, where we have an option for that and it has none.
     pub(super) habits: &'static [(Key, &'static str)],
-    /// Whether engines get its own key, where it has one, whatever a client sends.
-    pub(super) engine_key_first: bool,
+    /// What it does by itself, where we have none.
+    pub(super) conduct: Conduct,
 }
 
 /// One option of another program.
@@ -50,7 +53,8 @@ pub(super) enum Takes {
     OneOf(&'static [&'static str]),
     /// Any number of values.
     List,
-    /// An address, and a port or `none` after it.
+    Url,
+    /// A URL, and a port or `none` after it.
     UrlAndPort,
 }
 
@@ -65,8 +69,9 @@ pub(super) enum Verdict {
     HonouredIf(&'static str, Key, Otherwise),
     /// It goes to these options, changed, its default too; what is said of it, if anything.
     Mapped(&'static [(Key, Change)], Option<&'static str>),
-    /// Engines say it themselves when they register; for that one of these options must be there, if there are any.
-    Registration(&'static [Key]),
+    /// Engines say it themselves when they register, and what they say is set against this. For that one of these options must be
+    /// there, if there are any.
+    Registration(Says, &'static [Key]),
     Silent,
     /// With this value nothing is said.
     SilentIf(&'static str, Otherwise),
@@ -74,6 +79,13 @@ pub(super) enum Verdict {
     Inert(&'static [&'static str]),
     Noted(&'static str),
     Refused,
+}
+
+/// What an option says of engines.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Says {
+    Ranks(Ranks),
+    Engine(Role),
 }
 
 /// What becomes of the other values of an option.
@@ -116,7 +128,10 @@ impl Row {
                 let choices: Vec<(&'static str, &'static str)> = names.iter().map(|name| (*name, *name)).collect();
                 choice(&choices)(first).err()
             }
-            Takes::UrlAndPort => {
+            Takes::Url | Takes::UrlAndPort => {
+                if !Presumed::default().engine(Role::Prefill, first) {
+                    return Err((first, Refusal::Url));
+                }
                 let wrong = |port: &&String| *port != "none" && port.parse::<u16>().is_err();
                 return second.filter(wrong).map_or(Ok(()), |port| Err((port, Refusal::PortOrNone)));
             }
@@ -158,7 +173,7 @@ impl Verdict {
         match self {
             Verdict::Honoured(_) | Verdict::HonouredWhereGiven(_) | Verdict::HonouredIf(..) => 0,
             Verdict::Mapped(..) => 1,
-            Verdict::Registration(_) => 2,
+            Verdict::Registration(..) => 2,
             Verdict::Silent | Verdict::Inert(_) | Verdict::SilentIf(_, Otherwise::Note(_)) => 3,
             Verdict::Noted(_) => 4,
             Verdict::Refused | Verdict::SilentIf(_, Otherwise::Refuse) => 5,

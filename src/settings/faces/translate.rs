@@ -1,11 +1,8 @@
 //! What another program's options come to here.
 
 use super::command::CommandLine;
-use super::row::{Otherwise, Program, Row, Takes, Verdict};
+use super::row::{Otherwise, Program, Row, Says, Takes, Verdict};
 use crate::settings::reader::{Reader, quoted};
-
-/// What is said of options whose value is another's to decide.
-const REGISTRATION: &str = "taken, but what engines register decides";
 
 /// What there is to say of options, in one line for each reason.
 #[derive(Default)]
@@ -49,8 +46,8 @@ impl CommandLine {
                     }
                     said.into_iter().for_each(|said| notes.add(said, row));
                 }
-                Verdict::Registration(_) => {
-                    notes.add(REGISTRATION, row);
+                Verdict::Registration(says, _) => {
+                    presume(says, &row.name(), uses, reader);
                     waiting.push(row);
                 }
                 Verdict::Noted(said) => notes.add(said, row),
@@ -65,7 +62,7 @@ impl CommandLine {
         }
         // Only when all are read is it known whether engines can register.
         let lacking = |row: &&Row| match row.verdict {
-            Verdict::Registration(needed) => !needed.is_empty() && !needed.iter().any(|key| reader.is_given(*key)),
+            Verdict::Registration(_, needed) => !needed.is_empty() && !needed.iter().any(|key| reader.is_given(*key)),
             _ => false,
         };
         for row in waiting.iter().filter(|row| lacking(row)).map(|row| row.name()).collect::<Vec<_>>() {
@@ -82,6 +79,19 @@ fn refused(row: &Row) -> String {
     if why.is_empty() { String::from("refused") } else { format!("refused: {why}") }
 }
 
+/// Keeps what an option says of engines, to be set against what they register.
+fn presume(says: Says, name: &str, uses: &[Vec<String>], reader: &mut Reader<'_>) {
+    match says {
+        Says::Ranks(ranks) => {
+            let number = uses.last().and_then(|values| values.first()?.trim().parse().ok());
+            reader.presumed().ranks(name.to_owned(), ranks, number.unwrap_or(0));
+        }
+        Says::Engine(role) => uses.iter().filter_map(|values| values.first()).for_each(|url| {
+            reader.presumed().engine(role, url);
+        }),
+    }
+}
+
 /// The other program's defaults, where we have an option that is the same.
 fn set_defaults(program: &Program, reader: &mut Reader<'_>) {
     for row in program.rows.iter().filter(|row| !row.default.is_empty() && !matches!(row.takes, Takes::Secret)) {
@@ -93,8 +103,6 @@ fn set_defaults(program: &Program, reader: &mut Reader<'_>) {
             _ => {}
         }
     }
-    if program.engine_key_first {
-        reader.prefer_engine_key();
-    }
+    reader.behave(program.conduct);
     program.habits.iter().for_each(|(key, text)| reader.default_to(*key, (*text).to_owned()));
 }
