@@ -28,6 +28,7 @@ use crate::pool::registry::Registry;
 use crate::pool::rounds::Rounds;
 use crate::registration::membership::Discovery;
 use crate::registration::socket::listener::{self, Heard, Incident, Listener, ListenerSettings};
+use crate::registration::tell::Teller;
 use crate::routing::Selector;
 use crate::settings::{Config, DoorLimits, Endpoint, Parts};
 use crate::upstream::Upstream;
@@ -162,7 +163,8 @@ impl App {
         (listener, heard): (Listener, mpsc::Receiver<Heard>),
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
-        let Parts { door, server, origins, allowed, registry, picking, times, serial_write, kv_release, .. } = parts;
+        let Parts { door, server, origins, allowed, presumed, registry, .. } = parts;
+        let Parts { picking, times, serial_write, kv_release, .. } = parts;
         let address = clients.local_addr().map_err(|error| error.to_string())?;
         let selector = Selector::new(picking);
         let registry = Registry::new(registry, metrics.clone());
@@ -185,7 +187,8 @@ impl App {
         });
         let rounds = Arc::new(Rounds::default());
         let (client, pairs) = (upstream.client().clone(), selector.pairs.clone());
-        let discovery = Discovery::new(registry, pairs, metrics.clone(), client, allowed, rounds.clone());
+        let teller = Teller::new(presumed, server.expected, server.conduct);
+        let discovery = Discovery::new(registry, pairs, metrics.clone(), client, allowed, rounds.clone(), teller);
         background.start("membership", ended(discovery.run(heard)));
         let listener = Arc::new(listener);
         let listening = listener.clone();

@@ -29,14 +29,7 @@ impl Health {
 
 /// Whether as many engines as are expected are among those that can be used.
 pub(super) fn are_there(expected: &Expected, prefill: &[Arc<Engine>], decode: &[Arc<Engine>]) -> bool {
-    let hosts = |engines: &[Arc<Engine>]| engines.iter().map(|engine| hosts(expected, engine)).sum::<usize>();
-    hosts(prefill) >= expected.prefill && hosts(decode) >= expected.decode
-}
-
-/// The hosts that an engine fills: only its first one registers.
-fn hosts(expected: &Expected, engine: &Engine) -> usize {
-    match expected.ranks_per_host {
-        0 => 1,
-        ranks => engine.registration.dp_size.div_ceil(ranks) as usize,
-    }
+    let count = |engine: &Arc<Engine>| expected.count(engine.registration.dp_size);
+    let sum = |engines: &[Arc<Engine>]| engines.iter().map(count).sum::<usize>();
+    sum(prefill) >= expected.prefill && sum(decode) >= expected.decode
 }

@@ -16,3 +16,4 @@ pub(crate) mod routes;
 pub(crate) mod server;
 mod status;
 mod stream;
+mod workers;

@@ -8,7 +8,7 @@ use axum::response::Response;
 use axum::routing::{any, get, post};
 
 use super::server::{Server, refuse};
-use super::{pass_through, profile, status};
+use super::{pass_through, profile, status, workers};
 use crate::api::Api;
 use crate::error::ProxyError;
 
@@ -22,7 +22,15 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         true => profile::PATHS.into_iter().fold(Router::new(), |routes, path| routes.route(path, any(profile::all))),
         false => Router::new(),
     };
+    let lists = match conduct.lists_engines {
+        true => Router::new()
+            .route("/workers", get(workers::workers))
+            .route("/list_workers", get(workers::urls))
+            .route("/get_loads", get(workers::loads)),
+        false => Router::new(),
+    };
     Router::new()
+        .merge(lists)
         .merge(profiles)
         .route(Api::Completions.path(), post(completions))
         .route(Api::Chat.path(), post(chat))

@@ -77,10 +77,11 @@ impl Discovery {
         client: reqwest::Client,
         allowed: Vec<IpNet>,
         rounds: Arc<Rounds>,
+        teller: Teller,
     ) -> Self {
         Discovery {
             pool: registry.subscribe(),
-            teller: Teller::new(Instant::now()),
+            teller,
             registry,
             pairs,
             metrics,

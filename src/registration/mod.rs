@@ -4,4 +4,4 @@ pub mod decode;
 pub(crate) mod membership;
 mod probe;
 pub mod socket;
-mod tell;
+pub mod tell;

@@ -2,6 +2,7 @@
 //! a gauge. `/ready` says the same by [`Selector::reason`].
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use crate::pool::breaker::Circuit;
 use crate::pool::pairs::Pairs;
 use crate::pool::reason::{Failure, Reason};
 use crate::pool::{Engine, Pool, State};
+use crate::settings::{Announces, Conduct, Expected, Presumed};
 
 /// How often an unchanged pool is looked at: breakers change with time alone.
 const LOOK: Duration = Duration::from_secs(1);
@@ -24,7 +26,8 @@ const PACE: Duration = Duration::from_secs(5);
 struct Told {
     role: Role,
     name: String,
-    was_ready: bool,
+    /// What it was announced by, once it was ready.
+    addresses: Option<String>,
     /// What the gauge shows.
     shown: Option<Reason>,
     /// What the last line said, and when.
@@ -33,7 +36,14 @@ struct Told {
 
 /// Remembers what was told, by incarnation.
 #[derive(Debug)]
-pub(super) struct Teller {
+pub struct Teller {
+    /// What is set against what engines register.
+    presumed: Presumed,
+    /// How many of them are to be there.
+    expected: Expected,
+    are_there: bool,
+    /// How the program talks that the proxy stands in for.
+    conduct: Conduct,
     told: HashMap<u64, Told>,
     last: Arc<Pool>,
     next: Instant,
@@ -41,8 +51,9 @@ pub(super) struct Teller {
 
 impl Teller {
     /// One that has told nothing.
-    pub(super) fn new(now: Instant) -> Teller {
-        Teller { told: HashMap::new(), last: Arc::default(), next: now }
+    pub fn new(presumed: Presumed, expected: Expected, conduct: Conduct) -> Teller {
+        let (last, next) = (Arc::default(), Instant::now());
+        Teller { presumed, expected, are_there: false, conduct, told: HashMap::new(), last, next }
     }
 
     /// Looks at the pool if it is another than last time or some time has passed.
@@ -53,7 +64,9 @@ impl Teller {
         (self.last, self.next) = (pool.clone(), now + LOOK);
         for (role, engine, waited) in pairs.memory().history.lasting(now) {
             let waited_s = waited.as_secs();
-            tracing::info!(%role, %engine, waited_s, "the first answer of a pair is waited for: its engines may be building kernels");
+            // MAD's proxy says this word of whatever lasts.
+            let stall = if self.conduct.names_side { "STALL: " } else { "" };
+            tracing::info!(%role, %engine, waited_s, "{stall}the first answer of a pair is waited for: its engines may be building kernels");
         }
         // A pool that has just changed is arranged first, so that nobody is told to be without a partner for a moment.
         pairs.arrange(pool, now);
@@ -66,14 +79,60 @@ impl Teller {
         // Those that left first: the next life of an engine has the same labels.
         for gone in before.into_values() {
             gone.show(None, metrics);
+            if let Some(addresses) = gone.addresses {
+                self.announce(false, gone.role, &addresses);
+            }
         }
+        let mut usable = [0, 0];
         for (engine, mut told) in news {
             let reason = pairs.reason(pool, engine, now);
             told.show(reason, metrics);
             told.shown = reason;
+            if reason.is_none() {
+                usable[engine.role() as usize] += self.expected.count(engine.registration.dp_size);
+            }
+            if engine.state == State::Ready && told.addresses.is_none() {
+                let addresses = format!("HTTP:{}, ZMQ:{}", engine.name, engine.registration.kv.text);
+                self.announce(true, told.role, &addresses);
+                told.addresses = Some(addresses);
+                for said in self.presumed.contradictions(&engine.registration) {
+                    let dp_size = engine.registration.dp_size;
+                    tracing::warn!(role = %told.role, engine = %told.name, dp_size, said, "engine is not as the command line says: what it registered counts");
+                }
+            }
             told.say(engine, reason, now);
             self.told.insert(engine.incarnation, told);
         }
+        self.count(usable);
+    }
+
+    /// Says when as many engines as are expected can be used, and when no longer.
+    fn count(&mut self, [prefill, decode]: [usize; 2]) {
+        let expected = self.expected;
+        let are_there = prefill >= expected.prefill && decode >= expected.decode;
+        if expected.prefill + expected.decode == 0 || are_there == self.are_there {
+            return;
+        }
+        self.are_there = are_there;
+        let wanted = format!("{} and {}", expected.prefill, expected.decode);
+        match are_there {
+            true => tracing::info!(prefill, decode, expected = wanted, "the expected engines can be used"),
+            false => tracing::warn!(prefill, decode, expected = wanted, "fewer engines than expected can be used"),
+        }
+    }
+
+    /// A line as the other program prints it: launchers look for these words in its output.
+    fn announce(&self, comes: bool, role: Role, addresses: &str) {
+        let role = if role == Role::Prefill { "Prefill" } else { "Decode" };
+        let line = match (self.conduct.announces, comes) {
+            (Announces::AsVllmRouter, true) => format!("🔵Add {role} [{addresses}]"),
+            (Announces::AsVllmRouter, false) => format!("🔴Remove {role} [{addresses}]"),
+            (Announces::AsPythonProxies, true) => format!("Registered {role} instance: {addresses}"),
+            // They never let an engine go.
+            (Announces::AsPythonProxies, false) | (Announces::Nothing, _) => return,
+        };
+        // An output that is closed is no reason to fail.
+        let _ = writeln!(std::io::stdout(), "{line}");
     }
 }
 
@@ -81,7 +140,7 @@ impl Told {
     /// A first probe takes a moment, which is worth no line.
     fn new(engine: &Engine, now: Instant) -> Told {
         let said = Some((Reason::FirstProbe, now));
-        Told { role: engine.role(), name: engine.name.clone(), was_ready: false, shown: None, said }
+        Told { role: engine.role(), name: engine.name.clone(), addresses: None, shown: None, said }
     }
 
     fn show(&self, reason: Option<Reason>, metrics: &Metrics) {
@@ -98,7 +157,6 @@ impl Told {
     }
 
     fn say(&mut self, engine: &Engine, reason: Option<Reason>, now: Instant) {
-        self.was_ready |= engine.state == State::Ready;
         let Some(reason) = reason else {
             // While a trial is awaited the circuit may open again, which is the same story.
             if engine.vitals.circuit(now) == Circuit::Closed && self.said.take().is_some_and(|(said, _)| hides(said)) {
@@ -116,7 +174,7 @@ impl Told {
         self.said = Some((reason, now));
         let mode = engine.registration.mode;
         // Engines ping long before they serve, so that this is every start's beginning.
-        if reason == Reason::Failed(Failure::Refused) && !self.was_ready {
+        if reason == Reason::Failed(Failure::Refused) && self.addresses.is_none() {
             tracing::warn!(role = %self.role, engine = %self.name, %mode, %reason, "engine is not up yet");
         } else {
             tracing::warn!(role = %self.role, engine = %self.name, %mode, %reason, "engine cannot be used");

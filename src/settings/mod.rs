@@ -13,15 +13,17 @@ pub mod faces;
 mod hosts;
 pub mod options;
 mod parts;
+mod presumed;
 mod reader;
 mod values;
 
-pub use conduct::Conduct;
+pub use conduct::{Announces, Conduct};
 pub use hosts::{Endpoint, Host, Origins};
 pub use parts::{
     BreakerLimits, DoorLimits, Expected, Keys, Listen, Log, LogFormat, Parts, PickRules, Preferred, RegistryLimits,
     ServerSettings, Times, TokenBudget,
 };
+pub use presumed::Presumed;
 pub use reader::Mistakes;
 pub use values::Secret;
 

@@ -9,6 +9,7 @@ use tracing::Level;
 use super::conduct::Conduct;
 use super::hosts::{self, Endpoint, Host, Origins};
 use super::options::Key;
+use super::presumed::Presumed;
 use super::reader::Reader;
 use super::values::{
     Secret, bearer, choice, headers, networks, number, secret, size, some, switch, time, time_or_zero,
@@ -48,6 +49,8 @@ parts! {
         origins: Origins = CorsAllowOrigin hosts::origins;
         /// Networks engines may advertise addresses in; empty allows any (`--engine-allow`).
         allowed: Vec<IpNet> = EngineAllow networks;
+        /// What a command line says of engines.
+        presumed: Presumed;
         /// The registry of engines.
         registry: RegistryLimits;
         /// How engines are chosen.
@@ -195,9 +198,22 @@ impl Preferred {
     }
 }
 
+impl Expected {
+    /// For how many an engine counts: of one over several hosts only the first registers.
+    pub fn count(&self, ranks: u32) -> usize {
+        if self.ranks_per_host == 0 { 1 } else { ranks.div_ceil(self.ranks_per_host) as usize }
+    }
+}
+
 impl Conduct {
     fn read(reader: &mut Reader<'_>) -> Self {
         reader.conduct()
+    }
+}
+
+impl Presumed {
+    fn read(reader: &mut Reader<'_>) -> Self {
+        reader.presumed().clone()
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::conduct::Conduct;
 use super::options::{Key, ServeOptions, TABLE};
+use super::presumed::Presumed;
 use super::values::{Parsed, Refusal};
 
 /// The prefix of the variables that are ours to know.
@@ -31,6 +32,8 @@ pub(super) struct Reader<'a> {
     defaults: BTreeMap<Key, String>,
     /// The other program's ways.
     conduct: Conduct,
+    /// What was said there of engines.
+    presumed: Presumed,
     shown: BTreeMap<Key, String>,
     /// What is wrong with an option, or with what several say together.
     mistakes: BTreeMap<Vec<Key>, String>,
@@ -59,6 +62,7 @@ impl<'a> Reader<'a> {
             lent_weakly: BTreeMap::new(),
             defaults: BTreeMap::new(),
             conduct: Conduct::NATIVE,
+            presumed: Presumed::default(),
             shown: BTreeMap::new(),
             mistakes: BTreeMap::new(),
             foreign: Vec::new(),
@@ -113,6 +117,11 @@ impl<'a> Reader<'a> {
 
     pub(super) fn conduct(&self) -> Conduct {
         self.conduct
+    }
+
+    /// What another program's options say of engines.
+    pub(super) fn presumed(&mut self) -> &mut Presumed {
+        &mut self.presumed
     }
 
     /// The options that have another default than ours and were not given, with their effective values.

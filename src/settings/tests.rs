@@ -4,7 +4,7 @@ use std::time::Duration;
 use clap::Parser;
 use proptest::prelude::{any, proptest};
 
-use super::{Config, LogFormat, Mistakes, Origins, Parts, TokenBudget};
+use super::{Conduct, Config, LogFormat, Mistakes, Origins, Parts, Presumed, TokenBudget};
 use crate::settings::options::{Form, Key, ServeOptions, TABLE};
 
 type Resolved = Result<(Config, Vec<String>), Mistakes>;
@@ -36,8 +36,9 @@ fn refused(typed: &[(Key, &str)], variables: &[(&str, &str)], named: &str, why: 
 #[test]
 fn defaults_are_those_promised() {
     let config = good(&[], &[]);
-    let Parts { listen, door, server, origins, allowed, registry, picking, times, serial_write, kv_release } =
+    let Parts { listen, door, server, origins, allowed, presumed, registry, picking, times, serial_write, kv_release } =
         config.parts;
+    assert_eq!((presumed, server.conduct), (Presumed::default(), Conduct::default()));
     let seconds = Duration::from_secs;
     assert_eq!(listen.http.to_string(), "0.0.0.0:30000");
     assert_eq!(listen.discovery.to_string(), "0.0.0.0:36367");

@@ -34,6 +34,8 @@ pub(super) enum Refusal {
     Whole,
     #[error("is not a number")]
     Decimal,
+    #[error("is not a URL such as http://10.0.0.1:8000")]
+    Url,
     #[error("is not a port or `none`")]
     PortOrNone,
     #[error("is not a number of bytes such as 268435456, 256MiB, 10MB or 64KiB")]

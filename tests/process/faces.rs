@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use moriio_proxy::sim::{Mode, Settings, expected_text};
+use moriio_proxy::sim::{Fault, FaultKind, Mode, Settings, expected_text};
 use serde_json::{Value, json};
 
 use super::{ask, pair, text};
 use crate::support::binary::{BINARY, Served, command, command_at};
-use crate::support::{Answer, client, completion};
+use crate::support::{Answer, client, completion, until};
 
 const PORTS: [&str; 4] = ["--port", "0", "--vllm-discovery-address", "127.0.0.1:0"];
 const MORIIO: [&str; 3] = ["--vllm-pd-disaggregation", "--kv-connector", "moriio"];
@@ -205,4 +205,82 @@ async fn metrics_have_a_port_where_one_is_given_and_ids_a_header() {
         let (code, log) = proxy.finish();
         assert_eq!(code, Some(0), "{log}");
     }
+}
+
+/// What launchers look for in vllm-router's output and ask it of its engines.
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_are_announced_and_listed_as_there() {
+    let link = Link::new();
+    let base = [&PORTS[..], &MORIIO, &["--log-format", "json"]].concat();
+    let said = ["--engine-ttl", "1s", "--intra-node-data-parallel-size", "8", "--decode", "http://10.0.0.9:8000"];
+    let mut proxy = Served::launch(link.command(&[&base[..], &said].concat()));
+    let get = async |path: &str| {
+        let answer = client().get(proxy.url(path)).send().await.unwrap();
+        (answer.status().as_u16(), serde_json::from_str::<Value>(&answer.text().await.unwrap()).unwrap())
+    };
+    let counts =
+        |prefill: usize, decode: usize| json!({"prefill_count": prefill, "decode_count": decode, "regular_count": 0});
+    assert_eq!(get("/workers").await, (200, json!({"total": 0, "workers": [], "stats": counts(0, 0)})));
+    assert_eq!(get("/list_workers").await, (200, json!({"urls": []})));
+    assert_eq!(get("/get_loads").await, (200, json!({"loads": {}, "errors": []})));
+    let [prefill, decode] = pair(&proxy, Mode::Write, |_| {}).await;
+    let urls = [&prefill, &decode].map(|engine| format!("http://{}", engine.http_address()));
+    decode.set_fault(Fault::always(FaultKind::HangAfterTokens { tokens: 2 }));
+    let mut stream = ask(&proxy, &completion("a prompt", 9, true)).await;
+    assert!(stream.chunk().await.unwrap().is_some());
+    let worker = |url: &str, kind: &str, load: usize| {
+        json!({"url": url, "model_id": "unknown", "worker_type": kind, "is_healthy": true, "load": load,
+               "connection_mode": "Http", "priority": 50, "cost": 1.0})
+    };
+    let workers = [worker(&urls[0], "prefill", 0), worker(&urls[1], "decode", 1)];
+    until("prefill is done", || async {
+        let found = get("/workers").await;
+        let wanted = (200, json!({"total": 2, "workers": workers, "stats": counts(1, 1)}));
+        (found == wanted).then_some(()).ok_or_else(|| format!("{found:?}"))
+    })
+    .await;
+    assert_eq!(get("/list_workers").await, (200, json!({"urls": urls})));
+    let loads = json!({format!("prefill_{}", urls[0]): 0, format!("decode_{}", urls[1]): 1});
+    assert_eq!(get("/get_loads").await, (200, json!({"loads": loads, "errors": []})));
+    drop(stream);
+    let lines = |proxy: &Served, what: &str| {
+        let printed = proxy.printed();
+        printed.lines().filter(|line| line.contains(what)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    for (role, engine) in [("Prefill", &prefill), ("Decode", &decode)] {
+        let told = lines(&proxy, &format!("Add {role} [HTTP:"));
+        let wanted = format!("🔵Add {role} [HTTP:{}, ZMQ:host:127.0.0.1,handshake:", engine.http_address());
+        assert!(told.len() == 1 && told[0].starts_with(&wanted) && told[0].ends_with(']'), "{told:?}");
+    }
+    let gone = decode.http_address();
+    drop(decode);
+    until("the line of the one that left", || async {
+        let told = lines(&proxy, "Remove ");
+        let wanted = format!("🔴Remove Decode [HTTP:{gone}, ZMQ:");
+        let found = told.len() == 1 && told[0].starts_with(&wanted);
+        found.then_some(()).ok_or_else(|| format!("{told:?}"))
+    })
+    .await;
+    assert_eq!(get("/workers").await.1["stats"], counts(1, 0));
+    drop(prefill);
+    proxy.process.signal("TERM");
+    let (code, log) = proxy.finish();
+    assert_eq!(code, Some(0), "{log}");
+    let mut told: Vec<Value> = messages(&log, "WARN").into_iter().filter(|line| !line["said"].is_null()).collect();
+    told.iter_mut().for_each(|line| *line = json!([line["role"], line["dp_size"], line["said"]]));
+    let wanted = ["prefill", "decode"].map(|role| json!([role, 1, "--intra-node-data-parallel-size 8"]));
+    assert!(wanted.iter().all(|line| told.contains(line)), "{told:?}");
+    assert!(told.contains(&json!(["decode", 1, "--decode of another address"])) && told.len() == 3, "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_its_own_name_it_prints_nothing_and_lists_no_workers() {
+    let mut proxy = Served::start(&[]);
+    let engines = pair(&proxy, Mode::Read, |_| {}).await;
+    for path in ["/workers", "/list_workers", "/get_loads"] {
+        assert_eq!(client().get(proxy.url(path)).send().await.unwrap().status(), 404, "{path}");
+    }
+    drop(engines);
+    proxy.process.signal("TERM");
+    assert_eq!((proxy.finish().0, proxy.printed().as_str()), (Some(0), ""));
 }

@@ -77,6 +77,7 @@ impl Row {
             Takes::List => ("VALUE", 0..=usize::MAX),
             Takes::UrlAndPort => ("URL", 1..=2),
             Takes::Whole | Takes::Within(..) | Takes::Number => ("NUMBER", 1..=1),
+            Takes::Url => ("URL", 1..=1),
             Takes::Text | Takes::Secret | Takes::OneOf(_) => ("VALUE", 1..=1),
         };
         argument.value_name(name).num_args(values).action(ArgAction::Append).allow_negative_numbers(true)

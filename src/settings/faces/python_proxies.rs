@@ -1,8 +1,10 @@
 //! The options and variables of the Python proxies: the toy of vLLM's examples with its descendants, and MAD's.
 
-use super::row::{Change, Program, Row, Takes, Verdict};
-use crate::settings::Conduct;
+use super::row::{Change, Program, Row, Says, Takes, Verdict};
+use crate::engine::Role;
+use crate::settings::conduct::{Announces, Conduct};
 use crate::settings::options::Key;
+use crate::settings::presumed::Ranks;
 
 use Change::{Always, Renamed, Same};
 use Takes::{Nothing, OneOf, Text, Whole, Within};
@@ -17,7 +19,7 @@ pub(super) const TOY: Program = Program {
     about: "moriio-proxy as moriio_proxy.py or moriio_toy_proxy_server.py: the options and defaults of that program",
     rows: TOY_ROWS,
     habits: LINE,
-    conduct: Conduct { tells_discovery: true, notes_rank: true, profiles: true, ..Conduct::NATIVE },
+    conduct: Conduct { announces: Announces::AsPythonProxies, notes_rank: true, profiles: true, ..Conduct::NATIVE },
 };
 
 /// MAD's proxy with all that it reads.
@@ -26,7 +28,7 @@ pub(super) const MAD: Program = Program {
     about: "moriio-proxy as moriio_pd_proxy.py, the proxy of MAD: the options and defaults of that program",
     rows: MAD_ROWS,
     habits: LINE,
-    conduct: Conduct { tells_discovery: true, names_side: true, notes_rank: true, ..Conduct::NATIVE },
+    conduct: Conduct { announces: Announces::AsPythonProxies, names_side: true, notes_rank: true, ..Conduct::NATIVE },
 };
 
 /// There, what is over the limit waits, without any end; here it does for longer than clients do.
@@ -92,14 +94,16 @@ const MAD_ROWS: &[Row] = rows! {
     ["debug"] "PROXY_DEBUG": Nothing, "", Mapped(&[(Key::LogLevel, Always("debug"))], None)
         => "`--log-level debug`, whatever `--log-level` says; the variable is weaker than both flags";
 
-    ["prefill"] "": Text, "", Registration(&[]) => "engines register";
-    ["decode"] "": Text, "", Registration(&[]) => "engines register";
-    ["moriio-dp-size"] "PREFILL_DP_SIZE": Whole, "0", Registration(&[])
-        => "engines say how many ranks they have";
-    ["decode-dp-size"] "DECODE_DP_SIZE": Whole, "0", Registration(&[])
-        => "engines say how many ranks they have";
-    ["route-dp-size"] "PROXY_ROUTE_DP": Whole, "0", Registration(&[])
-        => "every rank that an engine says it has gets its turn";
+    ["prefill"] "": Text, "", Registration(Says::Engine(Role::Prefill), &[])
+        => "engines register; one at an address that is not named is noted";
+    ["decode"] "": Text, "", Registration(Says::Engine(Role::Decode), &[])
+        => "as `--prefill`";
+    ["moriio-dp-size"] "PREFILL_DP_SIZE": Whole, "0", Registration(Says::Ranks(Ranks::InAll(Some(Role::Prefill))), &[])
+        => "engines say how many ranks they have; another number is noted";
+    ["decode-dp-size"] "DECODE_DP_SIZE": Whole, "0", Registration(Says::Ranks(Ranks::InAll(Some(Role::Decode))), &[])
+        => "engines say how many ranks they have; another number is noted";
+    ["route-dp-size"] "PROXY_ROUTE_DP": Whole, "0", Registration(Says::Ranks(Ranks::AtMost), &[])
+        => "every rank that an engine says it has gets its turn; more are noted";
 
     ["use-discovery"] "PROXY_USE_DISCOVERY": Nothing, "", Silent => "engines can always register";
     [] "PROXY_LISTEN_BACKLOG": Whole, "4096", Silent

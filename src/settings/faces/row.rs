@@ -1,7 +1,9 @@
 //! What a row of another program's options can say, and how its values are read.
 
-use crate::settings::Conduct;
+use crate::engine::Role;
+use crate::settings::conduct::Conduct;
 use crate::settings::options::Key;
+use crate::settings::presumed::{Presumed, Ranks};
 use crate::settings::values::{Refusal, choice, number};
 
 /// Another program that this one stands in for.
@@ -53,7 +55,8 @@ pub(super) enum Takes {
     OneOf(&'static [&'static str]),
     /// Any number of values.
     List,
-    /// An address, and a port or `none` after it.
+    Url,
+    /// A URL, and a port or `none` after it.
     UrlAndPort,
 }
 
@@ -71,8 +74,9 @@ pub(super) enum Verdict {
     HonouredIf(&'static str, Key, Otherwise),
     /// It goes to these options, changed, its default too; what is said of it, if anything.
     Mapped(&'static [(Key, Change)], Option<&'static str>),
-    /// Engines say it themselves when they register; for that one of these options must be there, if there are any.
-    Registration(&'static [Key]),
+    /// Engines say it themselves when they register, and what they say is set against this. For that one of these options must be
+    /// there, if there are any.
+    Registration(Says, &'static [Key]),
     Silent,
     /// With this value nothing is said.
     SilentIf(&'static str, Otherwise),
@@ -80,6 +84,13 @@ pub(super) enum Verdict {
     Inert(&'static [&'static str]),
     Noted(&'static str),
     Refused,
+}
+
+/// What an option says of engines.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Says {
+    Ranks(Ranks),
+    Engine(Role),
 }
 
 /// What becomes of the other values of an option.
@@ -128,7 +139,10 @@ impl Row {
                 let choices: Vec<(&'static str, &'static str)> = names.iter().map(|name| (*name, *name)).collect();
                 choice(&choices)(first).err()
             }
-            Takes::UrlAndPort => {
+            Takes::Url | Takes::UrlAndPort => {
+                if !Presumed::default().engine(Role::Prefill, first) {
+                    return Err((first, Refusal::Url));
+                }
                 let wrong = |port: &&String| *port != "none" && port.parse::<u16>().is_err();
                 return second.filter(wrong).map_or(Ok(()), |port| Err((port, Refusal::PortOrNone)));
             }
@@ -170,7 +184,7 @@ impl Verdict {
         match self {
             Verdict::Honoured(_) | Verdict::HonouredWhereGiven(_) | Verdict::HonouredIf(..) => 0,
             Verdict::Mapped(..) => 1,
-            Verdict::Registration(_) => 2,
+            Verdict::Registration(..) => 2,
             Verdict::Silent | Verdict::Inert(_) | Verdict::SilentIf(_, Otherwise::Note(_)) => 3,
             Verdict::Noted(_) => 4,
             Verdict::Refused | Verdict::SilentIf(_, Otherwise::Refuse) => 5,

@@ -1,12 +1,9 @@
 //! What another program's options come to here.
 
 use super::command::CommandLine;
-use super::row::{Otherwise, Program, Row, Takes, Verdict};
+use super::row::{Otherwise, Program, Row, Says, Takes, Verdict};
 use crate::settings::options::Key;
 use crate::settings::reader::{Reader, quoted};
-
-/// What is said of options whose value is another's to decide.
-const REGISTRATION: &str = "taken, but what engines register decides";
 
 /// What there is to say of options, in one line for each reason.
 #[derive(Default)]
@@ -79,8 +76,8 @@ impl CommandLine {
                     }
                     said.into_iter().for_each(|said| notes.add(said, name));
                 }
-                Verdict::Registration(_) => {
-                    notes.add(REGISTRATION, name);
+                Verdict::Registration(says, _) => {
+                    presume(says, &given, reader);
                     waiting.push(row);
                 }
                 Verdict::Noted(said) => notes.add(said, name),
@@ -95,7 +92,7 @@ impl CommandLine {
         }
         // Only when all are read is it known whether engines can register.
         let lacking = |row: &&Row| match row.verdict {
-            Verdict::Registration(needed) => !needed.is_empty() && !needed.iter().any(|key| reader.is_given(*key)),
+            Verdict::Registration(_, needed) => !needed.is_empty() && !needed.iter().any(|key| reader.is_given(*key)),
             _ => false,
         };
         for row in waiting.iter().filter(|row| lacking(row)).map(|row| row.name()).collect::<Vec<_>>() {
@@ -110,6 +107,19 @@ impl CommandLine {
 fn refused(row: &Row) -> String {
     let why = row.meaning.replace('`', "");
     if why.is_empty() { String::from("refused") } else { format!("refused: {why}") }
+}
+
+/// Keeps what an option says of engines, to be set against what they register.
+fn presume(says: Says, given: &Given, reader: &mut Reader<'_>) {
+    match says {
+        Says::Ranks(ranks) => {
+            let number = given.uses.last().and_then(|values| values.first()?.trim().parse().ok());
+            reader.presumed().ranks(given.name.clone(), ranks, number.unwrap_or(0));
+        }
+        Says::Engine(role) => given.uses.iter().filter_map(|values| values.first()).for_each(|url| {
+            reader.presumed().engine(role, url);
+        }),
+    }
 }
 
 /// The other program's defaults, where we have an option that is the same.

@@ -1,8 +1,10 @@
 //! The options of vllm-router, of its Python command line and of the Rust one in its image.
 
-use super::row::{Change, Otherwise, Program, Row, Takes, Verdict};
-use crate::settings::Conduct;
+use super::row::{Change, Otherwise, Program, Row, Says, Takes, Verdict};
+use crate::engine::Role;
+use crate::settings::conduct::{Announces, Conduct};
 use crate::settings::options::Key;
+use crate::settings::presumed::Ranks;
 
 use Change::{Always, HalfOfFew, OneLess, Renamed, Same, Seconds};
 use Key::{
@@ -10,7 +12,7 @@ use Key::{
     MaxBodyBytes, MaxInFlight, MetricsHost, MetricsPort, PingHost, PingPort, PrefillTimeout, QueueSize, QueueTimeout,
     RequestIdHeaders, Retries, StreamIdleTimeout, VllmDiscoveryAddress,
 };
-use Takes::{List, Nothing, Number, OneOf, Secret, Text, UrlAndPort, Whole, Within};
+use Takes::{List, Nothing, Number, OneOf, Secret, Text, Url, UrlAndPort, Whole, Within};
 use Verdict::{
     Honoured, HonouredIf, HonouredWhereGiven, Inert, Mapped, Noted, Refused, Registration, Silent, SilentIf,
 };
@@ -22,7 +24,12 @@ pub(super) const VLLM_ROUTER: Program = Program {
     rows: ROWS,
     // Its answers have as many tokens as were asked for, and its launchers wait for a pair by /health.
     habits: &[(Key::DecodeTokenBudget, "exact"), (Key::HealthWaitsForPair, "true")],
-    conduct: Conduct { engine_key_first: true, ..Conduct::NATIVE },
+    conduct: Conduct {
+        engine_key_first: true,
+        announces: Announces::AsVllmRouter,
+        lists_engines: true,
+        ..Conduct::NATIVE
+    },
 };
 
 const POLICIES: &[&str] = &[
@@ -108,14 +115,14 @@ const ROWS: &[Row] = rows! {
         Some("sent to engines; clients are not asked for one (PROXY_API_KEY does that)"))
         => "`OPENAI_API_KEY`: engines get it whatever a client sends, clients are not asked for one; noted";
 
-    "intra-node-data-parallel-size": Whole, "1", Registration(&[])
-        => "engines say how many ranks they have";
-    "moriio-dp-size": Whole, "0", Registration(&[])
-        => "engines say how many ranks they have";
-    "prefill": UrlAndPort, "", Registration(DISCOVERY)
-        => "engines register; refused without a place where they can";
-    "decode": Text, "", Registration(DISCOVERY)
-        => "engines register; refused without a place where they can";
+    "intra-node-data-parallel-size": Whole, "1", Registration(Says::Ranks(Ranks::OnEachHost), &[])
+        => "engines say how many ranks they have; one that says otherwise is noted";
+    "moriio-dp-size": Whole, "0", Registration(Says::Ranks(Ranks::InAll(None)), &[])
+        => "engines say how many ranks they have; one that says otherwise is noted";
+    "prefill": UrlAndPort, "", Registration(Says::Engine(Role::Prefill), DISCOVERY)
+        => "engines register, others than those listed are noted; refused without a place where they can";
+    "decode": Url, "", Registration(Says::Engine(Role::Decode), DISCOVERY)
+        => "engines register, others than those listed are noted; refused without a place where they can";
 
     "worker-startup-timeout-secs": Whole, "600", Silent => "engines may come at any time";
     "worker-startup-check-interval": Whole, "30", Silent => "engines are probed when they register";

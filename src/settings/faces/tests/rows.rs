@@ -23,7 +23,6 @@ pub(super) enum Must {
 use Must::{Hush, Refuse, Say, Set, SetAndSay};
 
 const NONE: &str = "taken, has no effect";
-const ENGINES: &str = "taken, but what engines register decides";
 const ROBIN: &str = "not available, round_robin is used";
 
 /// A part of a command line, the option that it is about first.
@@ -118,16 +117,18 @@ const CASES: &[(&str, Must)] = &[
             "sent to engines; clients are not asked for one (PROXY_API_KEY does that)",
         ),
     ),
-    ("--intra-node-data-parallel-size 8", Say(ENGINES)),
+    ("--intra-node-data-parallel-size 8", Hush),
     ("--intra-node-data-parallel-size eight", Refuse),
-    ("--moriio-dp-size 16", Say(ENGINES)),
+    ("--moriio-dp-size 16", Hush),
     ("--moriio-dp-size 1.5", Refuse),
-    ("--prefill http://p:20005 --ping-port 36367", Say(ENGINES)),
-    ("--prefill http://p:20005 none --ping-port 36367", Say(ENGINES)),
-    ("--prefill http://p:20005 8998 --ping-port 36367", Say(ENGINES)),
+    ("--prefill http://p:20005 --ping-port 36367", Hush),
+    ("--prefill http://p:20005 none --ping-port 36367", Hush),
+    ("--prefill http://p:20005 8998 --ping-port 36367", Hush),
     ("--prefill http://p:20005 port --ping-port 36367", Refuse),
     ("--prefill http://p:20005", Refuse),
-    ("--decode http://d:20005 --decode http://e:20005 --ping-port 36367", Say(ENGINES)),
+    ("--prefill p:20005 --ping-port 36367", Refuse),
+    ("--decode d:20005 --ping-port 36367", Refuse),
+    ("--decode http://d:20005 --decode http://e:20005 --ping-port 36367", Hush),
     ("--decode http://d:20005", Refuse),
     ("--worker-startup-timeout-secs 1800", Hush),
     ("--worker-startup-timeout-secs long", Refuse),
@@ -257,12 +258,9 @@ fn inert_options_go_with_their_master() {
 /// One line for each reason names all options that it holds for.
 #[test]
 fn notes_are_gathered() {
-    let line = "--policy random --decode-policy kv_aware --log-dir d --profile --moriio-dp-size 8";
+    let line = "--policy random --decode-policy kv_aware --log-dir d --profile";
     let (_, warnings) = resolve_as(program(), line, &[]).unwrap();
-    let wanted = [
-        "--policy, --decode-policy: not available, round_robin is used",
-        "--moriio-dp-size: taken, but what engines register decides",
-        "--log-dir, --profile: taken, has no effect",
-    ];
+    let wanted =
+        ["--policy, --decode-policy: not available, round_robin is used", "--log-dir, --profile: taken, has no effect"];
     assert_eq!(warnings, wanted);
 }

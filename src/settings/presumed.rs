@@ -1,0 +1,106 @@
+//! What another program's command line says of engines, which say it themselves when they register.
+
+use http::Uri;
+
+use crate::engine::{HttpAddress, Registration, Role};
+
+/// What was said. What an engine registers counts; where the two differ the user is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Presumed {
+    /// Each thing that was said of ranks, with the option that says it.
+    ranks: Vec<(String, Ranks, u32)>,
+    /// Addresses of engines that were listed.
+    engines: Vec<(Role, HttpAddress)>,
+}
+
+/// What a number says of ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ranks {
+    /// Those of an engine on one host, of which it may fill several.
+    OnEachHost,
+    /// All of an engine of this role, or of any.
+    InAll(Option<Role>),
+    /// Those that get requests, where an engine has more.
+    AtMost,
+}
+
+impl Presumed {
+    /// Engines have so many ranks; none says nothing.
+    pub(super) fn ranks(&mut self, option: String, ranks: Ranks, count: u32) {
+        if count > 0 {
+            self.ranks.push((option, ranks, count));
+        }
+    }
+
+    /// There is an engine at this URL. False when that is none.
+    pub(super) fn engine(&mut self, role: Role, url: &str) -> bool {
+        let Ok(uri) = url.parse::<Uri>() else { return false };
+        let known = matches!(uri.scheme_str(), Some("http" | "https"));
+        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        let Some(host) = uri.host().filter(|host| known && !host.is_empty()) else { return false };
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        self.engines.push((role, HttpAddress { host, port }));
+        true
+    }
+
+    /// What was said that an engine contradicts.
+    pub fn contradictions(&self, says: &Registration) -> Vec<String> {
+        let wrong = |(_, ranks, count): &&(String, Ranks, u32)| match ranks {
+            Ranks::OnEachHost => says.dp_size % count != 0,
+            Ranks::InAll(role) => role.is_none_or(|role| role == says.role) && says.dp_size != *count,
+            Ranks::AtMost => says.dp_size > *count,
+        };
+        let ranks = self.ranks.iter().filter(wrong);
+        let mut told: Vec<String> = ranks.map(|(option, _, count)| format!("{option} {count}")).collect();
+        let listed: Vec<&HttpAddress> =
+            self.engines.iter().filter(|(role, _)| *role == says.role).map(|(_, address)| address).collect();
+        if !listed.is_empty() && !listed.contains(&&says.http) {
+            told.push(format!("--{} of another address", says.role));
+        }
+        told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::tests::engine_of;
+
+    #[test]
+    fn what_an_engine_says_is_set_against_it() {
+        let check = |presumed: &Presumed, role, ranks, told: &[&str]| {
+            let mut says = engine_of(1, role, ranks, 1).registration.clone();
+            says.http = "10.0.0.1:8000".parse().unwrap();
+            assert_eq!(presumed.contradictions(&says), told, "{role} of {ranks}");
+        };
+        let mut presumed = Presumed::default();
+        check(&presumed, Role::Prefill, 8, &[]);
+        presumed.ranks("--each".into(), Ranks::OnEachHost, 8);
+        presumed.ranks("--none".into(), Ranks::InAll(None), 0);
+        presumed.ranks("--decode-ranks".into(), Ranks::InAll(Some(Role::Decode)), 16);
+        check(&presumed, Role::Prefill, 8, &[]);
+        check(&presumed, Role::Prefill, 16, &[]);
+        check(&presumed, Role::Prefill, 1, &["--each 8"]);
+        check(&presumed, Role::Decode, 16, &[]);
+        check(&presumed, Role::Decode, 4, &["--each 8", "--decode-ranks 16"]);
+        let mut presumed = Presumed::default();
+        presumed.ranks("--route".into(), Ranks::AtMost, 8);
+        check(&presumed, Role::Prefill, 8, &[]);
+        check(&presumed, Role::Decode, 4, &[]);
+        check(&presumed, Role::Decode, 16, &["--route 8"]);
+        let mut presumed = Presumed::default();
+        presumed.ranks("--all".into(), Ranks::InAll(None), 2);
+        for url in ["http://10.0.0.2:8000", "http://10.0.0.1:8000/", "https://[::1]"] {
+            assert!(presumed.engine(Role::Decode, url), "{url}");
+        }
+        for url in ["", "10.0.0.1:8000", "http://", "grpc://10.0.0.1:8000", "nonsense"] {
+            assert!(!presumed.engine(Role::Decode, url), "{url}");
+        }
+        check(&presumed, Role::Decode, 2, &[]);
+        check(&presumed, Role::Prefill, 1, &["--all 2"]);
+        let mut presumed = Presumed::default();
+        assert!(presumed.engine(Role::Decode, "http://10.0.0.2:8000"));
+        check(&presumed, Role::Decode, 1, &["--decode of another address"]);
+        check(&presumed, Role::Prefill, 1, &[]);
+    }
+}
