@@ -11,6 +11,7 @@ mod hostile_http;
 mod hostile_zmq;
 mod kv_safety;
 mod kv_timing;
+mod launchers;
 mod load;
 mod matrix;
 mod model;
