@@ -62,10 +62,10 @@ mod tests {
             assert_eq!(response.headers().contains_key("content-length"), body == wanted, "{body}");
             assert_eq!(response.body(), wanted);
         };
-        let inside = r#"{"error":{"fail_side":"prefill","message":"m","transfer_id":"tx-1"}}"#;
+        let inside = r#"{"error":{"message":"m","fail_side":"prefill","transfer_id":"tx-1"}}"#;
         check(r#"{"error": {"message": "m"}}"#, inside);
         check(r#"{"error":"m"}"#, r#"{"error":"m","fail_side":"prefill","transfer_id":"tx-1"}"#);
-        check(r#"{"message":"m"}"#, r#"{"fail_side":"prefill","message":"m","transfer_id":"tx-1"}"#);
+        check(r#"{"message":"m"}"#, r#"{"message":"m","fail_side":"prefill","transfer_id":"tx-1"}"#);
         for other in ["", "[1]", "Internal Server Error", "null"] {
             check(other, other);
         }

@@ -80,6 +80,9 @@ async fn mads_launcher_finds_what_it_waits_for() {
     assert_eq!((status("/health").await, status("/ready").await), (200, 503));
     let engines = pair(&proxy, Mode::Write, |_| {}).await;
     assert_eq!(status("/ready").await, 200);
+    for line in ["Registered Prefill", "Registered Decode"] {
+        assert_eq!(proxy.printed().matches(line).count(), 1, "{line}: {}", proxy.printed());
+    }
     // Its first request names no model.
     let mut body = json!({"prompt": "a prompt", "temperature": 0, "max_tokens": 10, "top_k": 1});
     let answer = Answer::of(ask(&proxy, &body).await).await;
@@ -91,6 +94,21 @@ async fn mads_launcher_finds_what_it_waits_for() {
     assert!(!log.contains("a prompt"), "{log}");
     let warned = messages(&log, "WARN");
     assert!(warned.iter().all(|line| !line.contains("unknown")), "{warned:?}");
+    // Its engines are at other addresses than the command line has.
+    let said: Vec<Value> = lines(&log).iter().filter_map(|line| line.get("said").cloned()).collect();
+    assert_eq!(said, [json!("--prefill of another address"), json!("--decode of another address")], "{log}");
+    assert_eq!(messages(&log, "INFO").iter().filter(|line| line.starts_with("the expected engines")).count(), 1);
+    drop(engines);
+}
+
+/// What is over the limit waits for its turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_over_mads_limit_are_not_refused() {
+    let mut proxy = started(MAD, "--max-concurrency 1");
+    let engines = pair(&proxy, Mode::Write, |_| {}).await;
+    let asked = (0..8).map(|_| async { ask(&proxy, &completion("a prompt", 5, true)).await.status().as_u16() });
+    assert_eq!(futures::future::join_all(asked).await, [200; 8]);
+    stop(&mut proxy);
     drop(engines);
 }
 

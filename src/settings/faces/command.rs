@@ -48,7 +48,7 @@ impl fmt::Debug for CommandLine {
 
 impl CommandLine {
     /// Whether a variable is the program's own, whatever it would mean to us.
-    pub(in crate::settings) fn claims(&self, name: &str) -> bool {
+    pub(crate) fn claims(&self, name: &str) -> bool {
         self.program.is_some_and(|program| program.rows.iter().any(|row| row.variable == name))
     }
 
