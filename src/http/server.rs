@@ -148,6 +148,9 @@ impl Server {
             let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
             asked.request.fits(prefill.traits, decode.traits, picked.mode, prefill.registration.dp_size)?;
             self.metrics.decision("round_robin");
+            if last.is_some() {
+                self.metrics.attempt("retry");
+            }
             attempts += 1;
             match Drive::new(&self.means, &asked, picked, record).run(record).await {
                 Ok(outcome) => return Ok((outcome, streams)),
@@ -157,7 +160,6 @@ impl Server {
                     if attempts > self.settings.retries || !self.retry_budget.take() {
                         return Err(self.exhausted(attempts, error));
                     }
-                    self.metrics.attempt("retry");
                     last = Some(error);
                 }
                 Err(Failed { error, .. }) => return Err(error),

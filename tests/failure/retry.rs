@@ -124,3 +124,18 @@ async fn a_connection_that_died_unread_is_replaced() {
     }))
     .await;
 }
+
+/// A retry for which there is no pair any more was none.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_tried_again_is_not_counted() {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
+        let world = Plan::new(mode).start().await;
+        strike(&world.prefill[0], Fault::always(FaultKind::RefuseConnections)).await;
+        let answer = post(&world.proxy, "/v1/completions", &completion("a", 3, false)).await;
+        assert_eq!((answer.status, answer.code().as_str()), (503, "engine_unreachable"), "{}", answer.body);
+        assert_eq!(answer.record["attempts"], 1, "{:?}", answer.record);
+        assert_eq!(world.proxy.metric("moriio_attempts_total{cause=\"retry\"").await, 0.0, "{mode:?}");
+        world.settle().await;
+    }))
+    .await;
+}
