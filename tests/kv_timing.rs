@@ -1,10 +1,15 @@
 //! What the proxy tells engines comes once, not too early, and never to an engine that would end of it.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use moriio_proxy::engine::versions::{self, EngineVersion};
+use moriio_proxy::engine::{self, Dialect, HttpAddress, KvEndpoint, Registration};
+use moriio_proxy::metrics::Metrics;
+use moriio_proxy::notify::{Acknowledged, Notifier};
 use moriio_proxy::settings::options::Key;
-use moriio_proxy::sim::{Fault, FaultKind, Mode};
+use moriio_proxy::sim::{Engine, Fault, FaultKind, Mode};
 use serde_json::json;
 
 use crate::support::{Answer, Plan, World, client, completion, generate, post, strike, until, until_true};
@@ -190,4 +195,47 @@ async fn a_leg_whose_waking_was_not_heard_is_not_closed() {
         .await;
     };
     assert_eq!(tokio::join!(others, unheard).0.status, 200);
+}
+
+/// A port at which nobody listens is seen at once: an engine that is back a moment later was gone, and gets nothing of before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_notify_port_is_seen_at_once() {
+    let world = Plan::new(Mode::Read).start().await;
+    let engine = &world.prefill[0];
+    let metrics = Arc::new(Metrics::new());
+    let notifier = Notifier::start(true, metrics.clone()).unwrap();
+    let registration = |engine: &Engine| Registration {
+        role: engine::Role::Prefill,
+        http: HttpAddress { host: "127.0.0.1".into(), port: engine.http_address().port() },
+        kv: KvEndpoint {
+            host: "127.0.0.1".into(),
+            handshake: engine.handshake_port(),
+            notify: engine.notify_port(),
+            text: String::new(),
+        },
+        dp_size: 1,
+        tp_size: 1,
+        mode: engine::Mode::Read,
+        dialect: Dialect::B,
+        index: None,
+    };
+    let traits = versions::traits(Some(EngineVersion::new(0, 32, 0)), Dialect::B);
+    let release = async |id: &str| notifier.release(&registration(engine), traits, 0, id).await;
+    assert_eq!(release("tx-first").await, Acknowledged::Yes);
+    until_true("the release", || engine.counters().releases == 1).await;
+
+    engine.crash().await;
+    let began = Instant::now();
+    assert_eq!(release("tx-second").await, Acknowledged::Closed);
+    // Well below the two seconds that a port gets to take a message.
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    engine.restart(true).await.unwrap();
+    assert_eq!(release("tx-third").await, Acknowledged::Yes);
+    until_true("the release", || engine.counters().releases >= 2).await;
+    assert_eq!((engine.counters().releases, engine.counters().deaf), (2, 0), "each was sent once, or never");
+    let sent = |outcome: &str| {
+        let line = format!("moriio_kv_messages_total{{kind=\"release\",outcome=\"{outcome}\"}} ");
+        metrics.render().lines().find_map(|l| l.strip_prefix(&line)?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    assert_eq!((sent("sent"), sent("failed"), sent("timeout")), (2, 1, 0));
 }
