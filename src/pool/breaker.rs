@@ -2,7 +2,9 @@
 //!
 //! Closed counts consecutive failures; at the limit (or at once, when a connection is refused) it opens. While it is open nothing is
 //! sent. After that time one trial is let through (probation): its success closes the breaker, its failure opens it for
-//! twice as long, up to a maximum. A trial that ends without a verdict (its client left) gives the trial place back.
+//! twice as long, up to a maximum. A trial that ends without a verdict (its client left) gives the trial place back. One that
+//! lasts, as it may for half an hour on a cold pair (protocol P6), makes room for another once it has had as much time as the
+//! circuit was open: a request that hangs is no reason to do without an engine that may be well.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ use crate::settings::BreakerLimits;
 pub enum Admission {
     /// The breaker was closed.
     Regular,
-    /// The leg is the one trial of a probation.
+    /// The leg is a trial of a probation.
     Trial,
 }
 
@@ -41,9 +43,18 @@ impl Circuit {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    Closed { failures: u32 },
-    Open { until: Instant, period: Duration },
-    Probation { trial: bool, period: Duration },
+    Closed {
+        failures: u32,
+    },
+    Open {
+        until: Instant,
+        period: Duration,
+    },
+    /// `trial`: when the last trial began, if that has not ended.
+    Probation {
+        trial: Option<Instant>,
+        period: Duration,
+    },
 }
 
 /// The breaker of one engine.
@@ -73,20 +84,19 @@ impl Breaker {
         match self.state {
             State::Closed { .. } => true,
             State::Open { until, .. } => now >= until,
-            State::Probation { trial, .. } => !trial,
+            State::Probation { trial, period } => trial.is_none_or(|began| now >= began + period),
         }
     }
 
-    /// Lets a leg through, or not. In probation only one at a time.
+    /// Lets a leg through, or not. In probation only one in so much time.
     pub fn admit(&mut self, now: Instant) -> Option<Admission> {
         match self.state {
             State::Closed { .. } => Some(Admission::Regular),
-            State::Open { until, .. } if now < until => None,
-            State::Open { period, .. } | State::Probation { trial: false, period } => {
-                self.state = State::Probation { trial: true, period };
+            _ if !self.usable(now) => None,
+            State::Open { period, .. } | State::Probation { period, .. } => {
+                self.state = State::Probation { trial: Some(now), period };
                 Some(Admission::Trial)
             }
-            State::Probation { trial: true, .. } => None,
         }
     }
 
@@ -133,7 +143,7 @@ impl Breaker {
     /// The leg ended without a verdict.
     pub(crate) fn abstain(&mut self, admission: Admission) {
         if let (State::Probation { period, .. }, Admission::Trial) = (self.state, admission) {
-            self.state = State::Probation { trial: false, period };
+            self.state = State::Probation { trial: None, period };
         }
     }
 
@@ -177,6 +187,23 @@ mod tests {
         assert_eq!(breaker.admit(at(27)), Some(Admission::Trial));
         breaker.succeed(Admission::Trial);
         assert_eq!(breaker.circuit(at(27)), Circuit::Closed);
+    }
+
+    #[test]
+    fn a_trial_that_lasts_is_not_the_only_one_for_ever() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut breaker = Breaker::new(LIMITS);
+        assert!(breaker.refuse(Admission::Regular, start));
+        assert_eq!(breaker.admit(at(5)), Some(Admission::Trial));
+        assert!(!breaker.usable(at(9)), "it has the time that the circuit was open");
+        assert_eq!((breaker.usable(at(10)), breaker.circuit(at(10))), (true, Circuit::Probation));
+        assert_eq!(breaker.admit(at(10)), Some(Admission::Trial));
+        assert_eq!((breaker.admit(at(10)), breaker.admit(at(14))), (None, None), "one more");
+        // Whichever is the first to tell decides; the other is from before then.
+        assert!(breaker.fail(Admission::Trial, at(14)));
+        breaker.succeed(Admission::Trial);
+        assert_eq!((breaker.circuit(at(23)), breaker.usable(at(24))), (Circuit::Open, true));
     }
 
     #[test]

@@ -224,7 +224,7 @@ impl History {
         let mut take = |life: u64, guard: InFlight| {
             let model = self.lives.get_mut(&life).unwrap();
             model.guards += 1;
-            Leg { guard, life, trial: model.circuit.admit() }
+            Leg { guard, life, trial: model.circuit.admit(self.now) }
         };
         let legs = vec![take(p, picked.prefill), take(d, picked.decode)];
         self.open.push(Open { legs, meeting: Some(picked.meeting), key, first });

@@ -28,18 +28,20 @@ pub fn registration(port: u16, role: Role, mode: Mode, dp_size: u32, index: u64)
 pub struct Circuit {
     pub failures: u32,
     pub open: Option<(Instant, Duration)>,
-    pub trial: bool,
+    /// When the last trial began, if it has not ended.
+    pub trial: Option<Instant>,
 }
 
 impl Circuit {
     pub fn usable(&self, now: Instant) -> bool {
-        self.open.is_none_or(|(until, _)| now >= until && !self.trial)
+        let lasts = |period| self.trial.is_none_or(|began| now >= began + period);
+        self.open.is_none_or(|(until, period)| now >= until && lasts(period))
     }
 
     /// A leg is let through; says whether it is a trial.
-    pub fn admit(&mut self) -> bool {
-        self.trial = self.open.is_some();
-        self.trial
+    pub fn admit(&mut self, now: Instant) -> bool {
+        self.trial = self.open.map(|_| now);
+        self.trial.is_some()
     }
 }
 
@@ -81,12 +83,12 @@ impl Life {
                 return;
             }
             (Some(_), true, End::Nothing) => {
-                self.circuit.trial = false;
+                self.circuit.trial = None;
                 return;
             }
             (None, _, End::Nothing) | (Some(_), false, _) => return,
         };
-        self.circuit = Circuit { failures: 0, open: Some((at + period, period)), trial: false };
+        self.circuit = Circuit { failures: 0, open: Some((at + period, period)), trial: None };
     }
 }
 
