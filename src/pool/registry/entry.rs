@@ -26,6 +26,17 @@ pub(super) struct Rival {
     pub(super) told: bool,
 }
 
+/// An engine that was ready refuses connections. When it answers again and none of the sockets speaks from which its pings came
+/// until then, it is another process.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// When it was seen first, and last.
+    pub(super) first: Instant,
+    pub(super) last: Instant,
+    /// Where its pings came from when it was seen first.
+    pub(super) then: Vec<SocketAddr>,
+}
+
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) registration: Registration,
@@ -40,9 +51,10 @@ pub(super) struct Entry {
     pub(super) probe_wait: Duration,
     /// Where its pings come from.
     pub(super) peers: Peers,
-    /// It was ready and then refused a connection, then, and pings came from there: when it answers again and none of those
-    /// speaks, it is another process.
-    pub(super) refused: Option<(Instant, Vec<SocketAddr>)>,
+    /// It was ready and then refused connections.
+    pub(super) refused: Option<Refusal>,
+    /// It answers again, and its next ping is all that is missing.
+    pub(super) awaits_ping: bool,
     pub(super) was_ready: bool,
     pub(super) silent: bool,
     /// Others that announce its address.
@@ -72,6 +84,7 @@ impl Entry {
             probe_wait: PROBE_AGAIN,
             peers,
             refused: None,
+            awaits_ping: false,
             was_ready: false,
             silent: false,
             rivals: Vec::new(),
@@ -82,6 +95,9 @@ impl Entry {
     /// It spoke. Says whether its ping counter fell back, which it does when it is restarted. Sockets count for themselves.
     pub(super) fn hear(&mut self, index: Option<u64>, peer: Option<SocketAddr>, now: Instant, ttl: Duration) -> bool {
         self.last_ping = now;
+        if std::mem::take(&mut self.awaits_ping) {
+            self.next_probe = now;
+        }
         let before = self.peers.hear(peer, index, now, ttl).or(self.registration.index);
         if self.silent {
             self.silent = false;
@@ -90,18 +106,30 @@ impl Entry {
         matches!((before, index), (Some(before), Some(now)) if now < before)
     }
 
-    /// Whether what it says is from its present life. A ping of its former one may still be on its way when it is missed, so
-    /// one counts that comes from nowhere known, alone, or clearly later.
+    /// A connection was refused.
+    pub(super) fn refuse(&mut self, now: Instant) {
+        let then = || Refusal { first: now, last: now, then: self.peers.addresses() };
+        self.refused.get_or_insert_with(then).last = now;
+    }
+
+    /// Whether what it says is known to be from its present life. A ping of its former one may still be on its way when it is
+    /// missed, so one counts that comes from nowhere known, alone, or clearly later than the last refusal: a process that
+    /// pinged while it refused may have ended before another answered. Nothing but a ping can tell: health, version and open ports
+    /// are the same for a process that lives and for the next one on its ports, of which its peers must not take the one
+    /// for the other (protocol P2).
     pub(super) fn has_spoken_since_refusal(&self) -> bool {
-        self.refused.as_ref().is_none_or(|(at, then)| {
-            let stranger_alone = self.peers.stranger_spoke(then, *at) && !self.peers.spoke(then, *at);
-            stranger_alone || self.last_ping > *at + OLD_PINGS
+        self.refused.as_ref().is_none_or(|refusal| {
+            let Refusal { first, last, then } = refusal;
+            // Engines ping long before they serve (protocol R6), so that another process mostly has while it refused.
+            let stranger_alone =
+                |since: Instant| self.peers.stranger_spoke(then, since) && !self.peers.spoke(then, since);
+            stranger_alone(*first) || stranger_alone(*first + OLD_PINGS) || self.last_ping > *last + OLD_PINGS
         })
     }
 
     /// Whether another process answers for it now. Pings over a connection of before are the same process's, whatever its
     /// HTTP server went through, and its KV sessions with its peers hold.
     pub(super) fn was_replaced(&self) -> bool {
-        self.refused.as_ref().is_some_and(|(at, then)| !self.peers.spoke(then, *at + OLD_PINGS))
+        self.refused.as_ref().is_some_and(|refusal| !self.peers.spoke(&refusal.then, refusal.last + OLD_PINGS))
     }
 }

@@ -29,6 +29,7 @@ impl Registry {
         let Some(entry) = self.entries.get_mut(address) else { return };
         if !entry.has_spoken_since_refusal() {
             // It serves again, but what it said of its ports is from before: its first ping is waited for.
+            entry.awaits_ping = true;
             entry.next_probe = now + entry.probe_wait;
             entry.probe_wait = (entry.probe_wait * 2).min(PROBE_AGAIN_MAX);
             return;
@@ -70,7 +71,7 @@ impl Registry {
         }
         if !(failure.is_doubtful() && entry.state == State::Ready) {
             if failure == Failure::Refused && entry.was_ready {
-                entry.refused = Some((now, entry.peers.addresses()));
+                entry.refuse(now);
             }
             if entry.state != State::Unhealthy(failure) {
                 entry.state = State::Unhealthy(failure);

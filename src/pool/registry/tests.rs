@@ -1,5 +1,7 @@
 //! The registry under passed-in time.
 
+mod returns;
+
 use super::entry::{OLD_PINGS, PROBE_AGAIN};
 use super::*;
 use crate::engine::{Dialect, KvEndpoint, Role};

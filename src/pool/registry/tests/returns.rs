@@ -1,0 +1,76 @@
+//! Engines that refused connections and are back: whether that is another process, and when that is known.
+
+use super::*;
+
+/// An engine that was ready and refuses connections; what follows is told by seconds after that.
+fn refused() -> (Registry, impl Fn(u64) -> Instant, u64) {
+    let (mut registry, start) = registry();
+    registry.hear(dialect_b(1), peer(4000), start);
+    probe(&mut registry, start, Probe::Alive(None));
+    let (life, refused) = (only_incarnation(&registry), start + PROBE_READY);
+    assert_eq!(probe(&mut registry, refused, Probe::Failed(Failure::Refused)), 1);
+    (registry, move |seconds| refused + Duration::from_secs(seconds), life)
+}
+
+/// Asks the engine at once, as a request that finds no pair has it done.
+fn hasten(registry: &mut Registry, now: Instant, result: Probe) -> Option<u64> {
+    for order in registry.hasten(&mut registry.unready()) {
+        registry.probed(&order.registration.http, order.incarnation, result, now);
+    }
+    registry.publish();
+    let engine = pool(registry).prefill[0].clone();
+    (engine.state == State::Ready).then_some(engine.incarnation)
+}
+
+const REFUSED: Probe = Probe::Failed(Failure::Refused);
+
+#[test]
+fn another_process_serves_once_it_answers_if_it_has_pinged_before() {
+    let (mut registry, at, life) = refused();
+    // Engines ping long before they serve (protocol R6).
+    for second in [5, 8] {
+        assert_eq!(registry.hear(dialect_b(1), peer(5000), at(second)), Entered::Refreshed);
+        assert_eq!(hasten(&mut registry, at(second), REFUSED), None);
+    }
+    let now = hasten(&mut registry, at(8), Probe::Alive(None));
+    assert!(now.is_some_and(|now| now != life), "{now:?}");
+}
+
+#[test]
+fn another_process_that_was_refused_too_is_no_more_the_same_for_it() {
+    let (mut registry, at, life) = refused();
+    for second in [5, 8] {
+        registry.hear(dialect_b(1), peer(5000), at(second));
+        assert_eq!(hasten(&mut registry, at(second), REFUSED), None);
+    }
+    registry.hear(dialect_b(1), peer(5000), at(11));
+    let now = hasten(&mut registry, at(11), Probe::Alive(None));
+    assert!(now.is_some_and(|now| now != life), "its peers remember the other: {now:?}");
+}
+
+#[test]
+fn a_process_that_pinged_while_it_refused_may_have_ended_since() {
+    for (back_from, same) in [(4000, true), (5000, false)] {
+        let (mut registry, at, life) = refused();
+        registry.hear(dialect_b(1), peer(4000), at(5));
+        assert_eq!(hasten(&mut registry, at(6), REFUSED), None);
+        assert_eq!(hasten(&mut registry, at(7), Probe::Alive(None)), None, "whose answer it is tells the next ping");
+        registry.hear(dialect_b(1), peer(back_from), at(8));
+        assert_eq!(probe(&mut registry, at(8), Probe::Alive(None)), 1, "asked at once");
+        assert_eq!((pool(&registry).prefill_slots.len(), only_incarnation(&registry) == life), (1, same));
+    }
+}
+
+#[test]
+fn a_socket_more_of_a_process_that_pings_is_no_other_process() {
+    let (mut registry, at, life) = refused();
+    for port in [4000, 5000] {
+        registry.hear(dialect_b(1), peer(port), at(5));
+    }
+    assert_eq!(hasten(&mut registry, at(6), REFUSED), None);
+    assert_eq!(hasten(&mut registry, at(6), Probe::Alive(None)), None);
+    for port in [5000, 4000] {
+        registry.hear(dialect_b(1), peer(port), at(8));
+    }
+    assert_eq!(hasten(&mut registry, at(8), Probe::Alive(None)), Some(life));
+}
