@@ -4,6 +4,7 @@
 
 mod actions;
 mod events;
+mod patience;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::routing::{Picked, Selector};
 use crate::settings::Times;
 use crate::upstream::gauges::Queue;
 use crate::upstream::{Limit, Repeat, Sent, Upstream};
+use patience::Patience;
 
 /// What all attempts have in common.
 pub struct Means {
@@ -137,8 +139,8 @@ struct Attempt {
     answer: Option<AnswerLeg>,
     answer_sent: Arc<Sent>,
     meeting: Option<Meeting>,
-    /// Whether the pair had not answered when the attempt began (`--cold-timeout`). Another decode engine of READ changes no limit.
-    is_cold: bool,
+    /// Its limits, as the pair stood when the attempt began. Another decode engine of READ changes none.
+    patience: Patience,
     /// READ: prefill's params for decode.
     params: Option<PrefillParams>,
     /// Prefill's message, where it is the whole answer.
@@ -166,9 +168,10 @@ impl Drive {
         let pair = Pair { prefill: &prefill.registration, decode: &decode.registration, rank: picked.rank };
         let ids = Ids::fresh(&pair, versions::plain_id(prefill.traits, decode.traits));
         record.attempt(&picked, &ids.transfer_id);
-        let terms = terms(means, &picked, &asked.request);
         // Nothing of a pair is learned from prefill alone.
-        let is_cold = picked.meeting.is_first() && terms.plan != Plan::Alone;
+        let is_cold = picked.meeting.is_first() && asked.request.alone.is_none();
+        let patience = Patience::of(&means.limits, asked.request.stream, is_cold);
+        let terms = terms(means, &picked, &asked.request, &patience);
         let prefill_engine = prefill.clone();
         // Alone, decode's place is given back at once: one on trial or a first contact must not wait for this answer.
         let (prefill_guard, answer_guard, meeting) = match terms.plan {
@@ -197,7 +200,7 @@ impl Drive {
             answer: None,
             answer_sent: Arc::default(),
             meeting,
-            is_cold,
+            patience,
             params: None,
             message: None,
             failure: None,
@@ -302,18 +305,8 @@ impl Attempt {
 
     /// Decode's limits once prefill is done.
     fn relay_limits(&self) -> RelayLimits {
-        let limits = &self.means.limits;
-        let streams = self.asked.as_ref().is_none_or(|asked| asked.request.stream);
-        let first_byte = match streams {
-            true => Limit::new(limits.first_byte, "first output", "--first-byte-timeout"),
-            false => Limit::new(limits.answer, "answer", "--answer-timeout"),
-        };
-        RelayLimits { first_byte: self.or_cold(first_byte), idle: limits.idle, from: self.from.into() }
-    }
-
-    /// A limit as it is for this pair.
-    fn or_cold(&self, limit: Limit) -> Limit {
-        if self.is_cold { limit.cold(self.means.limits.cold) } else { limit }
+        let first_byte = self.patience.first_output;
+        RelayLimits { first_byte, idle: self.means.limits.idle, from: self.from.into() }
     }
 
     fn opening(&mut self) -> Option<&mut Opening> {
@@ -325,12 +318,8 @@ impl Attempt {
 }
 
 /// What the machine has to know of a pair.
-fn terms(means: &Means, picked: &Picked, request: &Request) -> Terms {
+fn terms(means: &Means, picked: &Picked, request: &Request, patience: &Patience) -> Terms {
     let (prefill, decode) = (picked.prefill.engine.traits, picked.decode.engine.traits);
-    let limits = &means.limits;
-    // Kernels are built on the first exchange of a pair (protocol P6).
-    let is_cold = picked.meeting.is_first() && request.alone.is_none();
-    let or_cold = |limit: Duration| if is_cold { limit.max(limits.cold) } else { limit };
     Terms {
         plan: match picked.mode {
             _ if request.alone.is_some() => Plan::Alone,
@@ -345,9 +334,9 @@ fn terms(means: &Means, picked: &Picked, request: &Request) -> Terms {
             ReleaseForm::Text | ReleaseForm::Map => Releases::Answered,
         },
         wakes: means.notifier.is_on() && (decode.wake || decode.write_failed),
-        first_output: or_cold(if request.stream { limits.first_byte } else { limits.answer }),
-        orphan: or_cold(limits.first_byte),
-        hand_over: limits.hand_over,
-        wake: limits.wake,
+        first_output: patience.first_output.time,
+        orphan: patience.orphan.time,
+        hand_over: means.limits.hand_over,
+        wake: means.limits.wake,
     }
 }

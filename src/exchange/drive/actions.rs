@@ -12,7 +12,7 @@ use crate::exchange::leg::{AnswerLeg, Leg, PrefillLeg};
 use crate::exchange::transfer::{Action, Cause, Event, Left, Notice, Orphan, Plan};
 use crate::metrics::LegStatus;
 use crate::upstream::gauges;
-use crate::upstream::{LegFailure, Limit, RANK, REQUEST_ID, Repeat, Verdict as EngineVerdict};
+use crate::upstream::{LegFailure, RANK, REQUEST_ID, Repeat, Verdict as EngineVerdict};
 
 impl Attempt {
     /// Tells the machine what has happened, and does what it says.
@@ -106,15 +106,11 @@ impl Attempt {
         guard.dispatch();
         let (upstream, api, sent) = (self.means.upstream.clone(), self.api, std::sync::Arc::default());
         let leg = Leg { upstream, api, headers, body, guard, sent };
-        let (sent, started, limit) = (leg.sent.clone(), false, self.means.limits.prefill);
+        let (sent, started) = (leg.sent.clone(), false);
         match role {
             Role::Prefill => {
                 self.prefill_sent = sent.clone();
-                self.prefill = Some(PrefillLeg {
-                    future: leg.prefill(self.or_cold(Limit::new(limit, "answer", "--prefill-timeout"))),
-                    sent,
-                    started,
-                });
+                self.prefill = Some(PrefillLeg { future: leg.prefill(self.patience.prefill), sent, started });
             }
             Role::Decode => {
                 self.answer_sent = sent.clone();
