@@ -139,7 +139,9 @@ struct Attempt {
     answer: Option<AnswerLeg>,
     answer_sent: Arc<Sent>,
     meeting: Option<Meeting>,
-    /// Its limits, as the pair stood when the attempt began. Another decode engine of READ changes none.
+    /// Whether the first output comes with the first token.
+    streams: bool,
+    /// Its limits, as its pair stood when the last one of them was begun.
     patience: Patience,
     /// READ: prefill's params for decode.
     params: Option<PrefillParams>,
@@ -169,7 +171,7 @@ impl Drive {
         let ids = Ids::fresh(&pair, versions::plain_id(prefill.traits, decode.traits));
         record.attempt(&picked, &ids.transfer_id);
         // Nothing of a pair is learned from prefill alone.
-        let is_cold = picked.meeting.is_first() && asked.request.alone.is_none();
+        let is_cold = asked.request.alone.is_none() && picked.meeting.is_cold();
         let patience = Patience::of(&means.limits, asked.request.stream, is_cold);
         let terms = terms(means, &picked, &asked.request, &patience);
         let prefill_engine = prefill.clone();
@@ -200,6 +202,7 @@ impl Drive {
             answer: None,
             answer_sent: Arc::default(),
             meeting,
+            streams: asked.request.stream,
             patience,
             params: None,
             message: None,
@@ -280,6 +283,7 @@ impl Attempt {
     /// and counted.
     fn leave_client(mut self: Box<Self>) {
         (self.asked, self.prefill_guard, self.answer_guard) = (None, None, None);
+        self.look_at_pair();
         self.tell(Event::ClientGone);
         if !self.transfer.is_over() {
             let background = self.means.background.clone();
@@ -293,6 +297,7 @@ impl Attempt {
             metrics.orphans_in_flight.inc();
         }
         while !self.transfer.is_over() {
+            self.look_at_pair();
             self.step().await;
         }
         if is_orphaned {
@@ -300,6 +305,17 @@ impl Attempt {
         }
         if let Some(orphan) = self.orphan {
             metrics.orphan_ended(orphan.as_str());
+        }
+    }
+
+    /// Limits that are begun from now on are those of the pair as it stands now: another exchange may have proved it meanwhile, or
+    /// READ have taken another decode engine. Asked where a clock begins, so that what a client is told of a limit is
+    /// the one that has passed. A clock that runs is not stopped for it. Of a pair whose meeting is over nothing more is
+    /// learned.
+    fn look_at_pair(&mut self) {
+        if let Some(meeting) = &self.meeting {
+            self.patience = Patience::of(&self.means.limits, self.streams, meeting.is_cold());
+            self.transfer.set_limits(self.patience.first_output.time, self.patience.orphan.time);
         }
     }
 

@@ -11,7 +11,7 @@ mod orphan;
 mod states;
 mod words;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::engine::Role;
 use crate::upstream::failure::{Kind, Repeat};
@@ -29,8 +29,8 @@ pub struct Transfer {
     blocks: Blocks,
     /// Until when what is being waited for has to come, where a leg's state does not say it.
     deadline: Option<Instant>,
-    /// READ: until when decode has to give its first output.
-    first_output: Option<Instant>,
+    /// When it became decode's turn, if the client waited: its time for the hand-over and for its first output counts from then.
+    from: Option<Instant>,
     /// Whether a wake was sent and acknowledged.
     woken: bool,
     /// How an orphaned decode leg ended.
@@ -49,12 +49,17 @@ impl Transfer {
             decode: Decode::Unsent,
             blocks: Blocks::Nobody,
             deadline: None,
-            first_output: None,
+            from: None,
             woken: false,
             outcome: None,
             todo: Vec::new(),
             edges: Vec::new(),
         }
+    }
+
+    /// Decode's limits, client or none, for what is waited for from now on, and for a hand-over that is under way (protocol P6).
+    pub fn set_limits(&mut self, first_output: Duration, orphan: Duration) {
+        (self.terms.first_output, self.terms.orphan) = (first_output, orphan);
     }
 
     /// Takes what has happened, and adds what is to be done.
@@ -79,7 +84,7 @@ impl Transfer {
                 Event::ClientGone => self.client_gone(),
                 Event::Acknowledged(message, acknowledged) => self.acknowledged(message, acknowledged, now),
                 Event::Seen(queue) => self.seen(queue, now),
-                Event::Another(found) => self.another(found),
+                Event::Another(found) => self.another(found, now),
                 Event::Due if self.due().is_some_and(|due| now >= due) => self.time_passed(now),
                 Event::Due => {}
             }
@@ -160,7 +165,7 @@ impl Transfer {
         if self.decode == Decode::Sending {
             self.set_decode(Decode::Started);
             if self.terms.plan == Plan::Read && self.attempt == Attempt::Dispatching {
-                self.deadline = self.first_output;
+                self.deadline = self.from.map(|from| from + self.terms.first_output);
             }
         }
     }
@@ -196,17 +201,22 @@ impl Transfer {
 
     /// Prefill is done, and the client waits: it is decode's turn.
     fn hand_over(&mut self, now: Instant) {
-        let first_output = now + self.terms.first_output;
-        self.deadline = Some(first_output);
-        if self.terms.plan == Plan::Read {
-            let hand_over = now + self.terms.hand_over;
-            (self.deadline, self.first_output) = (Some(hand_over.min(first_output)), Some(first_output));
-        }
+        self.from = Some(now);
+        self.limit_hand_over();
         match self.decode {
             Decode::Unsent => self.send_decode(),
             Decode::Accepted | Decode::Reported => self.commit(),
             _ => {}
         }
+    }
+
+    /// Until when decode's first output has to come, or in READ before that its connection (protocol D5).
+    fn limit_hand_over(&mut self) {
+        let mut limit = self.terms.first_output;
+        if self.terms.plan == Plan::Read {
+            limit = limit.min(self.terms.hand_over);
+        }
+        self.deadline = self.from.map(|from| from + limit);
     }
 
     /// Decode's answer goes to the client (protocol W7, D12).
@@ -323,9 +333,10 @@ impl Transfer {
         self.set_attempt(Attempt::Orphaned);
     }
 
-    /// READ: whether there is another decode engine to take the hand-over.
-    fn another(&mut self, found: bool) {
-        if found {
+    /// READ: whether there is another decode engine to take the hand-over, in the time that it has by its own limits.
+    fn another(&mut self, found: bool, now: Instant) {
+        self.limit_hand_over();
+        if found && self.deadline.is_some_and(|limit| now < limit) {
             return self.send_decode();
         }
         self.fail(Cause::Leg(Role::Decode), Repeat::Safe);
@@ -334,7 +345,8 @@ impl Transfer {
 
     /// A limit has passed while the client waits for a head.
     pub(super) fn client_waited(&mut self, now: Instant) {
-        let hand_over = self.decode == Decode::Sending && self.first_output.is_some_and(|limit| now < limit);
+        let first_output = self.from.map(|from| from + self.terms.first_output);
+        let hand_over = self.decode == Decode::Sending && first_output.is_some_and(|limit| now < limit);
         self.fail(if hand_over { Cause::HandOver } else { Cause::FirstOutput }, Repeat::Never);
         self.decode_late();
     }

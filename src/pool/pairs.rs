@@ -29,9 +29,9 @@ impl Meeting {
         self.tell(true);
     }
 
-    /// Whether the two have not answered together yet.
-    pub(crate) fn is_first(&self) -> bool {
-        self.first
+    /// Whether the two have not answered together yet, in this exchange or in another (protocol P6).
+    pub(crate) fn is_cold(&self) -> bool {
+        self.first && self.pairs.memory().history.state(&self.prefill, &self.decode, self.mode) != PairState::Known
     }
 
     /// Prefill has answered: decode is waited for.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use moriio_proxy::settings::options::Key;
-use moriio_proxy::sim::{Fault, FaultKind, Mode};
+use moriio_proxy::sim::{Fault, FaultKind, Mode, Role};
 
-use crate::support::{Plan, World, completion, post, strike, until};
+use crate::support::{Answer, Plan, World, completion, generate, post, strike, until, until_true};
 
 async fn world(mode: Mode, cold: &'static str) -> World {
     let plan = Plan::new(mode).with(Key::ColdTimeout, cold).with(Key::ConnectTimeout, "500ms");
@@ -78,6 +78,79 @@ async fn the_end_of_a_cold_start_is_no_verdict() {
         .await;
         assert_eq!(answer.record[leg], "timeout", "{:?}", answer.record);
         assert_eq!(closed(&world).await, [true, true], "{mode:?} {slow}");
+    }))
+    .await;
+}
+
+/// Asks, and does not wait for a limit of cold starts.
+async fn soon(world: &World) -> Answer {
+    let body = completion("words that come late", 3, true);
+    let answer = post(&world.proxy, "/v1/completions", &body);
+    tokio::time::timeout(Duration::from_secs(30), answer).await.expect("the limit of a pair that has answered")
+}
+
+fn is_late(answer: &Answer, limit: &str) {
+    assert!(answer.body.contains("engine_timeout") && answer.body.contains(limit), "{}", answer.body);
+}
+
+/// Whose attempt began before its pair had answered waits no longer for output than anybody, once it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_from_before_the_first_answer_learns_of_it() {
+    join_all([Mode::Read, Mode::Write].map(|mode| async move {
+        let world = world(mode, "60s").await;
+        world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 3000 }, 1));
+        let hang = || world.decode[0].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 0 }, 1));
+        if mode == Mode::Write {
+            hang();
+        }
+        let (late, ()) = tokio::join!(soon(&world), async {
+            until_true("the first request at its engines", || {
+                let begun = |legs: u64| legs == 1;
+                begun(world.prefill[0].counters().legs)
+                    && (mode == Mode::Read || begun(world.decode[0].counters().legs))
+            })
+            .await;
+            generate(&world.proxy, "others", 3, true).await;
+            if mode == Mode::Read {
+                hang();
+            }
+        });
+        is_late(&late, "--first-byte-timeout");
+        assert_eq!(late.record["decode_leg"], "timeout", "{:?}", late.record);
+        world.decode[0].clear_faults();
+        world.settle().await;
+        assert_eq!(closed(&world).await, [true, false], "{mode:?}");
+    }))
+    .await;
+}
+
+/// READ: the limits are those of the pair that has the hand-over.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_decode_engine_brings_its_own_limits() {
+    join_all([true, false].map(|is_known| async move {
+        let mut world = world(Mode::Read, "60s").await;
+        let settings = Plan::new(Mode::Read).settings(Role::Decode, world.proxy.registration);
+        // One decode engine has answered, the other not; whose turn it is refuses.
+        for _ in 0..if is_known { 1 } else { 2 } {
+            generate(&world.proxy, "words", 3, true).await;
+        }
+        world.join(settings).await;
+        world.until_ready(3).await;
+        let (refuses, other) = if is_known { (1, 0) } else { (0, 1) };
+        strike(&world.decode[refuses], Fault::always(FaultKind::RefuseConnections)).await;
+        let fault = if is_known { FaultKind::Hang } else { FaultKind::Delay { milliseconds: 2500 } };
+        world.decode[other].set_fault(Fault::times(fault, 1));
+        let answer = soon(&world).await;
+        assert_eq!(world.proxy.metric("moriio_attempts_total{cause=\"decode_refused\"").await, 1.0);
+        if is_known {
+            is_late(&answer, "--first-byte-timeout");
+        } else {
+            assert_eq!((answer.status, answer.whole), (200, true), "{}", answer.body);
+        }
+        world.decode[other].clear_faults();
+        world.settle().await;
+        let known = other + 1;
+        assert_eq!(closed(&world).await[known], !is_known, "an engine that is late is ailing, one that is cold is not");
     }))
     .await;
 }

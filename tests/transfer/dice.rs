@@ -29,6 +29,7 @@ questions! {
     Others AnotherConnects
     Client ClientAt ClientAfter Slow
     ReleaseTold ReleaseTakes WakeTold WakeTakes GaugesFail GaugesTake Latency Ties
+    OtherLimits
 }
 
 /// How many there are.

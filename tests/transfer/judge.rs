@@ -115,6 +115,11 @@ impl Judge {
         }
     }
 
+    /// From now on what is waited for has these limits (protocol P6).
+    pub fn set_limits(&mut self, first_output: Duration, orphan: Duration) {
+        (self.terms.first_output, self.terms.orphan) = (first_output, orphan);
+    }
+
     pub fn fail(&mut self, breach: Breach) {
         self.breach.get_or_insert(breach);
     }

@@ -266,6 +266,9 @@ impl<'a> World<'a> {
     }
 
     fn step(&mut self, event: Event) {
+        if matches!(event, Event::Answered(_) | Event::Another(true)) {
+            self.limits_change();
+        }
         self.note(Line::Event(event));
         self.coverage.event(&event);
         self.judge.event(event, self.now);
@@ -283,6 +286,18 @@ impl<'a> World<'a> {
             self.perform(action);
         }
         self.actions = actions;
+    }
+
+    /// The pair may have answered elsewhere meanwhile, or is another: its limits are others from here on (protocol P6).
+    fn limits_change(&mut self) {
+        let dice = self.dice.of(Die::OtherLimits).again(self.steps);
+        if dice.one_of_1000(200) {
+            (self.terms.first_output, self.terms.orphan) = terms::other_limits(dice);
+            self.machine.set_limits(self.terms.first_output, self.terms.orphan);
+            self.judge.set_limits(self.terms.first_output, self.terms.orphan);
+            self.bound = self.bound.max(terms::bound(&self.terms, self.prefill_limit));
+            self.note(Line::World("the pair's limits are others from now on"));
+        }
     }
 
     fn truth(&self) -> Truth {

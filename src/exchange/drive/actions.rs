@@ -150,6 +150,7 @@ impl Attempt {
         (self.decode_engine, self.answer_end) = (guard.engine.clone(), guard.leg_end());
         meeting.prefill_answered();
         (self.answer_guard, self.meeting) = (Some(guard), Some(meeting));
+        self.look_at_pair();
         true
     }
 

@@ -75,6 +75,7 @@ impl Attempt {
                 if let Some(meeting) = &self.meeting {
                     meeting.prefill_answered();
                 }
+                self.look_at_pair();
                 Some(Event::Answered(self.read(&answer)))
             }
             Told::Prefill(Err(failure)) => Some(self.failed(Role::Prefill, failure)),

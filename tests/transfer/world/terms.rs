@@ -7,7 +7,7 @@ use moriio_proxy::engine::versions::{EngineVersion, ReleaseForm, Traits, traits}
 use moriio_proxy::exchange::transfer::{Plan, Releases, Terms};
 
 use super::length;
-use crate::transfer::dice::{Dice, Die};
+use crate::transfer::dice::{Dice, Die, Roll};
 use crate::transfer::rules::{Facts, MS, Micros, SECOND, VERSIONS};
 
 /// How often each of [`VERSIONS`] takes part.
@@ -49,6 +49,12 @@ fn plan(dice: &Dice) -> Plan {
 
 fn seconds(dice: &Dice, die: Die, of: &[u64]) -> Duration {
     Duration::from_secs(dice.of(die).among(of))
+}
+
+/// Limits on the first output, for a client and for nobody, of a pair that is cold or not (protocol P6).
+pub fn other_limits(roll: Roll) -> (Duration, Duration) {
+    let seconds = |number: u32| Duration::from_secs(roll.again(number).among(&[30, 1800, 300, 5, 1]));
+    (seconds(1), seconds(2))
 }
 
 /// The proxy's row for an engine that answers with its version.
