@@ -127,9 +127,18 @@ pub enum ProxyError {
         /// Engines whose breaker is open.
         open_circuits: usize,
     },
-    /// Engines exist, but each of them is at `--engine-in-flight` or is in its first contact.
+    /// Engines exist, but some are at `--engine-in-flight` or bound to another, and nothing else is free.
     #[error("every engine is busy")]
     PoolBusy,
+    /// All that is in the way is a pair's first exchange, which goes alone and has not answered (protocol P4).
+    #[error(
+        "the first exchange of these engines goes alone and has not answered within {}s (--queue-timeout): they may be building kernels",
+        .limit.as_secs_f64()
+    )]
+    FirstContact {
+        /// How long the request has waited.
+        limit: Duration,
+    },
     /// Every attempt failed before an engine took the work.
     #[error(
         "no engine took the request: {attempts} attempts, pool of {pool} engines, {open_circuits} open circuits; the last: {last}"
@@ -234,7 +243,7 @@ impl ProxyError {
             E::BadRequest { .. } | E::Unauthorized | E::NotFound | E::MethodNotAllowed => Source::Client,
             E::ModelNotFound => Source::Client,
             E::BodyTooLarge { .. } | E::BodyTimeout { .. } => Source::Client,
-            E::QueueTimeout { .. } => Source::Proxy,
+            E::QueueTimeout { .. } | E::FirstContact { .. } => Source::Proxy,
             E::Overloaded | E::NoPlace | E::NoPair { .. } | E::PoolBusy | E::Stopping | E::Internal => Source::Proxy,
             E::HandOverTooLate { .. } | E::EngineTooOld { .. } | E::AnswerTooLarge { .. } => Source::Proxy,
             E::Exhausted { last, .. } => last.source(),
@@ -275,6 +284,7 @@ impl ProxyError {
             E::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "too_many_requests"),
             E::QueueTimeout { .. } => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "queue_timeout"),
             E::PoolBusy => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "pool_busy"),
+            E::FirstContact { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "first_contact"),
             E::NoPair { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_pair"),
             E::NoPlace => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_place"),
             E::Exhausted { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "pool_exhausted"),
@@ -316,6 +326,7 @@ impl ProxyError {
             E::PrefillUnreadable,
             E::PrefillWithoutBlocks,
             E::NoPlace,
+            E::FirstContact { limit },
             E::NoPair { prefill: 0, usable_prefill: 0, decode: 0, usable_decode: 0, open_circuits: 0 },
             E::Exhausted { attempts: 3, pool: 2, open_circuits: 0, last: Box::new(E::Connect { role: Role::Prefill }) },
             E::Connect { role: Role::Decode },

@@ -32,8 +32,6 @@ use crate::upstream::{RANK, REQUEST_ID, Repeat};
 
 /// Bodies above this are parsed off the threads that serve connections.
 const PARSE_APART: usize = 1024 * 1024;
-/// How long a request waits for a place on a busy pool, or for a pair's first contact to end.
-const BUSY_WAIT: Duration = Duration::from_secs(30);
 /// How often a waiting request looks again, since a freed place has no signal of its own.
 const BUSY_LOOK: Duration = Duration::from_millis(50);
 
@@ -215,7 +213,7 @@ impl Server {
 
     /// A pair, waiting a little where waiting can help: for probes, for room, for a first contact to end.
     async fn pick(&self, probes: &mut Probes<'_>) -> Result<Picked, ProxyError> {
-        let began = Instant::now();
+        let (began, limit) = (Instant::now(), self.settings.queue_time);
         let mut changes = self.pool.clone();
         loop {
             // Watched from before the look, so that nothing that happens in between is missed.
@@ -224,13 +222,14 @@ impl Server {
             let now = Instant::now();
             match self.selector.pick(&pool, now) {
                 Ok(picked) => return Ok(picked),
-                Err(NoPick::Busy) if began.elapsed() < BUSY_WAIT => {
+                Err(NoPick::Busy | NoPick::FirstContact) if began.elapsed() < limit => {
                     tokio::select! {
                         () = freed => {}
                         _ = tokio::time::timeout(BUSY_LOOK, changes.changed()) => {}
                     }
                 }
                 Err(NoPick::Busy) => return Err(ProxyError::PoolBusy),
+                Err(NoPick::FirstContact) => return Err(ProxyError::FirstContact { limit }),
                 Err(NoPick::Nobody) if probes.may_help(&pool, &mut changes).await => {}
                 Err(NoPick::Nobody) => return Err(no_pair(&pool, now)),
             }

@@ -27,13 +27,15 @@ pub struct Picked {
     pub meeting: Meeting,
 }
 
-/// Why there is no pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why there is no pair; of several reasons the last of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NoPick {
-    /// Usable engines exist; each is at its limit, in its first contact or bound to another.
-    Busy,
     /// One side has no usable engine, or every pair is stale.
     Nobody,
+    /// Nothing but a first contact is in the way (protocol P4).
+    FirstContact,
+    /// Usable engines exist; one that would do is at its limit, or bound to another until that has ended.
+    Busy,
 }
 
 /// The picker: its rules, its turn counter and what is known of pairs.
@@ -61,7 +63,7 @@ impl Selector {
             return Err(NoPick::Nobody);
         };
         let turn = usize::try_from(self.turn.fetch_add(1, Ordering::Relaxed)).unwrap_or(0);
-        let mut busy = false;
+        let mut why = NoPick::Nobody;
         let mut memory = self.pairs.memory();
         for slot in cycle(&pool.prefill_slots, turn) {
             let prefill = &pool.prefill[slot.engine];
@@ -69,7 +71,7 @@ impl Selector {
                 continue;
             }
             if !self.has_room(prefill) {
-                busy = true;
+                why = NoPick::Busy;
                 continue;
             }
             match self.pair(&mut memory, pool, prefill, (mode, turn), now) {
@@ -77,11 +79,10 @@ impl Selector {
                     let rank = (prefill.registration.dp_size > 1).then_some(slot.rank);
                     return Ok(Picked { prefill: prefill_guard, decode, rank, mode, meeting });
                 }
-                Err(NoPick::Busy) => busy = true,
-                Err(NoPick::Nobody) => {}
+                Err(not) => why = why.max(not),
             }
         }
-        Err(if busy { NoPick::Busy } else { NoPick::Nobody })
+        Err(why)
     }
 
     /// The next decode engine for a prefill engine that has room, both places taken.
@@ -100,15 +101,19 @@ impl Selector {
             Partner::One(life) => Some(life),
             Partner::Later => return Err(NoPick::Busy),
         };
-        let mut busy = false;
+        let mut why = NoPick::Nobody;
         for decode in cycle(&pool.decode_slots, turn) {
             let decode = &pool.decode[*decode];
             if only.is_some_and(|life| life != decode.incarnation) || !decode.vitals.usable(now) {
                 continue;
             }
             let state = memory.history.state(prefill, decode, mode);
-            if !self.has_room(decode) || (state == PairState::FirstContact && self.alone(prefill, decode)) {
-                busy = true;
+            if !self.has_room(decode) {
+                why = NoPick::Busy;
+                continue;
+            }
+            if state == PairState::FirstContact && self.alone(prefill, decode) {
+                why = why.max(NoPick::FirstContact);
                 continue;
             }
             if state == PairState::Stale && !self.rules.allow_stale {
@@ -123,13 +128,13 @@ impl Selector {
                 break;
             };
             let Some(decode_guard) = decode.admit(now) else {
-                busy = true;
+                why = NoPick::Busy;
                 continue;
             };
             let meeting = self.pairs.meet(memory, prefill, decode, mode, now);
             return Ok((prefill_guard, decode_guard, meeting));
         }
-        Err(if busy { NoPick::Busy } else { NoPick::Nobody })
+        Err(why)
     }
 
     /// READ: another decode engine for a prefill that has answered, its own refused. `refused` are not asked again.

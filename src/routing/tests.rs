@@ -125,3 +125,21 @@ fn one_decode_engine_is_as_if_nobody_were_bound() {
     all[2] = with(&all[2], Some(NEW), State::Unhealthy(Failure::Refused));
     assert_eq!(pick(&selector, &pool(&all)).unwrap_err(), NoPick::Nobody);
 }
+
+#[test]
+fn what_stands_in_the_way_is_told_apart() {
+    let rules = PickRules { engine_in_flight: 2, first_contact: true, allow_stale: false };
+    let (all, selector) = (engines(&[OLD], 2), Selector::new(rules));
+    let one = Pool::new(all[..2].to_vec(), Some(Mode::Read));
+    let first = pick(&selector, &one).unwrap();
+    assert_eq!(pick(&selector, &one).unwrap_err(), NoPick::FirstContact);
+    // With another decode engine the next exchange has somewhere to go; then prefill is at its limit.
+    let both = Pool::new(all, Some(Mode::Read));
+    let second = pick(&selector, &both).unwrap();
+    assert_eq!(pick(&selector, &both).unwrap_err(), NoPick::Busy);
+    drop((first.prefill, second.prefill));
+    assert_eq!(pick(&selector, &both).unwrap_err(), NoPick::FirstContact);
+    let mut meeting = first.meeting;
+    meeting.prove();
+    assert!(pick(&selector, &both).is_ok());
+}

@@ -143,7 +143,7 @@ table! {
         QueueSize "queue-size" "PROXY_QUEUE_SIZE" Value("COUNT") = "0":
             "Requests that wait, in order of arrival, for a place in flight; more are answered with 429";
         QueueTimeout "queue-timeout" "PROXY_QUEUE_TIMEOUT" Value("TIME") = "60s":
-            "How long a request waits for a place in flight before it is answered with 429";
+            "How long a request waits for a place in flight, then for room on engines or a pair's first contact; after it 429, or 503";
     }
     "Retries and breakers" {
         Retries "retries" "PROXY_RETRIES" Value("COUNT") = "2":

@@ -88,7 +88,7 @@ parts! {
         max_in_flight: usize = MaxInFlight number(1, MANY);
         /// Requests that wait beyond these (`--queue-size`).
         queue_size: usize = QueueSize number(0, MANY);
-        /// How long each of them waits at most (`--queue-timeout`).
+        /// How long each of them waits at most, and then any for room on engines or a pair's first contact (`--queue-timeout`).
         queue_time: Duration = QueueTimeout time;
         /// Attempts beyond the first (`--retries`).
         retries: u32 = Retries number(0, 10);

@@ -202,7 +202,7 @@ impl History {
         let possible = prefills.iter().any(|p| decodes.iter().any(|d| self.allowed(mode, *p, *d)));
         let picked = match self.selector.pick(&pool, self.now) {
             Ok(picked) => picked,
-            Err(NoPick::Busy | NoPick::Nobody) => {
+            Err(NoPick::Busy | NoPick::FirstContact | NoPick::Nobody) => {
                 assert!(!possible, "a pair was possible");
                 return false;
             }

@@ -154,3 +154,33 @@ async fn another_decode_engine_brings_its_own_limits() {
     }))
     .await;
 }
+
+/// Whoever comes while a pair's first exchange goes alone waits as long as for room on an engine, and is told what it waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_behind_a_first_contact_is_told_so() {
+    let all = [Mode::Read, Mode::Write].into_iter().flat_map(|mode| [(mode, false), (mode, true)]);
+    join_all(all.map(|(mode, is_full)| async move {
+        let mut plan = Plan::new(mode).with(Key::QueueTimeout, "1s");
+        // Later ones need not meet alone.
+        plan.release = if is_full { "0.32.0" } else { "0.30.0" };
+        let world = if is_full { plan.with(Key::EngineInFlight, "1") } else { plan }.start().await;
+        world.decode[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 6000 }, 1));
+        let body = completion("words", 3, true);
+        let (first, behind) = tokio::join!(post(&world.proxy, "/v1/completions", &body), async {
+            until_true("the first at decode", || world.decode[0].counters().legs == 1).await;
+            post(&world.proxy, "/v1/completions", &body).await
+        });
+        assert_eq!((first.status, first.whole), (200, true), "{}", first.body);
+        let (status, code) = if is_full { (429, "pool_busy") } else { (503, "first_contact") };
+        assert_eq!((behind.status, behind.code().as_str()), (status, code), "{mode:?}: {}", behind.body);
+        assert_eq!((behind.header("retry-after"), behind.source()), ("1", "proxy"));
+        assert_eq!(behind.body.contains("kernels"), !is_full, "{}", behind.body);
+        assert!(!behind.body.contains("127.0.0.1"), "{}", behind.body);
+        assert_eq!((&behind.record["attempts"], &behind.record["error"]), (&0.into(), &code.into()));
+        assert_eq!(world.proxy.metric(&format!("moriio_errors_total{{code=\"{code}\"")).await, 1.0);
+        world.settle().await;
+        // They have met.
+        generate(&world.proxy, "more words", 3, true).await;
+    }))
+    .await;
+}
