@@ -54,32 +54,67 @@ async fn a_pairs_first_answer_may_take_longer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_a_cold_start_is_no_verdict() {
-    let all = [Mode::Read, Mode::Write].into_iter().flat_map(|mode| [(mode, 0), (mode, 1)]);
-    join_all(all.map(|(mode, slow)| async move {
+    let faults = [(0, FaultKind::Hang), (1, FaultKind::Hang), (1, FaultKind::HangAfterTokens { tokens: 0 })];
+    let all =
+        [Mode::Read, Mode::Write].into_iter().flat_map(|mode| faults.clone().map(|(slow, fault)| (mode, slow, fault)));
+    join_all(all.map(|(mode, slow, fault)| async move {
         let world = world(mode, "2s").await;
-        let (engine, leg) = match slow {
-            0 => (&world.prefill[0], "prefill_leg"),
-            _ => (&world.decode[0], "decode_leg"),
+        let what = format!("{mode:?} {slow} {fault:?}");
+        let (engine, leg, role) = match slow {
+            0 => (&world.prefill[0], "prefill_leg", "prefill"),
+            _ => (&world.decode[0], "decode_leg", "decode"),
         };
-        strike(engine, Fault::times(FaultKind::Hang, 1)).await;
+        // After prefill's answer WRITE passes decode's head on.
+        let is_committed = mode == Mode::Write && fault != FaultKind::Hang;
+        strike(engine, Fault::times(fault, 1)).await;
         let answer = post(&world.proxy, "/v1/completions", &completion("words", 3, true)).await;
-        assert_eq!(
-            (answer.status, answer.code().as_str()),
-            (504, "engine_timeout"),
-            "{mode:?} {slow}: {}",
-            answer.body
-        );
-        assert!(answer.body.contains("--cold-timeout"), "{}", answer.body);
+        is_late(&answer, "--cold-timeout");
+        let (status, ended) = if is_committed { (200, "cut") } else { (504, "error") };
+        assert_eq!((answer.status, answer.record["ended"].as_str()), (status, Some(ended)), "{what}: {}", answer.body);
+        let told = [leg, "error", "source"].map(|key| answer.record[key].as_str().unwrap());
+        assert_eq!(told, ["timeout", "engine_timeout", role], "{what}: {:?}", answer.record);
         engine.clear_faults();
-        until("both legs to be counted", || async {
-            let open = world.proxy.metric("moriio_legs_in_flight").await;
-            (open == 0.0).then_some(()).ok_or_else(|| open.to_string())
-        })
-        .await;
-        assert_eq!(answer.record[leg], "timeout", "{:?}", answer.record);
-        assert_eq!(closed(&world).await, [true, true], "{mode:?} {slow}");
+        nothing_counts(&world, &what).await;
+        let name = engine.http_address();
+        let late = format!("moriio_legs_total{{role=\"{role}\",engine=\"{name}\",status=\"timeout\"");
+        let late = world.proxy.metric(&late).await;
+        assert_eq!(late, 1.0, "{what}");
     }))
     .await;
+}
+
+/// A client that does not want to wait for kernels leaves no mark on engines either.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_a_cold_start_says_nothing_of_the_engines() {
+    let all = [Mode::Read, Mode::Write].into_iter().flat_map(|mode| [(mode, 0), (mode, 1)]);
+    join_all(all.map(|(mode, slow)| async move {
+        let world = world(mode, "60s").await;
+        let engine = if slow == 0 { &world.prefill[0] } else { &world.decode[0] };
+        strike(engine, Fault::times(FaultKind::Delay { milliseconds: 3000 }, 1)).await;
+        let body = completion("words", 3, true);
+        let waiting = post(&world.proxy, "/v1/completions", &body);
+        // Longer than the limits of a pair that has answered.
+        assert!(tokio::time::timeout(Duration::from_millis(2500), waiting).await.is_err(), "{mode:?} {slow}");
+        let gone = async || world.proxy.metric("moriio_exchanges_total{ended=\"client_gone\"").await;
+        until("the account of who left", || async { (gone().await == 1.0).then_some(()).ok_or(String::new()) }).await;
+        nothing_counts(&world, &format!("{mode:?} {slow}")).await;
+        assert_eq!(world.proxy.metric("moriio_errors_total").await, 0.0);
+        let answer = post(&world.proxy, "/v1/completions", &body).await;
+        assert_eq!((answer.status, answer.whole), (200, true), "{}", answer.body);
+        world.settle().await;
+    }))
+    .await;
+}
+
+/// One failure would open a circuit in these worlds: none has by the end of all legs, orphans included.
+async fn nothing_counts(world: &World, what: &str) {
+    until("all legs to be counted", || async {
+        let open = world.proxy.metric("moriio_legs_in_flight").await;
+        (open == 0.0).then_some(()).ok_or_else(|| open.to_string())
+    })
+    .await;
+    assert_eq!(closed(world).await, [true, true], "{what}");
+    assert_eq!(world.proxy.metric("moriio_engine_circuit").await, 0.0, "{what}");
 }
 
 /// Asks, and does not wait for a limit of cold starts.
