@@ -75,7 +75,8 @@ impl Router {
 
     /// Other nodes take a closed port for the end of the job.
     async fn is_closed(&self) {
-        until("the port closed", async || if self.accepts().await { Err("it is open") } else { Ok(()) }).await;
+        until("the port closed", async || if self.accepts().await { Err(String::from("it is open")) } else { Ok(()) })
+            .await;
     }
 
     /// Launchers give it minutes while engines start.
