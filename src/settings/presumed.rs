@@ -46,7 +46,7 @@ impl Presumed {
     /// What was said that an engine contradicts.
     pub fn contradictions(&self, says: &Registration) -> Vec<String> {
         let wrong = |(_, ranks, count): &&(String, Ranks, u32)| match ranks {
-            Ranks::OnEachHost => says.dp_size % count != 0,
+            Ranks::OnEachHost => !says.dp_size.is_multiple_of(*count),
             Ranks::InAll(role) => role.is_none_or(|role| role == says.role) && says.dp_size != *count,
             Ranks::AtMost => says.dp_size > *count,
         };

@@ -66,7 +66,7 @@ impl Row {
     }
 
     fn argument(&self) -> Arg {
-        let bracket = |what, text| if text == "" { String::new() } else { format!("[{what}: {text}]") };
+        let bracket = |what, text: &str| if text.is_empty() { String::new() } else { format!("[{what}: {text}]") };
         let (default, variable) = (bracket("default", self.default), bracket("env", self.variable));
         let parts = [self.meaning.replace('`', ""), default, variable];
         let help = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
