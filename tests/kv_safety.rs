@@ -16,6 +16,11 @@ fn refuse(status: u16) -> FaultKind {
     FaultKind::Status { status, body: json!({"error": {"message": "scripted", "code": status}}).to_string() }
 }
 
+/// Worlds as proxies are started: pairs that have not answered have long limits (protocol P6), those that have have the ordinary ones.
+fn plan(mode: Mode) -> Plan {
+    Plan::new(mode).with(Key::ColdTimeout, "1800s")
+}
+
 async fn ask(world: &World) -> crate::support::Answer {
     post(&world.proxy, "/v1/completions", &completion(PROMPT, 8, true)).await
 }
@@ -23,7 +28,7 @@ async fn ask(world: &World) -> crate::support::Answer {
 #[tokio::test(flavor = "multi_thread")]
 async fn read_blocks_are_released_when_no_decode_engine_takes_them() {
     for (fault, status) in [(FaultKind::RefuseConnections, 503), (refuse(400), 400), (refuse(500), 500)] {
-        let world = Plan::new(Mode::Read).with(Key::Retries, "0").start().await;
+        let world = plan(Mode::Read).with(Key::Retries, "0").start().await;
         generate(&world.proxy, PROMPT, 8, true).await;
         let before = world.prefill[0].counters();
         strike(&world.decode[0], Fault::always(fault.clone())).await;
@@ -42,7 +47,7 @@ async fn write_blocks_are_released_when_decode_did_not_take_them() {
     for (fault, status) in
         [(FaultKind::RefuseConnections, 503), (refuse(400), 400), (refuse(503), 503), (refuse(500), 500)]
     {
-        let world = Plan::new(Mode::Write).with(Key::Retries, "0").start().await;
+        let world = plan(Mode::Write).with(Key::Retries, "0").start().await;
         generate(&world.proxy, PROMPT, 8, true).await;
         strike(&world.decode[0], Fault::always(fault.clone())).await;
         let answer = ask(&world).await;
@@ -57,12 +62,18 @@ async fn write_blocks_are_released_when_decode_did_not_take_them() {
 async fn write_decode_is_woken_when_its_prefill_failed() {
     let cut = FaultKind::CutBeforeAnswer { reset: true };
     let faults = [(refuse(500), 500), (refuse(400), 400), (cut, 502), (FaultKind::Hang, 504)];
-    let stories = ["0.32.0", "0.33.0"].into_iter().flat_map(|release| faults.clone().map(|fault| (release, fault)));
-    join_all(stories.map(|(release, (fault, status))| async move {
-        let mut plan = Plan::new(Mode::Write).with(Key::PrefillTimeout, "6s").with(Key::Retries, "0");
+    // On a pair that has answered, and on one that has not.
+    let stories = [("0.32.0", true), ("0.33.0", true), ("0.33.0", false), ("0.32.0", false)];
+    let stories = stories.into_iter().flat_map(|story| faults.clone().map(|fault| (story, fault)));
+    join_all(stories.map(|((release, is_known), (fault, status))| async move {
+        let (own, cold) = if is_known { ("6s", "1800s") } else { ("3s", "6s") };
+        let mut plan = plan(Mode::Write).with(Key::PrefillTimeout, own).with(Key::Retries, "0");
+        plan = plan.with(Key::ColdTimeout, cold).with(Key::ConnectTimeout, "1s");
         plan.release = release;
         let world = plan.start().await;
-        generate(&world.proxy, PROMPT, 8, true).await;
+        if is_known {
+            generate(&world.proxy, PROMPT, 8, true).await;
+        }
         if fault != FaultKind::Hang {
             // The failure comes late enough for decode to be parked by then.
             world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 1500 }, 1));
@@ -87,7 +98,7 @@ async fn write_decode_is_woken_when_its_prefill_failed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_503_of_decode_costs_one_prefill() {
     for mode in [Mode::Read, Mode::Write] {
-        let world = Plan::new(mode).engines(2, 2).start().await;
+        let world = plan(mode).engines(2, 2).start().await;
         world.decode.iter().for_each(|decode| decode.set_fault(Fault::always(refuse(503))));
         let answer = ask(&world).await;
         assert_eq!((answer.status, answer.source()), (503, "decode"), "{mode:?} {}", answer.body);
@@ -105,9 +116,14 @@ async fn a_503_of_decode_costs_one_prefill() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leg_without_a_first_byte_is_ended_at_once() {
     let limit = Duration::from_secs(4);
-    join_all([Mode::Read, Mode::Write].map(|mode| async move {
-        let world = Plan::new(mode).with(Key::ConnectTimeout, "1s").with(Key::FirstByteTimeout, "4s").start().await;
-        generate(&world.proxy, PROMPT, 8, true).await;
+    let all = [Mode::Read, Mode::Write].into_iter().flat_map(|mode| [(mode, true), (mode, false)]);
+    join_all(all.map(|(mode, is_known)| async move {
+        let (own, cold) = if is_known { ("4s", "1800s") } else { ("2s", "4s") };
+        let plan = plan(mode).with(Key::ConnectTimeout, "1s").with(Key::FirstByteTimeout, own);
+        let world = plan.with(Key::ColdTimeout, cold).start().await;
+        if is_known {
+            generate(&world.proxy, PROMPT, 8, true).await;
+        }
         let before = world.prefill[0].counters().releases;
         world.decode[0].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 0 }, 1));
         let answer = ask(&world).await;
@@ -118,7 +134,8 @@ async fn a_leg_without_a_first_byte_is_ended_at_once() {
         };
         let status = if mode == Mode::Read { 504 } else { 200 };
         assert_eq!((answer.status, &error["code"]), (status, &json!("engine_timeout")), "{mode:?} {}", answer.body);
-        assert!(error["message"].as_str().unwrap().contains("--first-byte-timeout"), "{error}");
+        let limit_of = if is_known { "--first-byte-timeout" } else { "--cold-timeout" };
+        assert!(error["message"].as_str().unwrap().contains(limit_of), "{error}");
         assert!(answer.whole && !answer.body.contains("[DONE]"), "{}", answer.body);
         if mode == Mode::Write {
             until_true("a release", || world.prefill[0].counters().releases > before).await;
@@ -134,7 +151,7 @@ async fn a_leg_without_a_first_byte_is_ended_at_once() {
 async fn nothing_is_sent_where_it_would_not_be_understood_or_is_switched_off() {
     // 0.22 goes deaf on a release that it does not know.
     for (release, option) in [("0.22.0", "auto"), ("0.32.0", "off")] {
-        let mut plan = Plan::new(Mode::Read).with(Key::KvRelease, option).with(Key::Retries, "0");
+        let mut plan = plan(Mode::Read).with(Key::KvRelease, option).with(Key::Retries, "0");
         plan.release = release;
         plan.adjust = |settings| settings.defer_timeout = Duration::from_secs(1);
         let world = plan.start().await;
@@ -148,7 +165,7 @@ async fn nothing_is_sent_where_it_would_not_be_understood_or_is_switched_off() {
 
 /// Clients that hang up at every moment of an exchange; what is left behind is counted by the engines.
 async fn leave_at_any_moment(mode: Mode) {
-    let mut plan = Plan::new(mode).engines(2, 2);
+    let mut plan = plan(mode).engines(2, 2);
     plan.adjust = |settings| {
         settings.prefill_delay = Duration::from_millis(30);
         settings.token_delay = Duration::from_millis(5);
@@ -186,7 +203,7 @@ async fn a_client_that_leaves_at_any_moment_leaves_nothing_behind_in_write() {
 #[tokio::test(flavor = "multi_thread")]
 async fn case_52_first_contact_goes_alone_before_0_31() {
     for mode in [Mode::Read, Mode::Write] {
-        let mut plan = Plan::new(mode).engines(2, 2);
+        let mut plan = plan(mode).engines(2, 2);
         plan.release = "0.30.0";
         plan.adjust = |settings| settings.prefill_delay = Duration::from_millis(50);
         let world = plan.start().await;
@@ -236,7 +253,7 @@ async fn gone_and_back(world: &World, engine: &Engine) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_pair_is_used_when_the_operator_says_so() {
-    let world = Plan::new(Mode::Write).with(Key::EngineTtl, "1s").with(Key::AllowStalePairs, "true");
+    let world = plan(Mode::Write).with(Key::EngineTtl, "1s").with(Key::AllowStalePairs, "true");
     let world = world.with(Key::ConnectTimeout, "1s").with(Key::FirstByteTimeout, "2s").start().await;
     generate(&world.proxy, PROMPT, 4, true).await;
     // On real engines a restarted prefill is fine in WRITE; it is decode's restart that is not.
@@ -253,8 +270,7 @@ async fn a_stale_pair_is_used_when_the_operator_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_engine_is_left_alone_and_tried_again() {
     for role in [Role::Prefill, Role::Decode] {
-        let plan =
-            Plan::new(Mode::Read).engines(2, 2).with(Key::BreakerOpen, "500ms").with(Key::BreakerOpenMax, "500ms");
+        let plan = plan(Mode::Read).engines(2, 2).with(Key::BreakerOpen, "500ms").with(Key::BreakerOpenMax, "500ms");
         let world = plan.start().await;
         let engine = if role == Role::Prefill { &world.prefill[0] } else { &world.decode[0] };
         engine.set_fault(Fault::always(refuse(500)));
@@ -289,7 +305,7 @@ async fn a_failing_engine_is_left_alone_and_tried_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_engine_took_is_tried_again_elsewhere() {
     for mode in [Mode::Read, Mode::Write] {
-        let world = Plan::new(mode).engines(3, 1).start().await;
+        let world = plan(mode).engines(3, 1).start().await;
         strike(&world.prefill[0], Fault::always(FaultKind::RefuseConnections)).await;
         world.prefill[1].set_fault(Fault::times(refuse(503), 2));
         for i in 0..6 {
@@ -302,7 +318,7 @@ async fn what_no_engine_took_is_tried_again_elsewhere() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn off_means_off_and_the_budget_holds() {
-    let world = Plan::new(Mode::Read).with(Key::Retries, "0").with(Key::BreakerFailures, "0").start().await;
+    let world = plan(Mode::Read).with(Key::Retries, "0").with(Key::BreakerFailures, "0").start().await;
     world.prefill[0].set_fault(Fault::always(refuse(503)));
     for _ in 0..8 {
         assert_eq!(ask(&world).await.status, 503);
@@ -310,7 +326,7 @@ async fn off_means_off_and_the_budget_holds() {
     assert_eq!(world.prefill[0].counters().faulted, 8, "one attempt each, and no circuit");
 
     // Ten retries are free, then one for every ten requests.
-    let world = Plan::new(Mode::Read).with(Key::BreakerFailures, "0").start().await;
+    let world = plan(Mode::Read).with(Key::BreakerFailures, "0").start().await;
     world.prefill[0].set_fault(Fault::always(refuse(503)));
     for _ in 0..40 {
         assert_eq!(ask(&world).await.status, 503);

@@ -156,6 +156,7 @@ impl Plan {
     }
 
     pub fn with(mut self, key: Key, value: &'static str) -> Plan {
+        self.options.retain(|(other, _)| *other != key);
         self.options.push((key, value));
         self
     }
