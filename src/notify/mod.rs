@@ -20,6 +20,9 @@ use crate::metrics::Metrics;
 const QUEUE: usize = 4096;
 /// Messages that are being sent at once.
 const AT_ONCE: usize = 64;
+/// When a message has not gone out by then, its port is looked at: zeromq tries a refused connection again after 50 ms. A port that
+/// is open mostly has the message long before, so that it costs no engine a second connection.
+const FIRST_TRY: Duration = Duration::from_millis(40);
 /// Time for connecting and sending.
 const SEND_LIMIT: Duration = Duration::from_secs(2);
 
@@ -219,17 +222,27 @@ async fn is_closed(address: &str) -> bool {
     connected.is_ok_and(|connected| connected.is_err_and(refused))
 }
 
+/// Sends a message, unless nobody listens. zeromq does not tell of a refused connection but tries again: an engine that is back
+/// within the limit would pass for one that was there all the time, and get what was meant for its former life.
 async fn deliver(message: &Message) -> zeromq::ZmqResult<Acknowledged> {
-    // zeromq does not tell of a refused connection but tries again, so that an engine that is back within the limit would pass for
-    // one that was there all the time, and would get what was meant for its former life. An open port pays for this with one
-    // more connection, opened and closed (protocol R7); no transfer that goes well has a message at all.
-    if is_closed(&message.address).await {
-        return Ok(Acknowledged::Closed);
+    let refused = async {
+        tokio::time::sleep(FIRST_TRY).await;
+        if !is_closed(&message.address).await {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        sent = send(message) => sent.map(|()| Acknowledged::Yes),
+        () = refused => Ok(Acknowledged::Closed),
     }
+}
+
+async fn send(message: &Message) -> zeromq::ZmqResult<()> {
     let mut socket = zeromq::DealerSocket::new();
     socket.connect(&format!("tcp://{}", message.address)).await?;
     let result = socket.send(message.payload.clone().into()).await;
     // `send` resolves when the frame is written, so that closing loses nothing.
     socket.close().await;
-    result.map(|()| Acknowledged::Yes)
+    result
 }
