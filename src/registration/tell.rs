@@ -1,5 +1,5 @@
 //! Tells why engines cannot be used (protocol R11): a warning when the reason changes and again each minute while it lasts, and
-//! a gauge. `/ready` says the same by [`Selector::reason`].
+//! a gauge. `/ready` says the same by [`Pairs::reason`].
 
 use std::collections::HashMap;
 use std::io::Write;

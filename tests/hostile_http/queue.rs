@@ -36,7 +36,7 @@ async fn requests_wait_in_order_of_arrival() {
     let wait = async |turn: usize| {
         // Each is in the line before the next one comes.
         queued(world, turn as f64).await;
-        generate(&world.proxy, &format!("turn {turn}"), 3, turn % 2 == 0).await;
+        generate(&world.proxy, &format!("turn {turn}"), 3, turn.is_multiple_of(2)).await;
         served.lock().unwrap().push(turn);
     };
     let beyond = async {
