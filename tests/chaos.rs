@@ -195,7 +195,7 @@ async fn run(mode: Mode, seed: u64, exchanges: usize) {
         (Key::BreakerOpen, "100ms"),
         (Key::BreakerOpenMax, "200ms"),
     ];
-    let cold = if (seed % 2 == 0) == (mode == Mode::Read) { "4s" } else { "0" };
+    let cold = if seed.is_multiple_of(2) == (mode == Mode::Read) { "4s" } else { "0" };
     let options = options.into_iter().chain([(Key::ColdTimeout, cold)]);
     let mut plan = options.fold(Plan::new(mode).engines(3, 3), |plan, (key, value)| plan.with(key, value));
     // What no message may free (a decode engine that never answered) is freed by prefill's own timer: three times the hand-over
