@@ -181,23 +181,29 @@ async fn exchange(client: &reqwest::Client, url: &str, number: usize, dice: u64)
     }
 }
 
+/// Short limits of all kinds.
+const LIMITS: [(Key, &str); 10] = [
+    (Key::ConnectTimeout, "500ms"),
+    (Key::PrefillTimeout, "2s"),
+    (Key::FirstByteTimeout, "2s"),
+    (Key::AnswerTimeout, "2s"),
+    (Key::HandOverLimit, "3s"),
+    (Key::StreamIdleTimeout, "1s"),
+    (Key::UnparkTimeout, "3s"),
+    (Key::EngineTtl, "5s"),
+    (Key::BreakerOpen, "100ms"),
+    (Key::BreakerOpenMax, "200ms"),
+];
+
+/// On in one of the two modes.
+fn cold_timeout(mode: Mode, seed: u64) -> &'static str {
+    if seed.is_multiple_of(2) == (mode == Mode::Read) { "4s" } else { "0" }
+}
+
 async fn run(mode: Mode, seed: u64, exchanges: usize) {
     println!("{mode:?}: MORIIO_CHAOS_SEED={seed} MORIIO_CHAOS_EXCHANGES={exchanges}");
-    let options = [
-        (Key::ConnectTimeout, "500ms"),
-        (Key::PrefillTimeout, "2s"),
-        (Key::FirstByteTimeout, "2s"),
-        (Key::AnswerTimeout, "2s"),
-        (Key::HandOverLimit, "3s"),
-        (Key::StreamIdleTimeout, "1s"),
-        (Key::UnparkTimeout, "3s"),
-        (Key::EngineTtl, "5s"),
-        (Key::BreakerOpen, "100ms"),
-        (Key::BreakerOpenMax, "200ms"),
-    ];
-    let cold = if seed.is_multiple_of(2) == (mode == Mode::Read) { "4s" } else { "0" };
-    let options = options.into_iter().chain([(Key::ColdTimeout, cold)]);
-    let mut plan = options.fold(Plan::new(mode).engines(3, 3), |plan, (key, value)| plan.with(key, value));
+    let plan = Plan::new(mode).engines(3, 3).with(Key::ColdTimeout, cold_timeout(mode, seed));
+    let mut plan = LIMITS.into_iter().fold(plan, |plan, (key, value)| plan.with(key, value));
     // What no message may free (a decode engine that never answered) is freed by prefill's own timer: three times the hand-over
     // limit, as on real engines, since what is read after it is another's.
     plan.adjust = |settings| {

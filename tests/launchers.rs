@@ -1,7 +1,8 @@
 //! Launchers that start a router, replayed: their command line word by word (only hosts and ports are put in), what they poll and
-//! as often, what they look for in its output, their first requests, the way they stop it. Those of the Python proxies are in
-//! `process/python_proxies.rs`, those that need large tools in `tests/launchers/real`.
+//! as often, what they look for in its output, their first requests, the way they stop it. What needs large tools is in
+//! `tests/launchers/real`.
 
+mod python;
 mod routers;
 
 use std::fs::File;
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::support::binary::{BINARY, Running, command_at, free_ports};
 use crate::support::client::passing;
-use crate::support::{Answer, PATIENCE, Plan, engine, until};
+use crate::support::{Answer, PATIENCE, Plan, engine, until, until_true};
 
 /// Waiting times of launchers as part of the real ones, so that a replay takes seconds; `MORIIO_LAUNCHER_PACE=1` takes them in full.
 fn paced(seconds: f64) -> Duration {
@@ -85,9 +86,14 @@ impl Router {
     }
 
     /// As `kill` or Slurm ends it: it has to be over before it would be killed.
-    async fn terminate(mut self, within: Duration) {
+    async fn terminate(self, within: Duration) {
+        let group = format!("-{}", self.process.child.id());
+        self.ends_by(&["kill", "-TERM", "--", &group], within).await;
+    }
+
+    async fn ends_by(mut self, command: &[&str], within: Duration) {
         self.is_running();
-        self.signal("TERM");
+        assert!(Command::new(command[0]).args(&command[1..]).status().unwrap().success());
         let deadline = Instant::now() + within;
         while self.process.child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "it would be killed: {}", self.output());
@@ -178,8 +184,18 @@ fn evaluated(index: usize) -> (Value, Value, usize) {
 async fn engines(mode: Mode, dp: u32, registration: u16) -> [Engine; 2] {
     let mut plan = Plan::new(mode);
     plan.dp = dp;
+    started(&plan, registration).await
+}
+
+/// The same by a plan. Real engines ping for seconds before they serve, and so have these.
+async fn started(plan: &Plan, registration: u16) -> [Engine; 2] {
     let registration = ([127, 0, 0, 1], registration).into();
-    [engine(plan.settings(Role::Prefill, registration)).await, engine(plan.settings(Role::Decode, registration)).await]
+    let pair = [
+        engine(plan.settings(Role::Prefill, registration)).await,
+        engine(plan.settings(Role::Decode, registration)).await,
+    ];
+    until_true("a few pings", || pair.iter().all(|engine| engine.counters().pings >= 3)).await;
+    pair
 }
 
 /// Waits for each engine's own `/health`, as launchers do.

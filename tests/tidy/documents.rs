@@ -65,6 +65,25 @@ fn the_readme_shows_options_as_they_are() {
     assert!(readme.lines().count() <= 200);
 }
 
+/// Every launcher of the table has its replay, and every replay stands there.
+#[test]
+fn launchers_have_replays() {
+    let readme = read("README.md");
+    let rows = chapter(&readme, "## In place of what launchers start");
+    let mut named: Vec<&str> =
+        rows.iter().filter_map(|row| row.split("`launchers::").nth(1)?.split('`').next()).collect();
+    named.sort();
+    let mut replays = Vec::new();
+    for file in ["python", "routers"] {
+        let source = read(format!("tests/launchers/{file}.rs"));
+        let tests =
+            source.split("#[tokio::test(").skip(1).filter_map(|test| test.split("async fn ").nth(1)?.split('(').next());
+        replays.extend(tests.map(|name| format!("{file}::{name}")));
+    }
+    replays.sort();
+    assert_eq!(named, replays);
+}
+
 /// The mistakes of tests/defects can be put back, and each has its row.
 #[test]
 fn mistakes_can_be_put_back() {
