@@ -1,5 +1,5 @@
 //! The Slurm scripts on one machine: rank 0 with proxy, prefill engine and benchmark, and two peers with decode engines that
-//! stop because the proxy's port closed.
+//! stop because the proxy's port closed. And what the other files of `deploy/` must say.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -80,11 +80,54 @@ fn settings<'a>(http: &'a str, ping: &'a str) -> Vec<(&'static str, &'a str)> {
     settings
 }
 
+fn read(file: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)).unwrap()
+}
+
+/// The instructions of the Dockerfile's last stage, each on one line.
+fn image() -> Vec<String> {
+    let text = read("Dockerfile");
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let all = lines.join("\n").replace("\\\n", " ");
+    let stage = all.rsplit("\nFROM ").next().unwrap();
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    stage.lines().map(words).filter(|line| !line.is_empty()).collect()
+}
+
+/// Launchers append a whole command to the image's name or have its shell run one, and mount folders that are root's for logs.
+#[test]
+fn the_image_is_as_launchers_need_it() {
+    let image = image();
+    let only = |name: &str| {
+        let found: Vec<&str> = image.iter().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).collect();
+        assert!(found.len() < 2, "{name}: {found:?}");
+        found.first().copied()
+    };
+    assert_eq!((only("ENTRYPOINT"), only("USER")), (None, None));
+    assert_eq!(only("CMD"), Some(r#"["moriio-proxy", "serve"]"#));
+    assert_eq!(only("COPY").and_then(|copy| copy.rsplit(' ').next()), Some("/usr/local/bin/moriio-proxy"));
+    assert!(image.contains(&"RUN ln -s moriio-proxy /usr/local/bin/vllm-router".to_owned()), "{image:#?}");
+    let installed = image.iter().find_map(|line| line.split_once(" install ")).unwrap().1;
+    let installed: Vec<&str> = installed.split(" && ").next().unwrap().split(' ').collect();
+    assert!(["bash", "curl"].iter().all(|name| installed.contains(name)), "{installed:?}");
+}
+
+/// What is not said there is taken from Cargo.toml, so that the two cannot differ.
+#[test]
+fn the_wheel_says_of_itself_what_the_crate_says() {
+    let text = read("wheel/pyproject.toml");
+    assert!(text.contains("manifest-path = \"../../Cargo.toml\"\nbindings = \"bin\""), "{text}");
+    let tables: Vec<&str> = text.lines().filter(|line| line.starts_with('[')).collect();
+    assert_eq!(tables, ["[build-system]", "[tool.maturin]"]);
+    let quick = read("wheel/quick.txt");
+    assert!(text.contains(&format!("requires = [\"{}\"]", quick.trim())), "another maturin than {quick}");
+}
+
 #[test]
 fn what_stops_the_proxy_gives_it_time_to_drain() {
     let drain = moriio_proxy::settings::options::Key::DrainTimeout.row().default.replace('s', " s");
     for file in ["Dockerfile", "moriio-proxy.service", "slurm-rank0.sh"] {
-        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)).unwrap();
+        let text = read(file);
         let line = text.lines().find(|line| line.contains("drain") && line.contains(" s")).unwrap_or_default();
         assert!(text.contains(&drain), "{file} names another time than {drain}: {line}");
     }
