@@ -196,8 +196,7 @@ impl Registry {
     /// An engine is taken for dead. It may only have been out of reach, so what it knew is not forgotten yet.
     fn depart(&mut self, address: &HttpAddress) {
         let Some(entry) = self.entries.get(address) else { return };
-        let (registration, incarnation, peers) =
-            (entry.registration.clone(), entry.incarnation, entry.peers.addresses());
+        let (registration, incarnation, peers) = (entry.registration.clone(), entry.incarnation, entry.own_sockets());
         self.remove(address);
         self.ended.retain(|ended| *ended != incarnation);
         if self.departed.len() >= self.limits.max_engines {

@@ -33,7 +33,7 @@ pub(super) struct Refusal {
     /// When it was seen first, and last.
     pub(super) first: Instant,
     pub(super) last: Instant,
-    /// Where its pings came from when it was seen first.
+    /// Where its pings came from as long as it was known to serve. Who was first heard after that may be another process.
     pub(super) then: Vec<SocketAddr>,
 }
 
@@ -55,7 +55,8 @@ pub(super) struct Entry {
     pub(super) refused: Option<Refusal>,
     /// It answers again, and its next ping is all that is missing.
     pub(super) awaits_ping: bool,
-    pub(super) was_ready: bool,
+    /// When it last answered a probe as it should, if it ever did.
+    pub(super) served: Option<Instant>,
     pub(super) silent: bool,
     /// Others that announce its address.
     pub(super) rivals: Vec<Rival>,
@@ -85,7 +86,7 @@ impl Entry {
             peers,
             refused: None,
             awaits_ping: false,
-            was_ready: false,
+            served: None,
             silent: false,
             rivals: Vec::new(),
             ousted: Vec::new(),
@@ -108,8 +109,18 @@ impl Entry {
 
     /// A connection was refused.
     pub(super) fn refuse(&mut self, now: Instant) {
-        let then = || Refusal { first: now, last: now, then: self.peers.addresses() };
-        self.refused.get_or_insert_with(then).last = now;
+        let then = self.own_sockets();
+        self.refused.get_or_insert(Refusal { first: now, last: now, then }).last = now;
+    }
+
+    /// Where the pings of its present life came from, as far as that is certain: it may have ended after its last sign of life, and
+    /// what was first heard since then be its successor, which says the same.
+    pub(super) fn own_sockets(&self) -> Vec<SocketAddr> {
+        match (&self.refused, self.served) {
+            (Some(refusal), _) => refusal.then.clone(),
+            (None, Some(served)) => self.peers.known_at(served),
+            (None, None) => self.peers.addresses(),
+        }
     }
 
     /// Whether what it says is known to be from its present life. A ping of its former one may still be on its way when it is
@@ -117,9 +128,15 @@ impl Entry {
     /// pinged while it refused may have ended before another answered. Nothing but a ping can tell: health, version and open ports
     /// are the same for a process that lives and for the next one on its ports, of which its peers must not take the one
     /// for the other (protocol P2).
-    pub(super) fn has_spoken_since_refusal(&self) -> bool {
+    pub(super) fn has_spoken_since_refusal(&self, now: Instant) -> bool {
         self.refused.as_ref().is_none_or(|refusal| {
             let Refusal { first, last, then } = refusal;
+            // One that was first heard between its last sign of life and its refusal is a successor or a socket more: a socket
+            // of before has the time of two pings to tell.
+            let in_doubt = self.peers.stranger_known_at(then, *first) && !self.peers.spoke(then, *last + OLD_PINGS);
+            if in_doubt && self.peers.may_yet_speak(then, now) {
+                return false;
+            }
             // Engines ping long before they serve (protocol R6), so that another process mostly has while it refused.
             let stranger_alone =
                 |since: Instant| self.peers.stranger_spoke(then, since) && !self.peers.spoke(then, since);

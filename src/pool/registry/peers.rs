@@ -14,6 +14,7 @@ const INTERVAL: (Duration, Duration) = (Duration::from_secs(3), Duration::from_s
 #[derive(Clone, Copy, Debug)]
 struct Peer {
     address: SocketAddr,
+    first: Instant,
     last: Instant,
     index: Option<u64>,
 }
@@ -52,7 +53,7 @@ impl Peers {
             let oldest = (0..self.seen.len()).min_by_key(|at| self.seen[*at].last);
             oldest.map(|at| self.seen.swap_remove(at));
         }
-        self.seen.push(Peer { address, last: now, index });
+        self.seen.push(Peer { address, first: now, last: now, index });
         None
     }
 
@@ -71,6 +72,16 @@ impl Peers {
         self.seen.iter().map(|peer| peer.address).collect()
     }
 
+    /// Those that were first heard no later than `then`.
+    pub(super) fn known_at(&self, then: Instant) -> Vec<SocketAddr> {
+        self.seen.iter().filter(|peer| peer.first <= then).map(|peer| peer.address).collect()
+    }
+
+    /// Whether one that is not among these was first heard no later than `then`.
+    pub(super) fn stranger_known_at(&self, among: &[SocketAddr], then: Instant) -> bool {
+        self.seen.iter().any(|peer| peer.first <= then && !among.contains(&peer.address))
+    }
+
     /// The socket that was heard last.
     pub(super) fn latest(&self) -> Option<SocketAddr> {
         self.seen.iter().max_by_key(|peer| peer.last).map(|peer| peer.address)
@@ -79,6 +90,11 @@ impl Peers {
     /// Whether one of `among` has pinged after `since`.
     pub(super) fn spoke(&self, among: &[SocketAddr], since: Instant) -> bool {
         self.seen.iter().any(|peer| peer.last > since && among.contains(&peer.address))
+    }
+
+    /// Whether one of `among` may only be between two pings.
+    pub(super) fn may_yet_speak(&self, among: &[SocketAddr], now: Instant) -> bool {
+        self.seen.iter().any(|peer| now <= peer.last + self.patience() && among.contains(&peer.address))
     }
 
     /// Whether one that is not among these has pinged after `since`.

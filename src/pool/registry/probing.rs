@@ -27,7 +27,7 @@ impl Registry {
         let ttl = self.limits.ttl;
         let number = self.number();
         let Some(entry) = self.entries.get_mut(address) else { return };
-        if !entry.has_spoken_since_refusal() {
+        if !entry.has_spoken_since_refusal(now) {
             // It serves again, but what it said of its ports is from before: its first ping is waited for.
             entry.awaits_ping = true;
             entry.next_probe = now + entry.probe_wait;
@@ -50,7 +50,7 @@ impl Registry {
         let again = if entry.rivals.is_empty() { PROBE_READY } else { PROBE_AGAIN_MAX };
         entry.next_probe = now + again.min(ttl);
         entry.probe_wait = PROBE_AGAIN;
-        entry.was_ready = true;
+        entry.served = Some(now);
         if entry.state != State::Ready || (release.is_some() && entry.version != release) {
             entry.state = State::Ready;
             entry.version = release.or(entry.version);
@@ -70,7 +70,7 @@ impl Registry {
             return self.depart(address);
         }
         if !(failure.is_doubtful() && entry.state == State::Ready) {
-            if failure == Failure::Refused && entry.was_ready {
+            if failure == Failure::Refused && entry.served.is_some() {
                 entry.refuse(now);
             }
             if entry.state != State::Unhealthy(failure) {
@@ -122,7 +122,7 @@ fn order(entry: &mut Entry) -> ProbeOrder {
     ProbeOrder {
         incarnation: entry.incarnation,
         registration: entry.registration.clone(),
-        first: !entry.was_ready && entry.state == State::Probing,
+        first: entry.served.is_none() && entry.state == State::Probing,
         contested: !entry.rivals.is_empty(),
     }
 }

@@ -74,3 +74,52 @@ fn a_socket_more_of_a_process_that_pings_is_no_other_process() {
     }
     assert_eq!(hasten(&mut registry, at(8), Probe::Alive(None)), Some(life));
 }
+
+/// An engine that is ready, and ends without a word at second 1; what follows is told by seconds after its last sign of life.
+fn ended_unnoticed() -> (Registry, impl Fn(u64) -> Instant, u64) {
+    let (mut registry, start) = registry();
+    registry.hear(dialect_b(1), peer(4000), start);
+    probe(&mut registry, start, Probe::Alive(None));
+    let life = only_incarnation(&registry);
+    (registry, move |seconds| start + Duration::from_secs(seconds), life)
+}
+
+#[test]
+fn a_process_that_was_heard_before_the_first_refusal_is_another_all_the_same() {
+    let (mut registry, at, life) = ended_unnoticed();
+    for second in [4, 7] {
+        assert_eq!(registry.hear(dialect_b(1), peer(5000), at(second)), Entered::Refreshed);
+    }
+    assert_eq!(probe(&mut registry, at(10), REFUSED), 1, "the first that is seen");
+    registry.hear(dialect_b(1), peer(5000), at(12));
+    let now = hasten(&mut registry, at(12), Probe::Alive(None));
+    assert!(now.is_some_and(|now| now != life), "its peers remember the other: {now:?}");
+}
+
+#[test]
+fn a_process_that_was_heard_before_the_first_refusal_does_not_return_as_the_other() {
+    let (mut registry, at, life) = ended_unnoticed();
+    registry.hear(dialect_b(1), peer(5000), at(4));
+    for second in [10, 20] {
+        assert_eq!(probe(&mut registry, at(second), REFUSED), 1);
+    }
+    assert_eq!(pool(&registry).prefill.len(), 0, "silent for too long");
+    assert_eq!(registry.hear(dialect_b(1), peer(5000), at(22)), Entered::Added);
+    assert_eq!(registry.publish(), [life], "its peers remember the other");
+}
+
+#[test]
+fn a_socket_that_was_first_heard_before_a_refusal_waits_for_those_of_before() {
+    for (lives, socket) in [(true, 4000), (false, 5000)] {
+        let (mut registry, at, life) = ended_unnoticed();
+        // One more API server speaks for the first time, or it is another process.
+        registry.hear(dialect_b(1), peer(4000), at(5));
+        registry.hear(dialect_b(1), peer(5000), at(6));
+        assert_eq!(probe(&mut registry, at(10), REFUSED), 1);
+        registry.hear(dialect_b(1), peer(5000), at(12));
+        assert_eq!(hasten(&mut registry, at(12), Probe::Alive(None)), None, "the known one may speak yet");
+        registry.hear(dialect_b(1), peer(socket), at(16));
+        assert_eq!(probe(&mut registry, at(16), Probe::Alive(None)), 1, "asked at once");
+        assert_eq!((pool(&registry).prefill_slots.len(), only_incarnation(&registry) == life), (1, lives));
+    }
+}
