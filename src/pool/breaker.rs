@@ -4,7 +4,9 @@
 //! sent. After that time one trial is let through (probation): its success closes the breaker, its failure opens it for
 //! twice as long, up to a maximum. A trial that ends without a verdict (its client left) gives the trial place back. One that
 //! lasts, as it may for half an hour on a cold pair (protocol P6), makes room for another once it has had as much time as the
-//! circuit was open: a request that hangs is no reason to do without an engine that may be well.
+//! circuit was open: a request that hangs is no reason to do without an engine that may be well. Each such one has twice as
+//! much time, up to the same maximum: an engine that takes all and answers nothing must not get many. The last trial
+//! decides; of earlier ones only a success is news.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +17,8 @@ use crate::settings::BreakerLimits;
 pub enum Admission {
     /// The breaker was closed.
     Regular,
-    /// The leg is a trial of a probation.
-    Trial,
+    /// The leg is a trial of a probation, the breaker's so many-th.
+    Trial(u64),
 }
 
 /// What operators see of a breaker.
@@ -62,12 +64,14 @@ enum State {
 pub struct Breaker {
     limits: BreakerLimits,
     state: State,
+    /// Trials that were ever let through, which is the number of the last one.
+    trials: u64,
 }
 
 impl Breaker {
     /// A closed breaker.
     pub fn new(limits: BreakerLimits) -> Self {
-        Breaker { limits, state: State::Closed { failures: 0 } }
+        Breaker { limits, state: State::Closed { failures: 0 }, trials: 0 }
     }
 
     /// What operators see at `now`.
@@ -90,20 +94,30 @@ impl Breaker {
 
     /// Lets a leg through, or not. In probation only one in so much time.
     pub fn admit(&mut self, now: Instant) -> Option<Admission> {
-        match self.state {
-            State::Closed { .. } => Some(Admission::Regular),
-            _ if !self.usable(now) => None,
-            State::Open { period, .. } | State::Probation { period, .. } => {
-                self.state = State::Probation { trial: Some(now), period };
-                Some(Admission::Trial)
-            }
-        }
+        let period = match self.state {
+            State::Closed { .. } => return Some(Admission::Regular),
+            _ if !self.usable(now) => return None,
+            State::Probation { trial: Some(_), period } => self.twice(period),
+            State::Open { period, .. } | State::Probation { trial: None, period } => period,
+        };
+        self.state = State::Probation { trial: Some(now), period };
+        self.trials += 1;
+        Some(Admission::Trial(self.trials))
+    }
+
+    fn twice(&self, period: Duration) -> Duration {
+        (period * 2).min(self.limits.open_max)
+    }
+
+    /// Whether a trial has begun since this one did.
+    fn is_old(&self, admission: Admission) -> bool {
+        matches!(admission, Admission::Trial(number) if number != self.trials)
     }
 
     /// The engine did its work.
     pub(crate) fn succeed(&mut self, admission: Admission) {
         match (self.state, admission) {
-            (State::Closed { .. }, _) | (State::Probation { .. }, Admission::Trial) => {
+            (State::Closed { .. }, _) | (State::Probation { .. }, Admission::Trial(_)) => {
                 self.state = State::Closed { failures: 0 };
             }
             // A leg from before the circuit opened says nothing about the engine now.
@@ -113,7 +127,7 @@ impl Breaker {
 
     /// The engine failed: a transport error, a time limit, or a 5xx other than 503. Says whether the circuit opened by it.
     pub fn fail(&mut self, admission: Admission, now: Instant) -> bool {
-        if self.limits.failures == 0 {
+        if self.limits.failures == 0 || self.is_old(admission) {
             return false;
         }
         match (self.state, admission) {
@@ -122,16 +136,14 @@ impl Breaker {
                 false
             }
             (State::Closed { .. }, _) => self.open(now, self.limits.open),
-            (State::Probation { period, .. }, Admission::Trial) => {
-                self.open(now, (period * 2).min(self.limits.open_max))
-            }
+            (State::Probation { period, .. }, Admission::Trial(_)) => self.open(now, self.twice(period)),
             _ => false,
         }
     }
 
     /// Nobody listens at the engine's address: no need to count further failures.
     pub fn refuse(&mut self, admission: Admission, now: Instant) -> bool {
-        if self.limits.failures == 0 {
+        if self.limits.failures == 0 || self.is_old(admission) {
             return false;
         }
         match self.state {
@@ -142,7 +154,10 @@ impl Breaker {
 
     /// The leg ended without a verdict.
     pub(crate) fn abstain(&mut self, admission: Admission) {
-        if let (State::Probation { period, .. }, Admission::Trial) = (self.state, admission) {
+        if self.is_old(admission) {
+            return;
+        }
+        if let (State::Probation { period, .. }, Admission::Trial(_)) = (self.state, admission) {
             self.state = State::Probation { trial: None, period };
         }
     }
@@ -173,19 +188,19 @@ mod tests {
         assert!(breaker.fail(Admission::Regular, start));
         assert_eq!(breaker.circuit(at(4)), Circuit::Open);
         assert_eq!(breaker.admit(at(4)), None);
-        assert_eq!(breaker.admit(at(5)), Some(Admission::Trial));
+        assert_eq!(breaker.admit(at(5)), Some(Admission::Trial(1)));
         assert_eq!(breaker.admit(at(5)), None, "one trial at a time");
         breaker.succeed(Admission::Regular);
         assert_eq!(breaker.circuit(at(5)), Circuit::Probation, "an old leg's success is no verdict");
-        assert!(breaker.fail(Admission::Trial, at(5)));
+        assert!(breaker.fail(Admission::Trial(1), at(5)));
         assert_eq!(breaker.admit(at(14)), None);
-        assert_eq!(breaker.admit(at(15)), Some(Admission::Trial));
-        assert!(breaker.fail(Admission::Trial, at(15)));
+        assert_eq!(breaker.admit(at(15)), Some(Admission::Trial(2)));
+        assert!(breaker.fail(Admission::Trial(2), at(15)));
         assert_eq!(breaker.admit(at(26)), None, "12 s at most");
-        assert_eq!(breaker.admit(at(27)), Some(Admission::Trial));
-        breaker.abstain(Admission::Trial);
-        assert_eq!(breaker.admit(at(27)), Some(Admission::Trial));
-        breaker.succeed(Admission::Trial);
+        assert_eq!(breaker.admit(at(27)), Some(Admission::Trial(3)));
+        breaker.abstain(Admission::Trial(3));
+        assert_eq!(breaker.admit(at(27)), Some(Admission::Trial(4)));
+        breaker.succeed(Admission::Trial(4));
         assert_eq!(breaker.circuit(at(27)), Circuit::Closed);
     }
 
@@ -195,15 +210,62 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut breaker = Breaker::new(LIMITS);
         assert!(breaker.refuse(Admission::Regular, start));
-        assert_eq!(breaker.admit(at(5)), Some(Admission::Trial));
+        assert_eq!(breaker.admit(at(5)), Some(Admission::Trial(1)));
         assert!(!breaker.usable(at(9)), "it has the time that the circuit was open");
         assert_eq!((breaker.usable(at(10)), breaker.circuit(at(10))), (true, Circuit::Probation));
-        assert_eq!(breaker.admit(at(10)), Some(Admission::Trial));
+        assert_eq!(breaker.admit(at(10)), Some(Admission::Trial(2)));
         assert_eq!((breaker.admit(at(10)), breaker.admit(at(14))), (None, None), "one more");
-        // Whichever is the first to tell decides; the other is from before then.
-        assert!(breaker.fail(Admission::Trial, at(14)));
-        breaker.succeed(Admission::Trial);
-        assert_eq!((breaker.circuit(at(23)), breaker.usable(at(24))), (Circuit::Open, true));
+        // The last one decides. The other's success comes when nothing is let through, and the time is the longest.
+        assert!(breaker.fail(Admission::Trial(2), at(14)));
+        breaker.succeed(Admission::Trial(1));
+        assert_eq!((breaker.circuit(at(25)), breaker.usable(at(26))), (Circuit::Open, true));
+    }
+
+    #[test]
+    fn trials_beside_one_that_lasts_become_rare() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut breaker = Breaker::new(LIMITS);
+        assert!(breaker.refuse(Admission::Regular, start));
+        let let_through = (5..60).filter(|second| breaker.admit(at(*second)).is_some());
+        assert_eq!(let_through.collect::<Vec<u64>>(), [5, 10, 20, 32, 44, 56], "12 s at most");
+    }
+
+    #[test]
+    fn only_the_last_trial_gives_its_place_back() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut breaker = Breaker::new(LIMITS);
+        assert!(breaker.refuse(Admission::Regular, start));
+        let first = breaker.admit(at(5)).unwrap();
+        let second = breaker.admit(at(10)).unwrap();
+        breaker.abstain(first);
+        assert!(!breaker.usable(at(11)), "the second is under way");
+        breaker.abstain(second);
+        assert!(breaker.usable(at(11)));
+    }
+
+    #[test]
+    fn the_failure_of_an_earlier_trial_is_old() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut breaker = Breaker::new(LIMITS);
+        assert!(breaker.refuse(Admission::Regular, start));
+        let first = breaker.admit(at(5)).unwrap();
+        let second = breaker.admit(at(10)).unwrap();
+        assert!(!breaker.fail(first, at(11)));
+        assert_eq!(breaker.circuit(at(11)), Circuit::Probation, "the second decides");
+        assert!(breaker.fail(second, at(12)));
+        let third = breaker.admit(at(24)).unwrap();
+        assert!(!breaker.refuse(first, at(25)) && !breaker.fail(second, at(25)));
+        assert_eq!(breaker.circuit(at(25)), Circuit::Probation);
+        // What works does so whichever trial shows it, and what failed before then is old.
+        breaker.succeed(second);
+        assert_eq!(breaker.circuit(at(25)), Circuit::Closed);
+        for _ in 0..LIMITS.failures {
+            assert!(!breaker.fail(first, at(26)) && !breaker.refuse(second, at(26)));
+        }
+        assert!(breaker.refuse(third, at(26)), "the last one is news");
     }
 
     #[test]
@@ -233,15 +295,15 @@ mod tests {
         assert!(!breaker.usable(at(4)));
         assert!(breaker.usable(at(5)));
         assert_eq!(breaker.circuit(at(5)), Circuit::Probation);
-        assert_eq!(breaker.admit(at(5)), Some(Admission::Trial));
+        assert_eq!(breaker.admit(at(5)), Some(Admission::Trial(1)));
         // Nor do they decide in place of the trial, or give its place back.
         assert!(!breaker.fail(Admission::Regular, at(6)));
         breaker.abstain(Admission::Regular);
         assert!(!breaker.usable(at(6)));
-        assert!(breaker.refuse(Admission::Trial, at(6)));
+        assert!(breaker.refuse(Admission::Trial(1), at(6)));
         assert_eq!((breaker.usable(at(15)), breaker.usable(at(16))), (false, true), "twice as long");
-        assert_eq!(breaker.admit(at(16)), Some(Admission::Trial));
-        breaker.succeed(Admission::Trial);
+        assert_eq!(breaker.admit(at(16)), Some(Admission::Trial(2)));
+        breaker.succeed(Admission::Trial(2));
         assert!(breaker.refuse(Admission::Regular, at(20)));
         assert_eq!((breaker.usable(at(24)), breaker.usable(at(25))), (false, true), "as the first time");
     }
