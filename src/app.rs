@@ -26,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pool::registry::Registry;
 use crate::pool::rounds::Rounds;
+use crate::registration::announce::Announcer;
 use crate::registration::membership::Discovery;
 use crate::registration::socket::listener::{self, Heard, Incident, Listener, ListenerSettings};
 use crate::registration::tell::Teller;
@@ -112,14 +113,22 @@ impl Finish {
 pub struct App {
     door: DoorLimits,
     listener: Arc<Listener>,
-    clients: TcpListener,
-    address: SocketAddr,
-    metrics_address: Option<SocketAddr>,
+    announcer: Announcer,
+    ports: Ports,
     routers: Routers,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     cut: CancellationToken,
     background: Background,
+}
+
+/// Where HTTP is served.
+struct Ports {
+    clients: TcpListener,
+    address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
+    /// Closes the port for `/metrics`.
+    closing: CancellationToken,
 }
 
 impl App {
@@ -143,7 +152,6 @@ impl App {
             );
             parts.door.max_connections = max_connections;
         }
-        let scraped = parts.listen.metrics.as_ref().and_then(scraped);
         let (sink, heard) = mpsc::channel(HEARD);
         let hear = |address| {
             let counted = metrics.clone();
@@ -152,6 +160,8 @@ impl App {
         };
         let failed = |address, error| StartError::Discovery { address, error };
         let listener = first(&addresses(&parts.listen.discovery)?, hear, failed)?;
+        let may_lack = parts.server.conduct.may_lack_metrics_port;
+        let scraped = parts.listen.metrics.as_ref().map(|endpoint| scraped(endpoint, may_lack)).transpose()?.flatten();
         App::build(parts, clients, scraped, (listener, heard), metrics).map_err(StartError::Parts)
     }
 
@@ -187,27 +197,31 @@ impl App {
         });
         let rounds = Arc::new(Rounds::default());
         let (client, pairs) = (upstream.client().clone(), selector.pairs.clone());
-        let teller = Teller::new(presumed, server.expected, server.conduct);
+        let announcer = Announcer::start(server.conduct.announces).map_err(|error| error.to_string())?;
+        let teller = Teller::new(presumed, server.expected, announcer.clone(), server.conduct.names_side);
         let discovery = Discovery::new(registry, pairs, metrics.clone(), client, allowed, rounds.clone(), teller);
         background.start("membership", ended(discovery.run(heard)));
         let listener = Arc::new(listener);
         let listening = listener.clone();
         background.start("registration listener", async move { listening.ended().await });
         let server = Server::new(server, means, rounds, metrics.clone());
+        let closing = CancellationToken::new();
         let metrics_address = scraped.as_ref().and_then(|port| port.local_addr().ok());
         if let Some(port) = scraped {
-            background.start("port for metrics", scrape(port, routes::metrics(server.clone())));
+            let closing = closing.clone().cancelled_owned();
+            background.start("port for metrics", scrape(port, routes::metrics(server.clone()), closing));
         }
         let routers = Routers {
             serving: browsers::allow(routes::router(server.clone()), &origins),
             refusing: browsers::allow(routes::refusing(server), &origins),
         };
-        Ok(App { door, listener, clients, address, metrics_address, routers, metrics, tasks, cut, background })
+        let ports = Ports { clients, address, metrics_address, closing };
+        Ok(App { door, listener, announcer, ports, routers, metrics, tasks, cut, background })
     }
 
     /// Where clients connect.
     pub fn http_address(&self) -> SocketAddr {
-        self.address
+        self.ports.address
     }
 
     /// Where engines register.
@@ -217,12 +231,13 @@ impl App {
 
     /// Where `/metrics` is served besides, if it is.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics_address
+        self.ports.metrics_address
     }
 
     /// Serves until `stop` resolves or a background task ends, then drains.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Finish {
-        let App { door, listener, clients, routers, metrics, tasks, cut, mut background, .. } = self;
+        let App { door, listener, announcer, ports, routers, metrics, tasks, cut, mut background } = self;
+        announcer.listens(listener.local_addr());
         let mut failed = false;
         let stop = async {
             tokio::select! {
@@ -233,8 +248,9 @@ impl App {
                 }
             }
         };
-        let connections = accept(&door, clients, routers, &metrics, stop).await;
+        let connections = accept(&door, ports.clients, routers, &metrics, stop).await;
         // The ports are closed from here on: other nodes take that for the end of the job (protocol E3).
+        ports.closing.cancel();
         listener.stop().await;
         let cut = drain(door.drain, connections, &metrics, &tasks, &cut).await;
         background.end().await;
@@ -252,17 +268,23 @@ async fn ended(part: impl Future<Output = ()>) -> &'static str {
     "it returned"
 }
 
-/// The port for `/metrics`. Without it nobody is served worse, so that one that is taken is only told of.
-fn scraped(endpoint: &Endpoint) -> Option<TcpListener> {
+/// The port for `/metrics`. Where the proxy stands in for a program that does without one that is taken, it does so too.
+fn scraped(endpoint: &Endpoint, may_lack: bool) -> Result<Option<TcpListener>, StartError> {
     let failed = |address, error| StartError::Metrics { address, error };
-    let opened = addresses(endpoint).and_then(|addresses| first(&addresses, bind, failed));
-    opened.inspect_err(|error| tracing::warn!("{error}; they are served on the clients' port alone")).ok()
+    match addresses(endpoint).and_then(|addresses| first(&addresses, bind, failed)) {
+        Ok(port) => Ok(Some(port)),
+        Err(error) if may_lack => {
+            tracing::warn!("{error}; they are served on the clients' port alone");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Serves the port for `/metrics`. Its few connections have accounts of their own, which nobody reads.
-async fn scrape(port: TcpListener, router: Router) -> &'static str {
+async fn scrape(port: TcpListener, router: Router, closing: impl Future<Output = ()>) -> &'static str {
     let routers = Routers { serving: router.clone(), refusing: router };
-    accept(&SCRAPERS, port, routers, &Arc::new(Metrics::new()), std::future::pending()).await;
+    accept(&SCRAPERS, port, routers, &Arc::new(Metrics::new()), closing).await;
     "it returned"
 }
 

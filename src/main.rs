@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use moriio_proxy::app::{App, Finish};
 use moriio_proxy::settings::faces::{Asked, CommandLine, Face};
 use moriio_proxy::settings::options::ServeOptions;
-use moriio_proxy::settings::{Announces, Config, LogFormat};
+use moriio_proxy::settings::{Config, LogFormat};
 use moriio_proxy::{demo, sim};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::Level;
@@ -143,7 +143,6 @@ fn serve(line: &CommandLine) -> ExitCode {
         let effective: Vec<String> =
             config.describe().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
         let fingerprint = config.fingerprint();
-        let announces = config.parts.server.conduct.announces;
         let app = match App::bind(config) {
             Ok(app) => app,
             Err(error) => {
@@ -156,9 +155,6 @@ fn serve(line: &CommandLine) -> ExitCode {
             metrics = app.metrics_address().map(tracing::field::display),
             fingerprint, config = effective.join(" "), "moriio-proxy serves"
         );
-        if announces == Announces::AsPythonProxies {
-            print(&format!("ZMQ discovery listening on tcp://{}", app.discovery_address()));
-        }
         ExitCode::from(app.run(stop_signal()).await.exit_code())
     })
 }

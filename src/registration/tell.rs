@@ -2,7 +2,6 @@
 //! a gauge. `/ready` says the same by [`Pairs::reason`].
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,8 @@ use crate::pool::breaker::Circuit;
 use crate::pool::pairs::Pairs;
 use crate::pool::reason::{Failure, Reason};
 use crate::pool::{Engine, Pool, State};
-use crate::settings::{Announces, Conduct, Expected, Presumed};
+use crate::registration::announce::Announcer;
+use crate::settings::{Expected, Presumed};
 
 /// How often an unchanged pool is looked at: breakers change with time alone.
 const LOOK: Duration = Duration::from_secs(1);
@@ -42,8 +42,9 @@ pub struct Teller {
     /// How many of them are to be there.
     expected: Expected,
     are_there: bool,
-    /// How the program talks that the proxy stands in for.
-    conduct: Conduct,
+    announcer: Announcer,
+    /// Whether the program says STALL of what lasts that the proxy stands in for.
+    says_stall: bool,
     told: HashMap<u64, Told>,
     last: Arc<Pool>,
     next: Instant,
@@ -51,9 +52,9 @@ pub struct Teller {
 
 impl Teller {
     /// One that has told nothing.
-    pub fn new(presumed: Presumed, expected: Expected, conduct: Conduct) -> Teller {
+    pub fn new(presumed: Presumed, expected: Expected, announcer: Announcer, says_stall: bool) -> Teller {
         let (last, next) = (Arc::default(), Instant::now());
-        Teller { presumed, expected, are_there: false, conduct, told: HashMap::new(), last, next }
+        Teller { presumed, expected, are_there: false, announcer, says_stall, told: HashMap::new(), last, next }
     }
 
     /// Looks at the pool if it is another than last time or some time has passed.
@@ -64,8 +65,7 @@ impl Teller {
         (self.last, self.next) = (pool.clone(), now + LOOK);
         for (role, engine, waited) in pairs.memory().history.lasting(now) {
             let waited_s = waited.as_secs();
-            // MAD's proxy says this word of whatever lasts.
-            let stall = if self.conduct.names_side { "STALL: " } else { "" };
+            let stall = if self.says_stall { "STALL: " } else { "" };
             tracing::info!(%role, %engine, waited_s, "{stall}the first answer of a pair is waited for: its engines may be building kernels");
         }
         // A pool that has just changed is arranged first, so that nobody is told to be without a partner for a moment.
@@ -80,7 +80,7 @@ impl Teller {
         for gone in before.into_values() {
             gone.show(None, metrics);
             if let Some(addresses) = gone.addresses {
-                self.announce(false, gone.role, &addresses);
+                self.announcer.engine(false, gone.role, &addresses);
             }
         }
         let mut usable = [0, 0];
@@ -93,7 +93,7 @@ impl Teller {
             }
             if engine.state == State::Ready && told.addresses.is_none() {
                 let addresses = format!("HTTP:{}, ZMQ:{}", engine.name, engine.registration.kv.text);
-                self.announce(true, told.role, &addresses);
+                self.announcer.engine(true, told.role, &addresses);
                 told.addresses = Some(addresses);
                 for said in self.presumed.contradictions(&engine.registration) {
                     let dp_size = engine.registration.dp_size;
@@ -119,20 +119,6 @@ impl Teller {
             true => tracing::info!(prefill, decode, expected = wanted, "the expected engines can be used"),
             false => tracing::warn!(prefill, decode, expected = wanted, "fewer engines than expected can be used"),
         }
-    }
-
-    /// A line as the other program prints it: launchers look for these words in its output.
-    fn announce(&self, comes: bool, role: Role, addresses: &str) {
-        let role = if role == Role::Prefill { "Prefill" } else { "Decode" };
-        let line = match (self.conduct.announces, comes) {
-            (Announces::AsVllmRouter, true) => format!("🔵Add {role} [{addresses}]"),
-            (Announces::AsVllmRouter, false) => format!("🔴Remove {role} [{addresses}]"),
-            (Announces::AsPythonProxies, true) => format!("Registered {role} instance: {addresses}"),
-            // They never let an engine go.
-            (Announces::AsPythonProxies, false) | (Announces::Nothing, _) => return,
-        };
-        // An output that is closed is no reason to fail.
-        let _ = writeln!(std::io::stdout(), "{line}");
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Conduct {
     pub announces: Announces,
     /// It has routes that list its engines.
     pub lists_engines: bool,
+    /// It serves without its port for metrics where that is taken.
+    pub may_lack_metrics_port: bool,
 }
 
 /// The words on stdout for launchers, which look for them.
@@ -38,5 +40,6 @@ impl Conduct {
         profiles: false,
         announces: Announces::Nothing,
         lists_engines: false,
+        may_lack_metrics_port: false,
     };
 }

@@ -1,5 +1,6 @@
 //! The binary as another program: by a link of its name, or by an option that only it has.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -38,7 +39,9 @@ impl Link {
 
 /// The lines of a log that are not about the start in general.
 fn messages(log: &str, level: &str) -> Vec<Value> {
-    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
+    // The last line may not be whole yet.
+    let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let lines = whole.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
     lines.filter(|line| line["level"] == level).collect()
 }
 
@@ -199,9 +202,19 @@ async fn metrics_have_a_port_where_one_is_given_and_ids_a_header() {
     let told =
         warned.iter().filter(|line| line["message"].as_str().is_some_and(|said| said.contains("cannot serve metrics")));
     assert_eq!(told.count(), 1, "{warned:?}");
-    drop(engines);
+    // The port closes with the others, so that a successor finds it free while a stream runs to its end.
+    engines[1].set_fault(Fault::always(FaultKind::HangAfterTokens { tokens: 2 }));
+    let mut stream = ask(&proxy, &completion("a prompt", 9, true)).await;
+    assert!(stream.chunk().await.unwrap().is_some());
+    proxy.process.signal("TERM");
+    until("the port closed", || async {
+        tokio::net::TcpStream::connect(scraped).await.map_or(Ok(()), |_| Err(String::from("it is open")))
+    })
+    .await;
+    assert!(proxy.process.child.try_wait().unwrap().is_none(), "the stream is cut");
+    drop((stream, engines));
+    second.process.signal("TERM");
     for proxy in [&mut proxy, &mut second] {
-        proxy.process.signal("TERM");
         let (code, log) = proxy.finish();
         assert_eq!(code, Some(0), "{log}");
     }
@@ -283,4 +296,39 @@ async fn under_its_own_name_it_prints_nothing_and_lists_no_workers() {
     drop(engines);
     proxy.process.signal("TERM");
     assert_eq!((proxy.finish().0, proxy.printed().as_str()), (Some(0), ""));
+}
+
+/// Whoever started it may have stopped reading what it prints.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_output_that_nobody_reads_holds_nothing_up() {
+    let (unread, mut output) = std::io::pipe().unwrap();
+    // As much as fits.
+    output.write_all(&[b'x'; 1 << 16]).unwrap();
+    let base = [&PORTS[..], &MORIIO, &["--log-format", "json", "--engine-ttl", "1s"]].concat();
+    let link = Link::new();
+    let mut proxy = Served::launch_into(link.command(&base), output.into(), tempfile::NamedTempFile::new().unwrap());
+    let [prefill, decode] = pair(&proxy, Mode::Write, |_| {}).await;
+    assert_eq!(ask(&proxy, &completion("a prompt", 3, false)).await.status(), 200);
+    drop((prefill, decode));
+    until("both gone", || async {
+        let workers = client().get(proxy.url("/list_workers")).send().await.unwrap().text().await.unwrap();
+        if workers == r#"{"urls":[]}"# { Ok(()) } else { Err(workers) }
+    })
+    .await;
+    proxy.process.signal("TERM");
+    let (code, log) = proxy.finish();
+    assert_eq!(code, Some(0), "{log}");
+    drop(unread);
+}
+
+/// Under its own name a port that was asked for is a port that must be had.
+#[test]
+fn a_port_for_metrics_that_is_taken_is_a_mistake() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let base = ["--host", "127.0.0.1", "--port", "0", "--ping-port", "0", "--metrics-port"];
+    let ended = command(&[&base[..], &[&port]].concat()).output().unwrap();
+    let told = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(2), "{told}");
+    assert!(told.contains("--metrics-host, --metrics-port"), "{told}");
 }

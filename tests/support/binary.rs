@@ -104,9 +104,15 @@ impl Served {
     }
 
     /// A proxy from a command that makes it log JSON.
-    pub fn launch(mut command: Command) -> Served {
+    pub fn launch(command: Command) -> Served {
         let printed = tempfile::NamedTempFile::new().unwrap();
-        let mut child = command.stderr(Stdio::piped()).stdout(printed.reopen().unwrap()).spawn().unwrap();
+        let output = printed.reopen().unwrap().into();
+        Served::launch_into(command, output, printed)
+    }
+
+    /// The same whose output goes elsewhere.
+    pub fn launch_into(mut command: Command, output: Stdio, printed: tempfile::NamedTempFile) -> Served {
+        let mut child = command.stderr(Stdio::piped()).stdout(output).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut text = String::new();
         let (http, registration) = loop {

@@ -28,6 +28,7 @@ pub(super) const VLLM_ROUTER: Program = Program {
         engine_key_first: true,
         announces: Announces::AsVllmRouter,
         lists_engines: true,
+        may_lack_metrics_port: true,
         ..Conduct::NATIVE
     },
 };
