@@ -124,6 +124,15 @@ fn compare(reader: &mut Reader<'_>, parts: &Parts) {
     reader.require(times.answer > times.connect, &[Key::AnswerTimeout, Key::ConnectTimeout], longer);
     let reap = "must be under 60s, when engines drop the blocks";
     reader.require(times.hand_over < ENGINE_REAP, &[Key::HandOverLimit], reap);
+    if reader.conduct() == Conduct::NATIVE {
+        let alone = "has no effect without the other";
+        let given = |reader: &Reader<'_>, key| reader.is_given(key);
+        let holds = !given(reader, Key::MetricsHost) || given(reader, Key::MetricsPort);
+        reader.require(holds, &[Key::MetricsHost, Key::MetricsPort], alone);
+        let expects = given(reader, Key::ExpectPrefill) || given(reader, Key::ExpectDecode);
+        let holds = !given(reader, Key::RanksPerHost) || expects;
+        reader.require(holds, &[Key::RanksPerHost, Key::ExpectPrefill], alone);
+    }
     let (rises, keys) = (registry.breaker.open <= registry.breaker.open_max, [Key::BreakerOpen, Key::BreakerOpenMax]);
     reader.require(rises, &keys, "the first must not be longer than the second");
 }

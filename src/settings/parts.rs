@@ -257,6 +257,7 @@ impl Log {
             ("warn", Level::WARN),
             ("error", Level::ERROR),
             ("warning", Level::WARN),
+            ("critical", Level::ERROR),
         ];
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
         let level = reader.find(Key::LogLevel, choice(&levels)).unwrap_or(Level::INFO);
@@ -284,11 +285,21 @@ impl Listen {
         let both = reader.find(Key::VllmDiscoveryAddress, hosts::address);
         let (key, host, port) = match (both, ping_host) {
             (Some((host, port)), ping_host) => {
+                // One by a flag and the other by a variable is no contradiction: the flag wins.
+                let by_flag = reader.by_flag(Key::VllmDiscoveryAddress);
+                let rivals = |key| reader.is_given(key) && reader.by_flag(key) >= by_flag;
+                let (rival_host, rival_port) = (ping_host.filter(|_| rivals(Key::PingHost)), rivals(Key::PingPort));
+                let stronger = |key| !by_flag && reader.by_flag(key);
+                let (host_wins, port_wins) = (stronger(Key::PingHost), stronger(Key::PingPort));
                 let keys = [Key::VllmDiscoveryAddress, Key::PingHost];
-                reader.require(ping_host.is_none_or(|ping| ping == host), &keys, "name different addresses");
-                let same = !reader.is_given(Key::PingPort) || ping_port == port;
+                let same = host_wins || rival_host.as_ref().is_none_or(|ping| *ping == host);
+                reader.require(same, &keys, "name different addresses");
+                let same = port_wins || !rival_port || ping_port == port;
                 reader.require(same, &[Key::VllmDiscoveryAddress, Key::PingPort], "name different ports");
-                (Key::VllmDiscoveryAddress, host, port)
+                match rival_host.filter(|_| host_wins) {
+                    Some(ping) => (Key::PingHost, ping, if port_wins { ping_port } else { port }),
+                    None => (Key::VllmDiscoveryAddress, host, if port_wins { ping_port } else { port }),
+                }
             }
             (None, Some(host)) => (Key::PingHost, host, ping_port),
             (None, None) => (Key::Host, http.host.clone(), ping_port),

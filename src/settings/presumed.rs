@@ -1,5 +1,7 @@
 //! What another program's command line says of engines, which say it themselves when they register.
 
+use std::net::IpAddr;
+
 use http::Uri;
 
 use crate::engine::{HttpAddress, Registration, Role};
@@ -11,6 +13,8 @@ pub struct Presumed {
     ranks: Vec<(String, Ranks, u32)>,
     /// Addresses of engines that were listed.
     engines: Vec<(Role, HttpAddress)>,
+    /// Roles of which something was listed that says no address.
+    unclear: Vec<Role>,
 }
 
 /// What a number says of ranks.
@@ -32,15 +36,13 @@ impl Presumed {
         }
     }
 
-    /// There is an engine at this URL. False when that is none.
+    /// There is an engine at this URL. False when that is none; then nothing is known of where engines of the role are.
     pub(super) fn engine(&mut self, role: Role, url: &str) -> bool {
-        let Ok(uri) = url.parse::<Uri>() else { return false };
-        let known = matches!(uri.scheme_str(), Some("http" | "https"));
-        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
-        let Some(host) = uri.host().filter(|host| known && !host.is_empty()) else { return false };
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        self.engines.push((role, HttpAddress { host, port }));
-        true
+        match address(url) {
+            Some(address) => self.engines.push((role, address)),
+            None => self.unclear.push(role),
+        }
+        !self.unclear.contains(&role)
     }
 
     /// What was said that an engine contradicts.
@@ -54,11 +56,29 @@ impl Presumed {
         let mut told: Vec<String> = ranks.map(|(option, _, count)| format!("{option} {count}")).collect();
         let listed: Vec<&HttpAddress> =
             self.engines.iter().filter(|(role, _)| *role == says.role).map(|(_, address)| address).collect();
-        if !listed.is_empty() && !listed.contains(&&says.http) {
+        let is_listed = |listed: &&HttpAddress| {
+            // A name and an address may be the same host.
+            let comparable = [&listed.host, &says.http.host].iter().all(|host| host.parse::<IpAddr>().is_ok());
+            listed.port == says.http.port && (!comparable || listed.host == says.http.host)
+        };
+        let is_clear = !listed.is_empty() && !self.unclear.contains(&says.role);
+        if is_clear && !listed.iter().copied().any(|listed| is_listed(&listed)) {
             told.push(format!("--{} of another address", says.role));
         }
         told
     }
+}
+
+/// The address that a URL says.
+fn address(url: &str) -> Option<HttpAddress> {
+    let uri = url.parse::<Uri>().ok()?;
+    let usual = match uri.scheme_str() {
+        Some("http") => 80,
+        Some("https") => 443,
+        _ => return None,
+    };
+    let host = uri.host().filter(|host| !host.is_empty())?.trim_start_matches('[').trim_end_matches(']');
+    Some(HttpAddress { host: host.to_owned(), port: uri.port_u16().unwrap_or(usual) })
 }
 
 #[cfg(test)]
@@ -94,13 +114,17 @@ mod tests {
             assert!(presumed.engine(Role::Decode, url), "{url}");
         }
         for url in ["", "10.0.0.1:8000", "http://", "grpc://10.0.0.1:8000", "nonsense"] {
-            assert!(!presumed.engine(Role::Decode, url), "{url}");
+            assert!(!presumed.clone().engine(Role::Decode, url), "{url}");
         }
         check(&presumed, Role::Decode, 2, &[]);
         check(&presumed, Role::Prefill, 1, &["--all 2"]);
         let mut presumed = Presumed::default();
         assert!(presumed.engine(Role::Decode, "http://10.0.0.2:8000"));
         check(&presumed, Role::Decode, 1, &["--decode of another address"]);
+        assert!(presumed.engine(Role::Decode, "http://node-1:8001"));
+        check(&presumed, Role::Decode, 1, &["--decode of another address"]);
+        assert!(presumed.engine(Role::Decode, "http://node-1:8000"));
+        check(&presumed, Role::Decode, 1, &[]);
         check(&presumed, Role::Prefill, 1, &[]);
     }
 }

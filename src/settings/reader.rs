@@ -154,6 +154,11 @@ impl<'a> Reader<'a> {
         self.given(key).is_some()
     }
 
+    /// Whether it was given by a flag, ours or another program's.
+    pub(super) fn by_flag(&self, key: Key) -> bool {
+        self.options.typed(key).is_some() || self.lent.contains_key(&key)
+    }
+
     /// The name the user gave an option by; its flag if they did not.
     pub(super) fn named(&self, key: Key) -> String {
         let typed = self.options.typed(key).is_some();

@@ -99,8 +99,18 @@ fn the_command_line_of_vllm_router_is_accepted_as_it_stands() {
 fn the_old_discovery_address_must_agree_with_the_new_options() {
     let old = (Key::VllmDiscoveryAddress, "127.0.0.1:4000");
     assert_eq!(good(&[old], &[("PROXY_PING_PORT", "4000")]).parts.listen.discovery.to_string(), "127.0.0.1:4000");
-    let both = "--vllm-discovery-address and PROXY_PING_PORT";
-    refused(&[old], &[("PROXY_PING_PORT", "36367")], both, "127.0.0.1:4000 and 36367 name different ports");
+    let both = "--vllm-discovery-address and --ping-port";
+    refused(&[old, (Key::PingPort, "36367")], &[], both, "127.0.0.1:4000 and 36367 name different ports");
+    let variable = ("PROXY_VLLM_DISCOVERY_ADDRESS", "127.0.0.1:4000");
+    let both = "PROXY_VLLM_DISCOVERY_ADDRESS and PROXY_PING_PORT";
+    refused(&[], &[variable, ("PROXY_PING_PORT", "36367")], both, "127.0.0.1:4000 and 36367 name different ports");
+    // A flag wins over a variable, whichever of the two it is.
+    let discovery =
+        |typed: &[(Key, &str)], variables: &[(&str, &str)]| good(typed, variables).parts.listen.discovery.to_string();
+    let others = [("PROXY_PING_PORT", "36367"), ("PROXY_PING_HOST", "::")];
+    assert_eq!(discovery(&[old], &others), "127.0.0.1:4000");
+    assert_eq!(discovery(&[(Key::PingPort, "36367")], &[variable]), "127.0.0.1:36367");
+    assert_eq!(discovery(&[(Key::PingHost, "::1")], &[variable]), "[::1]:4000");
     let both = "--vllm-discovery-address and --ping-host";
     refused(&[old, (Key::PingHost, "::")], &[], both, "different addresses");
     assert_eq!(good(&[(Key::Host, "[::1]")], &[]).parts.listen.discovery.to_string(), "[::1]:36367");

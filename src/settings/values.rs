@@ -16,8 +16,8 @@ const LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// No JSON body of a prompt is larger on purpose.
 const LARGEST: u64 = 1 << 36;
 
-/// Headers whose values are secrets.
-const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
+/// Parts of the names of headers whose values are secrets.
+const CREDENTIALS: [&str; 5] = ["auth", "cookie", "key", "secret", "token"];
 
 /// Why a text is not the value it should be; reads on after the text itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +50,7 @@ pub(super) enum Refusal {
     Networks,
     #[error("is not a list of header names such as x-request-id,x-correlation-id")]
     Headers,
-    #[error("carries credentials, which must not be logged")]
+    #[error("names a header that may carry a credential, which must not be logged")]
     Credential,
     #[error("is not `*` or a list of origins such as https://chat.example,http://localhost:3000")]
     Origins,
@@ -190,7 +190,7 @@ pub(super) fn headers(text: &str) -> Parsed<Vec<HeaderName>> {
     let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     let names = parts.map(|part| HeaderName::from_str(part).map_err(|_| Refusal::Headers));
     let names = names.collect::<Result<Vec<_>, _>>()?;
-    if names.iter().any(|name| CREDENTIALS.contains(&name.as_str())) {
+    if names.iter().any(|name| CREDENTIALS.iter().any(|part| name.as_str().contains(part))) {
         return Err(Refusal::Credential);
     }
     let shown = names.iter().map(HeaderName::as_str).collect::<Vec<_>>().join(",");

@@ -10,13 +10,8 @@ use crate::support::{Answer, until_true};
 /// The error inside an answer, and what the log says of its exchange, the `count`th.
 async fn check(proxy: &Served, count: usize, answer: &Answer, side: &str, has_transfer: bool) {
     let is_exchange = |line: &Value| line["target"] == "exchange";
-    until_true("the exchange's line", || {
-        // The last line may still be on its way.
-        let log = proxy.log();
-        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        lines(whole).iter().filter(|line| is_exchange(line)).count() == count
-    })
-    .await;
+    until_true("the exchange's line", || lines(&proxy.log()).iter().filter(|line| is_exchange(line)).count() == count)
+        .await;
     let log = proxy.log();
     let data = answer.body.lines().find_map(|line| line.strip_prefix("data: ").filter(|data| data.contains("error")));
     let body: Value = serde_json::from_str(data.unwrap_or(&answer.body)).expect(&answer.body);
