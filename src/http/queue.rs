@@ -31,6 +31,15 @@ impl Queue {
         Queue { room, line: Semaphore::new(settings.queue_size), limit: settings.queue_time, metrics }
     }
 
+    /// Whether a request that comes now can have a place, or wait for one: nothing of one that cannot is read.
+    ///
+    /// # Errors
+    /// 429: the line is full.
+    pub(super) fn admit(&self) -> Result<(), ProxyError> {
+        let has_room = self.room.available_permits() > 0 || self.line.available_permits() > 0;
+        if has_room { Ok(()) } else { Err(ProxyError::Overloaded) }
+    }
+
     /// A place among the requests in flight, waited for if there is a place in the line.
     ///
     /// # Errors

@@ -127,9 +127,10 @@ impl Server {
         record: &mut Exchange,
     ) -> Result<(Outcome, bool), ProxyError> {
         self.admit(head)?;
-        // The body is read meanwhile: of a client that sends and leaves nothing is seen before.
-        let (place, body) = tokio::try_join!(biased; self.queue.place(), self.read(&head.headers, body))?;
-        record.occupy(place);
+        // One that sends slowly holds no place, and of one that sends and leaves while it waits that is noticed.
+        self.queue.admit()?;
+        let body = self.read(&head.headers, body).await?;
+        record.occupy(self.queue.place().await?);
         let request = self.parse(api, body).await?;
         let streams = request.stream;
         let headers = access::forwarded(&self.settings.keys, &head.headers);
@@ -138,8 +139,9 @@ impl Server {
         let mut last: Option<ProxyError> = None;
         let mut attempts = 0;
         let mut probes = self.probes();
+        let until = Instant::now() + self.settings.queue_time;
         loop {
-            let picked = match self.pick(&mut probes).await {
+            let picked = match self.pick(&mut probes, until).await {
                 Ok(picked) => picked,
                 Err(error) => return Err(self.exhausted(attempts, last.unwrap_or(error))),
             };
@@ -212,8 +214,7 @@ impl Server {
     }
 
     /// A pair, waiting a little where waiting can help: for probes, for room, for a first contact to end.
-    async fn pick(&self, probes: &mut Probes<'_>) -> Result<Picked, ProxyError> {
-        let (began, limit) = (Instant::now(), self.settings.queue_time);
+    async fn pick(&self, probes: &mut Probes<'_>, until: Instant) -> Result<Picked, ProxyError> {
         let mut changes = self.pool.clone();
         loop {
             // Watched from before the look, so that nothing that happens in between is missed.
@@ -222,14 +223,17 @@ impl Server {
             let now = Instant::now();
             match self.selector.pick(&pool, now) {
                 Ok(picked) => return Ok(picked),
-                Err(NoPick::Busy | NoPick::FirstContact) if began.elapsed() < limit => {
+                Err(NoPick::Busy | NoPick::FirstContact) if now < until => {
                     tokio::select! {
                         () = freed => {}
                         _ = tokio::time::timeout(BUSY_LOOK, changes.changed()) => {}
                     }
                 }
                 Err(NoPick::Busy) => return Err(ProxyError::PoolBusy),
-                Err(NoPick::FirstContact) => return Err(ProxyError::FirstContact { limit }),
+                Err(NoPick::FirstContact) => {
+                    let limit = self.settings.queue_time;
+                    return Err(ProxyError::FirstContact { limit });
+                }
                 Err(NoPick::Nobody) if probes.may_help(&pool, &mut changes).await => {}
                 Err(NoPick::Nobody) => return Err(no_pair(&pool, now)),
             }

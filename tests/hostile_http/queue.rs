@@ -6,7 +6,8 @@ use futures::future::join_all;
 use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Fault, FaultKind};
 
-use super::{legs, plan, still_good, world};
+use super::wire::Wire;
+use super::{body, framed, legs, plan, still_good, world};
 use crate::support::client::passing;
 use crate::support::{Stream, World, completion, generate, post, until};
 
@@ -57,16 +58,26 @@ async fn requests_wait_in_order_of_arrival() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_leaves_the_line_or_waits_too_long_frees_the_place() {
-    let plan = plan().with(Key::MaxInFlight, "1").with(Key::QueueSize, "1").with(Key::QueueTimeout, "700ms");
+async fn who_waits_too_long_is_told_so() {
+    let plan = plan().with(Key::MaxInFlight, "1").with(Key::QueueSize, "1").with(Key::QueueTimeout, "500ms");
     let world = world(plan).await;
     let since = legs(&world);
     let stream = holder(&world).await;
-    let body = completion("patient", 3, false);
-    let late = post(&world.proxy, "/v1/completions", &body).await;
+    let late = post(&world.proxy, "/v1/completions", &completion("patient", 3, false)).await;
     assert_eq!((late.status, late.code().as_str()), (429, "queue_timeout"), "{}", late.body);
     assert_eq!((late.header("retry-after"), late.source()), ("1", "proxy"));
     queued(&world, 0.0).await;
+    drop(stream);
+    still_good(&world, "a line that took too long", &since, 1).await;
+    world.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_the_line_frees_the_place() {
+    let world = world(plan().with(Key::MaxInFlight, "1").with(Key::QueueSize, "1")).await;
+    let since = legs(&world);
+    let stream = holder(&world).await;
+    let body = completion("patient", 3, false);
     for _ in 0..3 {
         let leaver = passing().post(world.proxy.url("/v1/completions")).body(body.to_string());
         tokio::select! {
@@ -85,7 +96,28 @@ async fn who_leaves_the_line_or_waits_too_long_frees_the_place() {
         drop(stream);
     };
     tokio::join!(generate(&world.proxy, "in time", 3, true), after);
-    assert_eq!(world.proxy.metric("moriio_queue_seconds_count").await, 5.0);
+    assert_eq!(world.proxy.metric("moriio_queue_seconds_count").await, 4.0);
     still_good(&world, "a line that was left", &since, 2).await;
+    world.settle().await;
+}
+
+/// A body that comes slowly holds neither the only place nor the only one in the line.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_slowly_holds_no_place() {
+    let world = world(plan().with(Key::MaxInFlight, "1").with(Key::QueueSize, "1")).await;
+    let since = legs(&world);
+    let whole = framed(&body("slowly"));
+    let mut slow = Vec::new();
+    for _ in 0..4 {
+        let mut wire = Wire::open(world.proxy.http).await;
+        wire.send(&whole[..whole.len() - 5]).await;
+        slow.push(wire);
+    }
+    generate(&world.proxy, "quickly", 3, false).await;
+    for wire in &mut slow {
+        wire.send(&whole[whole.len() - 5..]).await;
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+    }
+    still_good(&world, "slow bodies", &since, 5).await;
     world.settle().await;
 }

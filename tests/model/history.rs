@@ -24,7 +24,7 @@ const PORTS: u16 = 9;
 struct Leg {
     guard: InFlight,
     life: u64,
-    trial: bool,
+    trial: Option<u64>,
 }
 
 /// An exchange that is under way; its parts end one by one.

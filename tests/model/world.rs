@@ -28,8 +28,12 @@ pub fn registration(port: u16, role: Role, mode: Mode, dp_size: u32, index: u64)
 pub struct Circuit {
     pub failures: u32,
     pub open: Option<(Instant, Duration)>,
+    /// Whether a trial was let through since it opened.
+    pub probation: bool,
     /// When the last trial began, if it has not ended.
     pub trial: Option<Instant>,
+    /// Trials that were ever let through.
+    pub trials: u64,
 }
 
 impl Circuit {
@@ -38,10 +42,15 @@ impl Circuit {
         self.open.is_none_or(|(until, period)| now >= until && lasts(period))
     }
 
-    /// A leg is let through; says whether it is a trial.
-    pub fn admit(&mut self, now: Instant) -> bool {
-        self.trial = self.open.map(|_| now);
-        self.trial.is_some()
+    /// A leg is let through; says which trial it is, if it is one. Beside one that lasts the next has to wait twice as long.
+    pub fn admit(&mut self, now: Instant) -> Option<u64> {
+        let (_, period) = self.open.as_mut()?;
+        if self.trial.is_some() {
+            *period = (*period * 2).min(BREAKER.open_max);
+        }
+        (self.probation, self.trial) = (true, Some(now));
+        self.trials += 1;
+        Some(self.trials)
     }
 }
 
@@ -65,9 +74,15 @@ pub struct Life {
 
 impl Life {
     /// `at` is the moment of the real breaker, which reads the clock itself when a guard is dropped.
-    pub fn end_leg(&mut self, trial: bool, end: End, at: Instant) {
+    pub fn end_leg(&mut self, trial: Option<u64>, end: End, at: Instant) {
         self.guards -= 1;
-        let period = match (self.circuit.open, trial, end) {
+        // Of all trials but the last only a success is news.
+        if end != End::Healthy && trial.is_some_and(|trial| trial != self.circuit.trials) {
+            return;
+        }
+        let decides = trial.is_some() && self.circuit.probation;
+        let trials = self.circuit.trials;
+        let period = match (self.circuit.open, decides, end) {
             (None, _, End::Healthy) => {
                 self.circuit.failures = 0;
                 return;
@@ -79,7 +94,7 @@ impl Life {
             (None, _, End::Ailing | End::Refusing) => BREAKER.open,
             (Some((_, period)), true, End::Ailing | End::Refusing) => (period * 2).min(BREAKER.open_max),
             (Some(_), true, End::Healthy) => {
-                self.circuit = Circuit::default();
+                self.circuit = Circuit { trials, ..Circuit::default() };
                 return;
             }
             (Some(_), true, End::Nothing) => {
@@ -88,7 +103,7 @@ impl Life {
             }
             (None, _, End::Nothing) | (Some(_), false, _) => return,
         };
-        self.circuit = Circuit { failures: 0, open: Some((at + period, period)), trial: None };
+        self.circuit = Circuit { open: Some((at + period, period)), trials, ..Circuit::default() };
     }
 }
 

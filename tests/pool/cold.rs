@@ -90,11 +90,11 @@ async fn who_leaves_a_cold_start_says_nothing_of_the_engines() {
     join_all(all.map(|(mode, slow)| async move {
         let world = world(mode, "60s").await;
         let engine = if slow == 0 { &world.prefill[0] } else { &world.decode[0] };
-        strike(engine, Fault::times(FaultKind::Delay { milliseconds: 3000 }, 1)).await;
+        strike(engine, Fault::times(FaultKind::Delay { milliseconds: 5000 }, 1)).await;
         let body = completion("words", 3, true);
         let waiting = post(&world.proxy, "/v1/completions", &body);
         // Longer than the limits of a pair that has answered.
-        assert!(tokio::time::timeout(Duration::from_millis(2500), waiting).await.is_err(), "{mode:?} {slow}");
+        assert!(tokio::time::timeout(Duration::from_millis(1800), waiting).await.is_err(), "{mode:?} {slow}");
         let gone = async || world.proxy.metric("moriio_exchanges_total{ended=\"client_gone\"").await;
         until("the account of who left", || async { (gone().await == 1.0).then_some(()).ok_or(String::new()) }).await;
         nothing_counts(&world, &format!("{mode:?} {slow}")).await;
