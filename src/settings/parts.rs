@@ -1,5 +1,6 @@
 //! What each part is told, as the part takes it, and which option each of it is read from.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -285,20 +286,18 @@ impl Listen {
         let both = reader.find(Key::VllmDiscoveryAddress, hosts::address);
         let (key, host, port) = match (both, ping_host) {
             (Some((host, port)), ping_host) => {
-                // One by a flag and the other by a variable is no contradiction: the flag wins.
+                // A flag wins over a variable; two of a kind must agree.
                 let by_flag = reader.by_flag(Key::VllmDiscoveryAddress);
-                let rivals = |key| reader.is_given(key) && reader.by_flag(key) >= by_flag;
-                let (rival_host, rival_port) = (ping_host.filter(|_| rivals(Key::PingHost)), rivals(Key::PingPort));
-                let stronger = |key| !by_flag && reader.by_flag(key);
-                let (host_wins, port_wins) = (stronger(Key::PingHost), stronger(Key::PingPort));
-                let keys = [Key::VllmDiscoveryAddress, Key::PingHost];
-                let same = host_wins || rival_host.as_ref().is_none_or(|ping| *ping == host);
-                reader.require(same, &keys, "name different addresses");
-                let same = port_wins || !rival_port || ping_port == port;
-                reader.require(same, &[Key::VllmDiscoveryAddress, Key::PingPort], "name different ports");
-                match rival_host.filter(|_| host_wins) {
-                    Some(ping) => (Key::PingHost, ping, if port_wins { ping_port } else { port }),
-                    None => (Key::VllmDiscoveryAddress, host, if port_wins { ping_port } else { port }),
+                let rank = |key| reader.is_given(key).then(|| reader.by_flag(key).cmp(&by_flag));
+                let (host_rank, port_rank) = (rank(Key::PingHost), rank(Key::PingPort));
+                let agree = host_rank != Some(Ordering::Equal) || ping_host.as_ref() == Some(&host);
+                reader.require(agree, &[Key::VllmDiscoveryAddress, Key::PingHost], "name different addresses");
+                let agree = port_rank != Some(Ordering::Equal) || ping_port == port;
+                reader.require(agree, &[Key::VllmDiscoveryAddress, Key::PingPort], "name different ports");
+                let port = if port_rank == Some(Ordering::Greater) { ping_port } else { port };
+                match ping_host.filter(|_| host_rank == Some(Ordering::Greater)) {
+                    Some(ping) => (Key::PingHost, ping, port),
+                    None => (Key::VllmDiscoveryAddress, host, port),
                 }
             }
             (None, Some(host)) => (Key::PingHost, host, ping_port),
