@@ -155,7 +155,8 @@ async fn a_woken_text_that_nobody_wants_is_not_written_to_its_end() {
         ends.set(true);
     };
     let woken = async {
-        until_true("parked", || decode.counters().parked == 1).await;
+        // Decode may have its leg before prefill has taken the fault that is meant for it.
+        until_true("parked", || decode.counters().parked == 1 && world.prefill[0].counters().faulted == 1).await;
         world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 200 }, 1));
         world.prefill[0].set_fault(Fault::times(FaultKind::CutBeforeAnswer { reset: true }, 1));
         let cut = post(&world.proxy, "/v1/completions", &completion(PROMPT, 100_000, false)).await;
@@ -179,7 +180,7 @@ async fn a_leg_whose_waking_was_not_heard_is_not_closed() {
     let others = post(&world.proxy, "/v1/completions", &others);
     let unheard = async {
         until_true("decode at work", || decode.counters().running == 1).await;
-        world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 300 }, 1));
+        world.prefill[0].set_fault(Fault::times(FaultKind::Delay { milliseconds: 1000 }, 1));
         world.prefill[0].set_fault(Fault::times(refuse(503), 1));
         let refused = async { post(&world.proxy, "/v1/completions", &whole).await.status };
         let deaf = async {
