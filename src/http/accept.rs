@@ -1,6 +1,7 @@
 //! The clients' door: connections come in, are served, give way, and are drained at the stop.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -97,7 +98,7 @@ pub(crate) async fn accept(
             accepted = clients.accept() => accepted,
         };
         match accepted {
-            Ok((socket, _)) => drop(tasks.spawn(door.clone().serve(socket, Visit::new(places.clone())))),
+            Ok((socket, peer)) => drop(tasks.spawn(door.clone().serve((socket, peer), Visit::new(places.clone())))),
             Err(error) if is_exhausted(&error) => {
                 // An idle connection gives its descriptor back; the one that waits is let in on a spare one.
                 places.press(true, Instant::now());
@@ -126,11 +127,10 @@ impl Door {
     }
 
     /// One connection from its first byte to its last.
-    async fn serve(self, socket: TcpStream, visit: Arc<Visit>) {
+    async fn serve(self, (socket, peer): (TcpStream, SocketAddr), visit: Arc<Visit>) {
         self.metrics.connections.inc();
         // Tokens must not wait for an acknowledgement.
         let _ = socket.set_nodelay(true);
-        let peer = socket.peer_addr().ok();
         let stream = TokioIo::new(Stream { socket, visit: visit.clone() });
         let service = service_fn(|mut request| {
             profile::mark(&mut request, peer);

@@ -9,7 +9,6 @@ use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
-use super::health;
 use super::server::{Server, json as answer};
 use crate::pool::history::PairState;
 use crate::pool::{Claim, Engine, Pool};
@@ -60,7 +59,8 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
         }
     }
     let (expected, pair) = (&server.settings.expected, usable);
-    usable &= health::are_there(expected, &prefills, &decodes);
+    let count = |engines: &[Arc<Engine>]| engines.iter().map(|e| expected.count(e.registration.dp_size)).sum();
+    usable &= expected.are_there(count(&prefills), count(&decodes));
     let engines: Vec<_> = pool.engines().map(|engine| describe(&server, &pool, engine, now)).collect();
     let bound = server.selector.pairs.bound(&pool);
     let bound: Vec<_> = bound.iter().map(|(p, d)| json!({"prefill": p.name, "decode": d.name})).collect();

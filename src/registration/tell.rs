@@ -109,7 +109,7 @@ impl Teller {
     /// Says when as many engines as are expected can be used, and when no longer.
     fn count(&mut self, [prefill, decode]: [usize; 2]) {
         let expected = self.expected;
-        let are_there = prefill >= expected.prefill && decode >= expected.decode;
+        let are_there = expected.are_there(prefill, decode);
         if expected.prefill + expected.decode == 0 || are_there == self.are_there {
             return;
         }

@@ -204,6 +204,11 @@ impl Expected {
     pub fn count(&self, ranks: u32) -> usize {
         if self.ranks_per_host == 0 { 1 } else { ranks.div_ceil(self.ranks_per_host) as usize }
     }
+
+    /// Whether so many are enough, as they count.
+    pub fn are_there(&self, prefill: usize, decode: usize) -> bool {
+        prefill >= self.prefill && decode >= self.decode
+    }
 }
 
 impl Conduct {

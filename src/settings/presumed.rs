@@ -36,13 +36,12 @@ impl Presumed {
         }
     }
 
-    /// There is an engine at this URL. False when that is none; then nothing is known of where engines of the role are.
-    pub(super) fn engine(&mut self, role: Role, url: &str) -> bool {
+    /// There is an engine at this URL. If that is none, nothing is known of where engines of the role are.
+    pub(super) fn engine(&mut self, role: Role, url: &str) {
         match address(url) {
             Some(address) => self.engines.push((role, address)),
             None => self.unclear.push(role),
         }
-        !self.unclear.contains(&role)
     }
 
     /// What was said that an engine contradicts.
@@ -70,7 +69,7 @@ impl Presumed {
 }
 
 /// The address that a URL says.
-fn address(url: &str) -> Option<HttpAddress> {
+pub(super) fn address(url: &str) -> Option<HttpAddress> {
     let uri = url.parse::<Uri>().ok()?;
     let usual = match uri.scheme_str() {
         Some("http") => 80,
@@ -111,19 +110,19 @@ mod tests {
         let mut presumed = Presumed::default();
         presumed.ranks("--all".into(), Ranks::InAll(None), 2);
         for url in ["http://10.0.0.2:8000", "http://10.0.0.1:8000/", "https://[::1]"] {
-            assert!(presumed.engine(Role::Decode, url), "{url}");
+            presumed.engine(Role::Decode, url);
         }
         for url in ["", "10.0.0.1:8000", "http://", "grpc://10.0.0.1:8000", "nonsense"] {
-            assert!(!presumed.clone().engine(Role::Decode, url), "{url}");
+            assert_eq!(address(url), None, "{url}");
         }
         check(&presumed, Role::Decode, 2, &[]);
         check(&presumed, Role::Prefill, 1, &["--all 2"]);
         let mut presumed = Presumed::default();
-        assert!(presumed.engine(Role::Decode, "http://10.0.0.2:8000"));
+        presumed.engine(Role::Decode, "http://10.0.0.2:8000");
         check(&presumed, Role::Decode, 1, &["--decode of another address"]);
-        assert!(presumed.engine(Role::Decode, "http://node-1:8001"));
+        presumed.engine(Role::Decode, "http://node-1:8001");
         check(&presumed, Role::Decode, 1, &["--decode of another address"]);
-        assert!(presumed.engine(Role::Decode, "http://node-1:8000"));
+        presumed.engine(Role::Decode, "http://node-1:8000");
         check(&presumed, Role::Decode, 1, &[]);
         check(&presumed, Role::Prefill, 1, &[]);
     }

@@ -3,7 +3,7 @@
 use crate::engine::Role;
 use crate::settings::conduct::Conduct;
 use crate::settings::options::Key;
-use crate::settings::presumed::{Presumed, Ranks};
+use crate::settings::presumed::{Ranks, address};
 use crate::settings::values::{Refusal, choice, number};
 
 /// Another program that this one stands in for.
@@ -140,7 +140,7 @@ impl Row {
                 choice(&choices)(first).err()
             }
             Takes::Url | Takes::UrlAndPort => {
-                if !Presumed::default().engine(Role::Prefill, first) {
+                if address(first).is_none() {
                     return Err((first, Refusal::Url));
                 }
                 let wrong = |port: &&String| *port != "none" && port.parse::<u16>().is_err();
