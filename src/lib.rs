@@ -22,5 +22,6 @@ pub mod json;
 pub mod settings;
 pub mod error;
 pub mod metrics;
+pub mod worker;
 pub mod engine;
 pub mod sim;
