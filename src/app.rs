@@ -179,10 +179,11 @@ impl App {
         let selector = Selector::new(picking);
         let registry = Registry::new(registry, metrics.clone());
         let pool = registry.subscribe();
-        let upstream = Upstream::new(times.connect).map_err(|error| error.to_string())?;
+        let upstream = Upstream::new(times.connect, 1).map_err(|error| error.to_string())?;
         let notifier = Notifier::start(kv_release, metrics.clone()).map_err(|error| error.to_string())?;
         let mut background = Background::default();
         background.start("notifier", ended(notifier.ended()));
+        background.start("resting connections", ended(upstream.clone().sweep()));
         let (tasks, cut) = (TaskTracker::new(), CancellationToken::new());
         let means = Arc::new(Means {
             upstream: upstream.clone(),

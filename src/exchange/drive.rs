@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use scopeguard::ScopeGuard;
 use serde_json::Value;
@@ -33,7 +34,7 @@ use crate::pool::{Engine, InFlight, LegEnd, Pool};
 use crate::routing::{Picked, Selector};
 use crate::settings::Times;
 use crate::upstream::gauges::Queue;
-use crate::upstream::{Limit, Repeat, Sent, Upstream};
+use crate::upstream::{Limit, Repeat, Upstream};
 use patience::Patience;
 
 /// What all attempts have in common.
@@ -62,8 +63,8 @@ pub struct Means {
 pub struct Asked {
     /// The request.
     pub request: Request,
-    /// The headers that go to engines.
-    pub headers: HeaderMap,
+    /// The headers that go to engines, encoded.
+    pub headers: Bytes,
 }
 
 /// Why an attempt gave no answer.
@@ -135,9 +136,10 @@ struct Attempt {
     answer_guard: Option<InFlight>,
     answer_end: LegEnd,
     prefill: Option<PrefillLeg>,
-    prefill_sent: Arc<Sent>,
     answer: Option<AnswerLeg>,
-    answer_sent: Arc<Sent>,
+    /// When the requests of legs that have got further had been handed over whole.
+    prefill_written: Option<Instant>,
+    answer_written: Option<Instant>,
     meeting: Option<Meeting>,
     /// Whether the first output comes with the first token.
     streams: bool,
@@ -198,9 +200,9 @@ impl Drive {
             answer_end: answer_guard.leg_end(),
             answer_guard: Some(answer_guard),
             prefill: None,
-            prefill_sent: Arc::default(),
             answer: None,
-            answer_sent: Arc::default(),
+            prefill_written: None,
+            answer_written: None,
             meeting,
             streams: asked.request.stream,
             patience,

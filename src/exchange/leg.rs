@@ -1,174 +1,164 @@
 //! The two legs of an attempt as its driver holds them: each sent, waited for, and given up by dropping it.
 
-use std::pin::Pin;
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::HeaderMap;
 
 use crate::api::Api;
 use crate::engine::Role;
 use crate::exchange::opening::{Opening, Step};
-use crate::json::Segments;
 use crate::metrics::LegStatus;
 use crate::pool::InFlight;
-use crate::upstream::answer::whole;
-use crate::upstream::{LegFailure, Limit, Sent, Upstream, Verdict};
+use crate::upstream::answer::Whole;
+use crate::upstream::sending::{Progress, Sending};
+use crate::upstream::{LegFailure, Limit, Verdict};
 
-/// A leg that is ready to be sent.
-pub struct Leg {
-    /// The HTTP client.
-    pub upstream: Upstream,
-    /// Whose path it goes to.
-    pub api: Api,
-    /// Its headers.
-    pub headers: HeaderMap,
-    /// Its body.
-    pub body: Segments,
-    /// Its place on the engine.
-    pub guard: InFlight,
-    /// How far its request is on its way.
-    pub sent: Arc<Sent>,
-}
-
-/// Prefill's leg to its end; its guard is inside.
-pub type PrefillFuture = Pin<Box<dyn Future<Output = Result<Bytes, LegFailure>> + Send>>;
-
-/// An answering leg to its head.
-pub type HeadFuture = Pin<Box<dyn Future<Output = Result<Box<Opening>, LegFailure>> + Send>>;
-
-impl Leg {
-    /// Prefill's leg to the end of its answer.
-    pub fn prefill(self, limit: Limit) -> PrefillFuture {
-        Box::pin(async move {
-            let began = Instant::now();
-            let exchange = async {
-                let engine = self.guard.engine.clone();
-                let response = self
-                    .upstream
-                    .send(&engine.base, engine.role(), self.api.path(), self.headers, self.body, self.sent)
-                    .await?;
-                whole(response.into_body()).await.map_err(|why| LegFailure::unread(Role::Prefill, why))
-            };
-            let result = match tokio::time::timeout(limit.time, exchange).await {
-                Ok(result) => result,
-                Err(_) => Err(LegFailure::timeout(Role::Prefill, limit)),
-            };
-            match &result {
-                Ok(_) => {
-                    self.guard.engine.vitals.metrics.answered(began.elapsed());
-                    self.guard.end(LegStatus::Success, Verdict::Healthy);
-                }
-                Err(failure) => self.guard.end(failure.kind.status(), failure.kind.verdict()),
-            }
-            result
-        })
-    }
-
-    /// A leg whose answer is relayed, to the head of that.
-    pub fn head(self) -> HeadFuture {
-        Box::pin(async move {
-            let engine = self.guard.engine.clone();
-            let sending =
-                self.upstream.send(&engine.base, engine.role(), self.api.path(), self.headers, self.body, self.sent);
-            match sending.await {
-                Ok(response) => Ok(Box::new(Opening::new(response, self.guard, self.api))),
-                Err(failure) => {
-                    self.guard.end(failure.kind.status(), failure.kind.verdict());
-                    Err(failure)
-                }
-            }
-        })
-    }
-}
-
-/// Prefill's leg on its way.
+/// Prefill's leg on its way to the end of its answer.
 pub struct PrefillLeg {
-    /// To its end.
-    pub future: PrefillFuture,
-    /// How far its request is.
-    pub sent: Arc<Sent>,
-    /// Whether its start was told.
-    pub started: bool,
+    way: PrefillWay,
+    /// Its place on the engine.
+    guard: InFlight,
+    began: Instant,
+    limit: Limit,
+    written: Option<Instant>,
+}
+
+enum PrefillWay {
+    Sending(Box<Sending>),
+    Reading(Whole),
+}
+
+/// What prefill's leg has to tell.
+pub enum PrefillTold {
+    /// Its request is being written to an open connection.
+    Started,
+    /// Its end.
+    Ended(Result<Bytes, LegFailure>),
+}
+
+impl PrefillLeg {
+    /// A leg whose limit begins now.
+    pub fn new(sending: Sending, guard: InFlight, limit: Limit) -> Self {
+        PrefillLeg { way: PrefillWay::Sending(Box::new(sending)), guard, began: Instant::now(), limit, written: None }
+    }
+
+    /// When the whole request had been handed over, if it has been.
+    pub fn written(&self) -> Option<Instant> {
+        match &self.way {
+            PrefillWay::Sending(sending) => sending.written(),
+            PrefillWay::Reading(_) => self.written,
+        }
+    }
+
+    /// The next thing that it has to tell. May be dropped and asked again; not to be asked after its end.
+    pub async fn next(&mut self) -> PrefillTold {
+        let due = tokio::time::Instant::from(self.began) + self.limit.time;
+        let told = match tokio::time::timeout_at(due, poll_fn(|cx| self.poll(cx))).await {
+            Ok(told) => told,
+            Err(_) => PrefillTold::Ended(Err(LegFailure::timeout(Role::Prefill, self.limit))),
+        };
+        match &told {
+            PrefillTold::Started => {}
+            PrefillTold::Ended(Ok(_)) => {
+                self.guard.engine.vitals.metrics.answered(self.began.elapsed());
+                self.guard.end(LegStatus::Success, Verdict::Healthy);
+            }
+            PrefillTold::Ended(Err(failure)) => self.guard.end(failure.kind.status(), failure.kind.verdict()),
+        }
+        told
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<PrefillTold> {
+        loop {
+            match &mut self.way {
+                PrefillWay::Sending(sending) => match ready!(sending.poll(cx)) {
+                    Progress::Started => return Poll::Ready(PrefillTold::Started),
+                    Progress::Failed(failure) => return Poll::Ready(PrefillTold::Ended(Err(failure))),
+                    Progress::Answered(response) => {
+                        self.written = sending.written();
+                        self.way = PrefillWay::Reading(Whole::new(response.into_body()));
+                    }
+                },
+                PrefillWay::Reading(whole) => {
+                    let result = ready!(whole.poll(cx)).map_err(|why| LegFailure::unread(Role::Prefill, why));
+                    return Poll::Ready(PrefillTold::Ended(result));
+                }
+            }
+        }
+    }
+
+    /// Runs to its end, of which nobody waits to hear.
+    pub async fn see_out(mut self) {
+        while let PrefillTold::Started = self.next().await {}
+    }
 }
 
 /// The leg whose answer is relayed: decode's, or prefill's where that serves alone.
 pub enum AnswerLeg {
     /// It has not answered.
     Sending {
-        /// To its head.
-        future: HeadFuture,
-        /// How far its request is.
-        sent: Arc<Sent>,
-        /// Whether its start was told.
-        started: bool,
+        /// On its way.
+        sending: Box<Sending>,
+        /// Its place on the engine.
+        guard: InFlight,
+        /// Whose answer it is.
+        api: Api,
     },
     /// Its head has come.
     Open(Box<Opening>),
 }
 
-/// What a leg has to tell.
+/// What a leg has to tell. Its end comes with the moment at which its whole request had been handed over, if it had been.
 pub enum Told {
     /// Its request is being written to an open connection.
     Started(Role),
     /// Prefill's end.
-    Prefill(Result<Bytes, LegFailure>),
+    Prefill(Result<Bytes, LegFailure>, Option<Instant>),
     /// The other's head has come.
-    Head,
+    Head(Instant),
     /// One more part of its answer.
     Part(Step),
     /// It ended without a head.
-    Failed(LegFailure),
+    Failed(LegFailure, Option<Instant>),
 }
 
 /// The next thing that prefill's leg has to tell; an empty slot never does. May be dropped and asked again.
 pub async fn prefill(slot: &mut Option<PrefillLeg>) -> Told {
     let Some(leg) = slot else { return std::future::pending().await };
-    if !leg.started {
-        let result = tokio::select! {
-            biased;
-            () = leg.sent.started() => None,
-            result = &mut leg.future => Some(result),
-        };
-        leg.started = true;
-        let Some(result) = result else { return Told::Started(Role::Prefill) };
-        *slot = None;
-        return Told::Prefill(result);
+    match leg.next().await {
+        PrefillTold::Started => Told::Started(Role::Prefill),
+        PrefillTold::Ended(result) => {
+            let written = leg.written();
+            *slot = None;
+            Told::Prefill(result, written)
+        }
     }
-    let result = (&mut leg.future).await;
-    *slot = None;
-    Told::Prefill(result)
 }
 
 /// The next thing that the answering leg has to tell; an empty slot never does, nor one of which as much is kept as may be. May be
 /// dropped and asked again.
 pub async fn answer(slot: &mut Option<AnswerLeg>) -> Told {
-    let result = match slot {
+    let progress = match slot {
         None => return std::future::pending().await,
         Some(AnswerLeg::Open(opening)) if opening.is_full() => return std::future::pending().await,
         Some(AnswerLeg::Open(opening)) => return Told::Part(opening.step().await),
-        Some(AnswerLeg::Sending { future, started: true, .. }) => future.await,
-        Some(AnswerLeg::Sending { future, sent, started }) => {
-            let result = tokio::select! {
-                biased;
-                // A head can only come before the start is told if both came at once.
-                result = &mut *future => Some(result),
-                () = sent.started() => None,
-            };
-            *started = true;
-            let Some(result) = result else { return Told::Started(Role::Decode) };
-            result
-        }
+        Some(AnswerLeg::Sending { sending, .. }) => poll_fn(|cx| sending.poll(cx)).await,
     };
-    match result {
-        Ok(opening) => {
-            *slot = Some(AnswerLeg::Open(opening));
-            Told::Head
-        }
-        Err(failure) => {
-            *slot = None;
-            Told::Failed(failure)
-        }
+    if matches!(progress, Progress::Started) {
+        return Told::Started(Role::Decode);
     }
+    let Some(AnswerLeg::Sending { sending, guard, api }) = slot.take() else { return std::future::pending().await };
+    let failure = match (progress, sending.written()) {
+        (Progress::Answered(response), Some(written)) => {
+            *slot = Some(AnswerLeg::Open(Box::new(Opening::new(response, guard, api))));
+            return Told::Head(written);
+        }
+        (Progress::Failed(failure), _) => failure,
+        // No success is told before the request is written.
+        (Progress::Answered(_) | Progress::Started, _) => LegFailure::broken(guard.engine.role()),
+    };
+    guard.end(failure.kind.status(), failure.kind.verdict());
+    Told::Failed(failure, sending.written())
 }

@@ -1,13 +1,12 @@
 //! Decode's answer from its head to the commit: read part by part, and kept, until something in it proves that it may go to
 //! the client (protocol W7, D12). Comments are dropped until then.
 
+use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use http_body::Body as _;
-use http_body_util::BodyExt;
 use tokio::time::Instant;
 
 use crate::api::Api;
@@ -15,6 +14,7 @@ use crate::api::output::{EventError, Scanner, Stage, without_comments};
 use crate::error::EngineAnswer;
 use crate::pool::InFlight;
 use crate::upstream::LegFailure;
+use crate::upstream::answer::{Broken, Incoming};
 
 /// How long an engine that has reported may take to show whether it computed: a token, or the error of a failed load, follows
 /// within the same step, unless a parser holds tokens back.
@@ -43,7 +43,7 @@ pub struct Opening {
     /// What has been read of it.
     pub scanner: Scanner,
     head: http::response::Parts,
-    body: reqwest::Body,
+    body: Incoming,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     begun: Option<Instant>,
@@ -52,7 +52,7 @@ pub struct Opening {
 
 impl Opening {
     /// An answer whose head has come.
-    pub fn new(response: Response<reqwest::Body>, guard: InFlight, api: Api) -> Self {
+    pub fn new(response: Response<Incoming>, guard: InFlight, api: Api) -> Self {
         let (head, body) = response.into_parts();
         let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let events = content_type.is_some_and(|value| value.starts_with("text/event-stream"));
@@ -62,16 +62,18 @@ impl Opening {
 
     /// Reads one more part. Safe to drop and ask again.
     pub async fn step(&mut self) -> Step {
-        let frame = match self.begun {
-            Some(begun) => match tokio::time::timeout_at(begun + GRACE, self.body.frame()).await {
-                Ok(frame) => frame,
+        let body = &mut self.body;
+        let part = poll_fn(|cx| body.poll_part(cx));
+        let part = match self.begun {
+            Some(begun) => match tokio::time::timeout_at(begun + GRACE, part).await {
+                Ok(part) => part,
                 Err(_) => return Step::Ready,
             },
-            None => self.body.frame().await,
+            None => part.await,
         };
-        match frame {
-            Some(Ok(frame)) => frame.into_data().map_or(Step::Waiting, |data| self.take(data)),
-            Some(Err(_)) => Step::Failed(LegFailure::broken(self.guard.engine.role())),
+        match part {
+            Some(Ok(data)) => self.take(data),
+            Some(Err(Broken)) => Step::Failed(LegFailure::broken(self.guard.engine.role())),
             None => {
                 self.scanner.finish();
                 self.judge(self.scanner.comments()).unwrap_or_else(|| match self.scanner.is_events() {
@@ -157,18 +159,13 @@ impl Opening {
     }
 
     /// The next part of the body, once what was kept is taken.
-    pub(crate) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ()>>> {
-        let body = std::pin::Pin::new(&mut self.body);
-        match std::task::ready!(body.poll_frame(cx)) {
-            Some(Ok(frame)) => Poll::Ready(frame.into_data().ok().map(Ok)),
-            Some(Err(_)) => Poll::Ready(Some(Err(()))),
-            None => Poll::Ready(None),
-        }
+    pub(crate) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+        self.body.poll_part(cx)
     }
 
     /// Whether no byte is left, kept or to come: a body of known length is not asked for more than that.
     pub fn is_over(&self) -> bool {
-        self.kept.is_empty() && self.body.is_end_stream()
+        self.kept.is_empty() && self.body.is_over()
     }
 
     /// The bytes that are left, if that is known.

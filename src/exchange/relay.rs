@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -22,10 +22,6 @@ use crate::metrics::LegStatus;
 use crate::upstream::failure::Kind;
 use crate::upstream::{LegFailure, Limit, Verdict};
 
-/// Parts that follow each other within this time are a burst, and are passed on together: each write costs a system call.
-const BURST: Duration = Duration::from_micros(100);
-/// A burst is passed on at this size, whatever follows.
-const GATHERED: usize = 16 * 1024;
 /// How long an engine may take to end its answer after the last event before the response is ended without it.
 const AFTER_END: Duration = Duration::from_secs(1);
 
@@ -54,8 +50,8 @@ pub struct Relay {
     output: bool,
     /// The last event was passed, or the engine's own error.
     ended: bool,
-    last_part: Instant,
-    gathered: BytesMut,
+    /// The proxy's own words, which end the answer.
+    own: Bytes,
     timer: Pin<Box<Sleep>>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -85,9 +81,9 @@ impl Relay {
         cut: CancellationToken,
     ) -> Self {
         let mut relay = Relay::closed(exchange, limits, api, cut);
-        relay.gathered = text.into();
+        relay.own = text;
         relay.exchange.first_output();
-        relay.exchange.relayed(relay.gathered.len());
+        relay.exchange.relayed(relay.own.len());
         relay.exchange.complete();
         relay
     }
@@ -106,8 +102,7 @@ impl Relay {
             begun: false,
             output: false,
             ended: false,
-            last_part: limits.from,
-            gathered: BytesMut::new(),
+            own: Bytes::new(),
             timer: Box::pin(tokio::time::sleep_until(limits.from + limits.first_byte.time)),
             cut: Box::pin(cut.cancelled_owned()),
         }
@@ -144,11 +139,13 @@ impl Relay {
             opening.guard.engine.vitals.metrics.answered(self.limits.from.elapsed());
             drive.tell(Event::Report);
         }
-        if let Some(error) = error {
-            self.told(error);
-        } else if stage >= Stage::Output && !self.output {
+        // One part may have both, and what comes first decides what is owed to prefill.
+        if stage >= Stage::Output && !self.output && error.as_ref().is_none_or(|error| error.after >= Stage::Output) {
             self.output = true;
             drive.tell(Event::Output);
+        }
+        if let Some(error) = error {
+            self.told(error);
         }
         if stage == Stage::Ended && !self.ended {
             self.succeed();
@@ -179,14 +176,12 @@ impl Relay {
         self.ended = true;
     }
 
-    /// Ends an answer of known length with its last byte: nobody asks a body for more than was announced.
-    fn finish_if_over(&mut self) -> bool {
+    /// Ends an answer with its last byte: nobody asks a body for more than was announced.
+    fn finish_if_over(&mut self) {
         let is_over = self.drive.as_ref().and_then(Drive::peek).is_some_and(|opening| opening.is_over());
-        let over = is_over && (self.ended || !self.events);
-        if over {
+        if is_over && (self.ended || !self.events) {
             self.close();
         }
-        over
     }
 
     /// The answer has come to its end: the leg's place is given back, the connection returns to its pool.
@@ -207,7 +202,7 @@ impl Relay {
             return self.fail(LegFailure::broken(self.role));
         }
         self.close();
-        if self.gathered.is_empty() { Poll::Ready(None) } else { self.flush() }
+        Poll::Ready(None)
     }
 
     /// The leg has failed, which ends the answer.
@@ -222,11 +217,12 @@ impl Relay {
     /// The answer ends before its end.
     fn cut_off(&mut self, error: &ProxyError, end: (LegStatus, Verdict), event: Event) -> Passed {
         self.exchange.failed(error);
+        let mut last = String::new();
         if let Some(mut drive) = self.drive.take() {
             if let Some(opening) = drive.opening() {
                 opening.guard.end(end.0, end.1);
                 if !opening.scanner.is_between_events() {
-                    self.gathered.extend_from_slice(b"\n\n");
+                    last.push_str("\n\n");
                 }
             }
             drive.tell(event);
@@ -235,32 +231,17 @@ impl Relay {
             return Poll::Ready(Some(Err(BrokenOff)));
         }
         // A client that reads events must not take silence for a complete answer: one error event, no end marker.
-        self.gathered.extend_from_slice(self.exchange.event(error, self.api).as_bytes());
-        self.flush()
+        last.push_str(&self.exchange.event(error, self.api));
+        Poll::Ready(Some(Ok(Frame::data(last.into()))))
     }
 
-    fn flush(&mut self) -> Passed {
-        Poll::Ready(Some(Ok(Frame::data(self.gathered.split().freeze()))))
-    }
-
-    /// One part of the answer: passed on as it is, unless it is one of a burst. Those are gathered as long as the engine's
-    /// connection has more to give at once, which it is given one turn to say.
-    fn part(&mut self, data: Bytes, cx: &Context<'_>) -> Passed {
+    /// One part of the answer, passed on as it is: all that came in one read.
+    fn part(&mut self, data: Bytes) -> Passed {
         let opening = self.drive.as_mut().and_then(Drive::opening);
         let speaks = opening.is_some_and(|opening| opening.scanner.feed(&data));
         self.pass(&data, speaks);
-        let over = self.finish_if_over();
-        let now = Instant::now();
-        let burst = self.events && now.duration_since(std::mem::replace(&mut self.last_part, now)) < BURST;
-        if !burst && self.gathered.is_empty() {
-            return Poll::Ready(Some(Ok(Frame::data(data))));
-        }
-        self.gathered.extend_from_slice(&data);
-        if over || self.gathered.len() >= GATHERED {
-            return self.flush();
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        self.finish_if_over();
+        Poll::Ready(Some(Ok(Frame::data(data))))
     }
 
     /// Waits for the engine within its limits. The timer is armed once and moved only when it fires: nothing is paid per part.
@@ -302,7 +283,8 @@ impl Body for Relay {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Passed {
         let relay = &mut *self;
         let Some(opening) = relay.drive.as_mut().and_then(Drive::opening) else {
-            return if relay.gathered.is_empty() { Poll::Ready(None) } else { relay.flush() };
+            let own = std::mem::take(&mut relay.own);
+            return Poll::Ready((!own.is_empty()).then(|| Ok(Frame::data(own))));
         };
         if let Some(kept) = opening.take_kept() {
             relay.pass(&kept, true);
@@ -310,23 +292,22 @@ impl Body for Relay {
             return Poll::Ready(Some(Ok(Frame::data(kept))));
         }
         match opening.poll_part(cx) {
-            Poll::Ready(Some(Ok(data))) => relay.part(data, cx),
+            Poll::Ready(Some(Ok(data))) => relay.part(data),
             // What comes after the end is of no interest.
-            Poll::Ready(Some(Err(()))) if !relay.ended => relay.fail(LegFailure::broken(relay.role)),
+            Poll::Ready(Some(Err(_))) if !relay.ended => relay.fail(LegFailure::broken(relay.role)),
             Poll::Ready(_) => relay.finish(),
-            Poll::Pending if !relay.gathered.is_empty() => relay.flush(),
             Poll::Pending => relay.wait(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.drive.is_none() && self.gathered.is_empty()
+        self.drive.is_none() && self.own.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.drive.as_ref().and_then(Drive::peek) {
             Some(opening) => opening.size_hint(),
-            None => SizeHint::with_exact(self.gathered.len() as u64),
+            None => SizeHint::with_exact(self.own.len() as u64),
         }
     }
 }

@@ -11,6 +11,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use http::Method;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -23,6 +24,7 @@ use crate::error::{EngineAnswer, ProxyError};
 use crate::json::Body as Json;
 use crate::pool::{Engine, State as EngineState};
 use crate::upstream;
+use crate::upstream::answer::{Unread, WHOLE_ANSWER};
 
 /// Time for the whole answer; these routes do nothing that takes long.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -147,7 +149,11 @@ async fn forward(
         if head.status.is_redirection() {
             return Err(ProxyError::Redirected { role });
         }
-        let body = upstream::answer::whole(body).await.map_err(|why| why.error(role))?;
+        let body = Limited::new(body, WHOLE_ANSWER).collect().await.map_err(|error| {
+            let too_large = error.downcast_ref::<LengthLimitError>().is_some();
+            if too_large { Unread::TooLarge } else { Unread::Broken }.error(role)
+        })?;
+        let body = body.to_bytes();
         let mut response = http::Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = upstream::relayed(head.headers);

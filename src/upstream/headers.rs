@@ -1,6 +1,11 @@
 //! Which headers pass between a client and an engine.
 
+use std::io::Write;
+
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::engine::HttpAddress;
 
 /// The request id that both legs share.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -34,8 +39,9 @@ const STRIPPED: [&str; 22] = [
     "x-api-key",
 ];
 
-/// Headers of an engine's answer that belong to its connection with the proxy.
-const HOP_BY_HOP: [&str; 8] = [
+/// Headers of an engine's answer that belong to its connection with the proxy, and two that tell addresses: an engine may echo
+/// its request id, in which both engines' addresses stand, and name its own address.
+const OWN: [&str; 10] = [
     "connection",
     "keep-alive",
     "proxy-authenticate",
@@ -44,7 +50,14 @@ const HOP_BY_HOP: [&str; 8] = [
     "trailer",
     "transfer-encoding",
     "upgrade",
+    "x-request-id",
+    "location",
 ];
+
+/// Whether a header of an answer never reaches a client.
+pub(super) fn is_own(name: &str) -> bool {
+    OWN.iter().any(|own| own.eq_ignore_ascii_case(name))
+}
 
 /// The client's headers as both legs may have them, with `credential` as the only one.
 pub(crate) fn forwarded(client: &HeaderMap, credential: Option<HeaderValue>) -> HeaderMap {
@@ -76,14 +89,39 @@ pub(crate) fn relayed(mut headers: HeaderMap) -> HeaderMap {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(',').filter_map(|name| name.trim().parse().ok()))
         .collect();
-    for name in HOP_BY_HOP {
+    for name in OWN {
         headers.remove(name);
     }
-    // An engine may echo its request id, in which both engines' addresses stand, and name its own address.
-    headers.remove(REQUEST_ID);
-    headers.remove(header::LOCATION);
     for name in named {
         headers.remove(name);
     }
     headers
+}
+
+/// Headers as they are written, to be shared by the legs of all attempts.
+pub(crate) fn encoded(headers: &HeaderMap) -> Bytes {
+    let length = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let mut text = Vec::with_capacity(length);
+    for (name, value) in headers {
+        line(&mut text, name.as_str(), value.as_bytes());
+    }
+    text.into()
+}
+
+/// The head of a leg's request, up to the headers that all legs share; those end it.
+pub(super) fn head(to: &HttpAddress, path: &str, id: &str, rank: Option<u32>, length: u64) -> Bytes {
+    let mut text = Vec::with_capacity(192 + path.len() + to.host.len() + id.len());
+    // Writing into memory does not fail.
+    let _ = write!(text, "POST {path} HTTP/1.1\r\nhost: {to}\r\ncontent-length: {length}\r\n");
+    line(&mut text, REQUEST_ID.as_str(), id.as_bytes());
+    if let Some(rank) = rank {
+        let _ = write!(text, "{}: {rank}\r\n", RANK.as_str());
+    }
+    text.into()
+}
+
+fn line(text: &mut Vec<u8>, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        text.extend_from_slice(part);
+    }
 }

@@ -1,10 +1,13 @@
 //! Streams that the network may cut anywhere: what the gate lets through and where the relay sees the end do not depend on it.
 
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt;
 use http_body_util::BodyExt;
 use moriio_proxy::api::Api;
 use moriio_proxy::api::request::Request;
@@ -21,7 +24,10 @@ use moriio_proxy::registration::socket::guard::gate::{GREETING, Gate, Output};
 use moriio_proxy::registration::socket::guard::identity::Identity;
 use moriio_proxy::routing::Selector;
 use moriio_proxy::settings::{BreakerLimits, PickRules, Times, TokenBudget};
+use moriio_proxy::upstream::answer::Incoming;
+use moriio_proxy::upstream::connection::Connection;
 use moriio_proxy::upstream::{Limit, Upstream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -87,11 +93,37 @@ fn the_gate_does_not_care_how_a_stream_is_cut() {
     });
 }
 
+/// An engine's end of a connection: each piece is a chunk and a read of its own, then there is silence.
+struct Pieces(VecDeque<Bytes>);
+
+impl AsyncRead for Pieces {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Some(piece) = self.0.pop_front() else { return Poll::Pending };
+        buffer.put_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        buffer.put_slice(&piece);
+        buffer.put_slice(b"\r\n");
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Pieces {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
 /// An endless answer: the pieces, then silence.
 fn relay(means: &Arc<Means>, asked: &Arc<Asked>, pieces: Vec<Bytes>) -> Relay {
     let picked = means.selector.pick(&means.pool.borrow(), Instant::now()).unwrap();
-    let parts = futures::stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
-    let body = reqwest::Body::wrap_stream(parts.chain(futures::stream::pending()));
+    let body = Incoming::chunked(Connection::over(Pieces(pieces.into())));
     let response = http::Response::builder().header("content-type", "text/event-stream").body(body).unwrap();
     let drive = Drive::relaying(means, asked, picked, |guard| Opening::new(response, guard, Api::Completions));
     let (status, headers) = (http::StatusCode::OK, http::HeaderMap::new());
@@ -119,7 +151,7 @@ fn means(pool: Pool, metrics: &Arc<Metrics>) -> Arc<Means> {
         wake: limit,
     };
     Arc::new(Means {
-        upstream: Upstream::new(limit).unwrap(),
+        upstream: Upstream::new(limit, 1).unwrap(),
         selector: Selector::new(PickRules { engine_in_flight: 0, first_contact: false, allow_stale: true }),
         pool: tokio::sync::watch::channel(Arc::new(pool)).1,
         notifier: Notifier::start(false, metrics.clone()).unwrap(),
@@ -151,7 +183,7 @@ fn the_end_marker_is_seen_however_it_is_cut() {
     let means = means(pool(&metrics), &metrics);
     let text = Bytes::from_static(b"{\"prompt\":\"x\",\"stream\":true}");
     let request = Request::parse(Api::Completions, text, TokenBudget::MinusOne).unwrap();
-    let asked = Arc::new(Asked { request, headers: http::HeaderMap::new() });
+    let asked = Arc::new(Asked { request, headers: Bytes::new() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let words: [&str; 6] = [
         "data: {\"text\":\"a\"}\n\n",
@@ -173,7 +205,8 @@ fn the_end_marker_is_seen_however_it_is_cut() {
             if text.is_empty() {
                 text.push('x');
             }
-            let pieces = random.split(text.as_bytes()).into_iter().map(Bytes::copy_from_slice).collect();
+            let pieces = random.split(text.as_bytes()).into_iter().filter(|piece| !piece.is_empty());
+            let pieces = pieces.map(Bytes::copy_from_slice).collect();
             (text, relay(&means, &asked, pieces))
         });
         let cases: Vec<_> = cases.collect();

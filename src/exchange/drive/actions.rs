@@ -2,17 +2,15 @@
 
 use std::time::Instant;
 
-use http::HeaderValue;
-
 use super::{Attempt, Failed, Head, Verdict};
 use crate::api::legs::{self, Pair};
 use crate::engine::Role;
 use crate::error::ProxyError;
-use crate::exchange::leg::{AnswerLeg, Leg, PrefillLeg};
+use crate::exchange::leg::{AnswerLeg, PrefillLeg};
 use crate::exchange::transfer::{Action, Cause, Event, Left, Notice, Orphan, Plan};
 use crate::metrics::LegStatus;
 use crate::upstream::gauges;
-use crate::upstream::{LegFailure, RANK, REQUEST_ID, Repeat, Verdict as EngineVerdict};
+use crate::upstream::{Ask, Destination, LegFailure, Repeat, Verdict as EngineVerdict};
 
 impl Attempt {
     /// Tells the machine what has happened, and does what it says.
@@ -38,7 +36,7 @@ impl Attempt {
             Action::Close(Role::Decode) => self.answer = None,
             Action::SeeOut => {
                 if let Some(leg) = self.prefill.take() {
-                    self.means.background.spawn(leg.future);
+                    self.means.background.spawn(leg.see_out());
                 }
             }
             Action::Commit => self.commit(),
@@ -96,25 +94,21 @@ impl Attempt {
             (Role::Decode, Plan::Read, Some(params)) => legs::decode_leg_read(request, &pair, ids, params),
             (Role::Decode, ..) => legs::decode_leg_write(request, &pair, ids),
         };
-        let mut headers = asked.headers.clone();
-        if let Ok(id) = HeaderValue::from_str(&ids.request_id) {
-            headers.insert(REQUEST_ID, id);
-        }
-        if let Some(rank) = self.rank.filter(|_| role == Role::Prefill || self.plan == Plan::Alone) {
-            headers.insert(RANK, HeaderValue::from(rank));
-        }
+        let engine = guard.engine.clone();
+        let rank = self.rank.filter(|_| role == Role::Prefill || self.plan == Plan::Alone);
+        let (path, id, headers) = (self.api.path(), &ids.request_id, asked.headers.clone());
+        let to =
+            Destination { address: &engine.registration.http, incarnation: engine.incarnation, role: engine.role() };
         guard.dispatch();
-        let (upstream, api, sent) = (self.means.upstream.clone(), self.api, std::sync::Arc::default());
-        let leg = Leg { upstream, api, headers, body, guard, sent };
-        let (sent, started) = (leg.sent.clone(), false);
+        let sending = self.means.upstream.send(&to, Ask { path, id, rank, headers, body });
         match role {
             Role::Prefill => {
-                self.prefill_sent = sent.clone();
-                self.prefill = Some(PrefillLeg { future: leg.prefill(self.patience.prefill), sent, started });
+                self.prefill_written = None;
+                self.prefill = Some(PrefillLeg::new(sending, guard, self.patience.prefill));
             }
             Role::Decode => {
-                self.answer_sent = sent.clone();
-                self.answer = Some(AnswerLeg::Sending { future: leg.head(), sent, started });
+                self.answer_written = None;
+                self.answer = Some(AnswerLeg::Sending { sending: Box::new(sending), guard, api: self.api });
             }
         }
     }
@@ -126,16 +120,15 @@ impl Attempt {
         self.verdict = Some(Verdict::Fail(Failed { error: ProxyError::Internal, repeat: Repeat::Never }));
     }
 
-    /// Gives a leg's request up, if it is not yet written.
+    /// Whether a leg's request was handed over whole. One that was not is given up by closing the leg.
     fn revoke(&self, role: Role) -> Event {
-        let sent = match role {
-            Role::Prefill => &self.prefill_sent,
-            Role::Decode => &self.answer_sent,
+        let written = match (role, &self.prefill, &self.answer) {
+            (Role::Prefill, Some(leg), _) => leg.written(),
+            (Role::Prefill, None, _) => self.prefill_written,
+            (Role::Decode, _, Some(AnswerLeg::Sending { sending, .. })) => sending.written(),
+            (Role::Decode, ..) => self.answer_written,
         };
-        match sent.revoke() {
-            true => Event::Revoked(role),
-            false => Event::Written(role, sent.written_at().unwrap_or_else(Instant::now)),
-        }
+        written.map_or(Event::Revoked(role), |at| Event::Written(role, at))
     }
 
     /// READ: takes a decode engine that has not refused the connection.

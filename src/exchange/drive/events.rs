@@ -70,7 +70,8 @@ impl Attempt {
     fn told(&mut self, told: Told) -> Option<Event> {
         match told {
             Told::Started(role) => Some(Event::Started(role)),
-            Told::Prefill(Ok(answer)) => {
+            Told::Prefill(Ok(answer), written) => {
+                self.prefill_written = written;
                 self.from = Instant::now();
                 if let Some(meeting) = &self.meeting {
                     meeting.prefill_answered();
@@ -78,9 +79,18 @@ impl Attempt {
                 self.look_at_pair();
                 Some(Event::Answered(self.read(&answer)))
             }
-            Told::Prefill(Err(failure)) => Some(self.failed(Role::Prefill, failure)),
-            Told::Head => Some(Event::Head),
-            Told::Failed(failure) => Some(self.failed(Role::Decode, failure)),
+            Told::Prefill(Err(failure), written) => {
+                self.prefill_written = written;
+                Some(self.failed(Role::Prefill, failure))
+            }
+            Told::Head(written) => {
+                self.answer_written = Some(written);
+                Some(Event::Head)
+            }
+            Told::Failed(failure, written) => {
+                self.answer_written = written;
+                Some(self.failed(Role::Decode, failure))
+            }
             Told::Part(step) => self.part(step),
         }
     }
