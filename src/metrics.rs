@@ -15,6 +15,9 @@ use crate::engine::Role;
 /// Label pairs; every value is from a closed list or an engine's address, never a client's text.
 pub type Labels = Vec<(&'static str, String)>;
 
+/// Labels of which every value is a word of ours: they are looked up for each request, and cost no allocation.
+type Words<const N: usize> = [(&'static str, &'static str); N];
+
 /// How a leg ended, as its counter says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LegStatus {
@@ -86,22 +89,22 @@ impl EngineMetrics {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    requests: Family<Labels, Counter>,
-    ended: Family<Labels, Counter>,
-    errors: Family<Labels, Counter>,
+    requests: Family<(Words<1>, [(&'static str, u32); 1]), Counter>,
+    ended: Family<Words<1>, Counter>,
+    errors: Family<Words<2>, Counter>,
     legs: Family<Labels, Counter>,
     answers: Family<Labels, Histogram>,
     legs_in_flight: Family<Labels, Gauge>,
     circuits: Family<Labels, Gauge>,
     unusable: Family<Labels, Gauge>,
-    engines: Family<Labels, Gauge>,
-    registrations: Family<Labels, Counter>,
-    guard_rejects: Family<Labels, Counter>,
-    kv_messages: Family<Labels, Counter>,
-    orphans: Family<Labels, Counter>,
-    attempts: Family<Labels, Counter>,
-    decisions: Family<Labels, Counter>,
-    places_missing: Family<Labels, Counter>,
+    engines: Family<Words<2>, Gauge>,
+    registrations: Family<Words<1>, Counter>,
+    guard_rejects: Family<Words<1>, Counter>,
+    kv_messages: Family<Words<2>, Counter>,
+    orphans: Family<Words<1>, Counter>,
+    attempts: Family<Words<1>, Counter>,
+    decisions: Family<Words<1>, Counter>,
+    places_missing: Family<Words<1>, Counter>,
     /// Client requests being served, from accept to account.
     pub in_flight: Gauge,
     /// Those of them that wait for a place among the requests in flight.
@@ -284,23 +287,22 @@ impl Metrics {
 
     /// One client request was answered.
     pub fn request(&self, route: &'static str, status: u16) {
-        self.requests.get_or_create(&vec![("route", route.to_owned()), ("status", status.to_string())]).inc();
+        self.requests.get_or_create(&([("route", route)], [("status", u32::from(status))])).inc();
     }
 
     /// One exchange was closed.
     pub fn ended(&self, how: &'static str) {
-        self.ended.get_or_create(&vec![("ended", how.to_owned())]).inc();
+        self.ended.get_or_create(&[("ended", how)]).inc();
     }
 
     /// One error was told to a client.
     pub fn error(&self, code: &'static str, source: &'static str) {
-        self.errors.get_or_create(&vec![("code", code.to_owned()), ("source", source.to_owned())]).inc();
+        self.errors.get_or_create(&[("code", code), ("source", source)]).inc();
     }
 
     /// Sets the number of engines in a state.
     pub fn engines(&self, role: Role, state: &'static str, count: usize) {
-        let labels = vec![("role", role.as_str().to_owned()), ("state", state.to_owned())];
-        self.engines.get_or_create(&labels).set(count as i64);
+        self.engines.get_or_create(&[("role", role.as_str()), ("state", state)]).set(count as i64);
     }
 
     /// An engine cannot be used for this reason, or can again; the label set exists only while it lasts.
@@ -316,37 +318,37 @@ impl Metrics {
 
     /// One registration message was dealt with.
     pub fn registration(&self, result: &'static str) {
-        self.registrations.get_or_create(&vec![("result", result.to_owned())]).inc();
+        self.registrations.get_or_create(&[("result", result)]).inc();
     }
 
     /// One connection was refused at the registration port.
     pub fn guard_reject(&self, reason: &'static str) {
-        self.guard_rejects.get_or_create(&vec![("reason", reason.to_owned())]).inc();
+        self.guard_rejects.get_or_create(&[("reason", reason)]).inc();
     }
 
     /// One message to an engine's notify ports.
     pub fn kv_message(&self, kind: &'static str, outcome: &'static str) {
-        self.kv_messages.get_or_create(&vec![("kind", kind.to_owned()), ("outcome", outcome.to_owned())]).inc();
+        self.kv_messages.get_or_create(&[("kind", kind), ("outcome", outcome)]).inc();
     }
 
     /// An orphaned WRITE decode leg ended.
     pub fn orphan_ended(&self, outcome: &'static str) {
-        self.orphans.get_or_create(&vec![("outcome", outcome.to_owned())]).inc();
+        self.orphans.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// An attempt beyond an exchange's first.
     pub fn attempt(&self, cause: &'static str) {
-        self.attempts.get_or_create(&vec![("cause", cause.to_owned())]).inc();
+        self.attempts.get_or_create(&[("cause", cause)]).inc();
     }
 
     /// A pair was picked.
     pub fn decision(&self, policy: &'static str) {
-        self.decisions.get_or_create(&vec![("policy", policy.to_owned())]).inc();
+        self.decisions.get_or_create(&[("policy", policy)]).inc();
     }
 
     /// For want of a place an idle connection was closed, a silent one pushed out, or a request refused.
     pub fn place_missing(&self, outcome: &'static str) {
-        self.places_missing.get_or_create(&vec![("outcome", outcome.to_owned())]).inc();
+        self.places_missing.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// An exchange opened.
