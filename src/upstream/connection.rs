@@ -19,7 +19,7 @@ use crate::engine::HttpAddress;
 /// The most that is read at once.
 const READ: usize = 64 * 1024;
 /// The most slices that are written at once; a leg has some ten.
-const SLICES: usize = 64;
+const SLICES: usize = 16;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());

@@ -1,5 +1,7 @@
 //! The head of an engine's answer, and what it says of the body and of the connection.
 
+use std::mem::MaybeUninit;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
@@ -33,9 +35,9 @@ impl Head {
     pub(super) fn parse(input: &[u8]) -> Result<Option<(Head, usize)>, Malformed> {
         let mut begin = 0;
         loop {
-            let mut room = [httparse::EMPTY_HEADER; MOST];
-            let mut answer = httparse::Response::new(&mut room);
-            let length = match answer.parse(&input[begin..]) {
+            let mut room = [const { MaybeUninit::uninit() }; MOST];
+            let mut answer = httparse::Response::new(&mut []);
+            let length = match parse(&mut answer, &input[begin..], &mut room) {
                 Ok(httparse::Status::Complete(length)) => length,
                 Ok(httparse::Status::Partial) if input.len() < LONGEST => return Ok(None),
                 Ok(httparse::Status::Partial) | Err(_) => return Err(Malformed),
@@ -56,10 +58,10 @@ impl Head {
 
     /// Its headers as a client may have them.
     pub(super) fn relayed(&self) -> HeaderMap {
-        let mut room = [httparse::EMPTY_HEADER; MOST];
-        let mut answer = httparse::Response::new(&mut room);
+        let mut room = [const { MaybeUninit::uninit() }; MOST];
+        let mut answer = httparse::Response::new(&mut []);
         // It was parsed before.
-        let _ = answer.parse(&self.text);
+        let _ = parse(&mut answer, &self.text, &mut room);
         let fields = answer.headers;
         let named = |name: &str| names(fields).any(|other| other.eq_ignore_ascii_case(name));
         let mut relayed = HeaderMap::with_capacity(fields.len());
@@ -71,6 +73,15 @@ impl Head {
         }
         relayed
     }
+}
+
+/// Reads a head with room for its headers that nobody has to clear.
+fn parse<'a, 'b>(
+    answer: &mut httparse::Response<'a, 'b>,
+    text: &'b [u8],
+    room: &'a mut [MaybeUninit<httparse::Header<'b>>; MOST],
+) -> httparse::Result<usize> {
+    httparse::ParserConfig::default().parse_response_with_uninit_headers(answer, text, room)
 }
 
 /// The headers that the connection's own header names, as those of one hop.

@@ -1,6 +1,6 @@
 //! Connections that rest between two legs, of each worker apart.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ impl Home {
 
 /// Resting connections by worker and by the incarnation of their engine: none outlives that.
 #[derive(Debug)]
-pub(super) struct Idle(Box<[Mutex<HashMap<u64, Resting>>]>);
+pub(super) struct Idle(Box<[Mutex<BTreeMap<u64, Resting>>]>);
 
 impl Idle {
     /// None yet.
@@ -46,7 +46,7 @@ impl Idle {
         Idle((0..workers.max(1)).map(|_| Mutex::default()).collect())
     }
 
-    fn own(&self) -> MutexGuard<'_, HashMap<u64, Resting>> {
+    fn own(&self) -> MutexGuard<'_, BTreeMap<u64, Resting>> {
         self.0[worker::index() % self.0.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
