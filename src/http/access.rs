@@ -1,5 +1,6 @@
 //! Who may call, and as whom engines are called: a credential has one audience (protocol E4).
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 
 use crate::error::ProxyError;
@@ -19,12 +20,22 @@ pub(super) fn check(keys: &Keys, client: &HeaderMap) -> Result<(), ProxyError> {
     if matching > 0 { Ok(()) } else { Err(ProxyError::Unauthorized) }
 }
 
-/// The client's headers as engines may have them. With `--api-key` the client's credential was for the proxy and ends here,
-/// and so it does where the engines' key is preferred.
+/// The client's headers as engines may have them.
 pub(super) fn forwarded(keys: &Keys, client: &HeaderMap) -> HeaderMap {
+    upstream::forwarded(client, for_engines(keys, client))
+}
+
+/// The same as legs write them.
+pub(super) fn encoded(keys: &Keys, client: &HeaderMap) -> Bytes {
+    upstream::encoded(client, for_engines(keys, client).as_ref())
+}
+
+/// As whom engines are called. With `--api-key` the client's credential was for the proxy and ends here, and so it does where the
+/// engines' key is preferred.
+fn for_engines(keys: &Keys, client: &HeaderMap) -> Option<HeaderValue> {
     let replaced = keys.preferred == Preferred::EngineKey && keys.engine_key.is_some();
     let own = if keys.api_key.is_some() || replaced { None } else { credential(client) };
-    upstream::forwarded(client, own.or_else(|| keys.engine_key.clone()))
+    own.or_else(|| keys.engine_key.clone())
 }
 
 /// The client's own credential as engines read it: `Authorization` in the form that they all know, else its API key.

@@ -28,7 +28,7 @@ use crate::pool::rounds::Rounds;
 use crate::pool::{PROBE_WAIT, Pool};
 use crate::routing::{NoPick, Picked, Selector};
 use crate::settings::ServerSettings;
-use crate::upstream::{self, RANK, REQUEST_ID, Repeat};
+use crate::upstream::{RANK, REQUEST_ID, Repeat};
 
 /// Bodies above this are parsed off the threads that serve connections.
 const PARSE_APART: usize = 1024 * 1024;
@@ -133,7 +133,7 @@ impl Server {
         record.occupy(self.queue.place().await?);
         let request = self.parse(api, body).await?;
         let streams = request.stream;
-        let headers = upstream::encoded(&access::forwarded(&self.settings.keys, &head.headers));
+        let headers = access::encoded(&self.settings.keys, &head.headers);
         let asked = Arc::new(Asked { request, headers });
         self.retry_budget.request();
         let mut last: Option<ProxyError> = None;

@@ -12,6 +12,8 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// The data-parallel rank that prefill is asked to use.
 pub(crate) const RANK: HeaderName = HeaderName::from_static("x-data-parallel-rank");
 
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
 /// Headers of a client that never reach an engine: they belong to one connection, describe a body that is rewritten, or would
 /// choose hosts, ranks or ids (protocol I2, T4, E4).
 const STRIPPED: [&str; 22] = [
@@ -59,26 +61,43 @@ pub(super) fn is_own(name: &str) -> bool {
     OWN.iter().any(|own| own.eq_ignore_ascii_case(name))
 }
 
-/// The client's headers as both legs may have them, with `credential` as the only one.
-pub(crate) fn forwarded(client: &HeaderMap, credential: Option<HeaderValue>) -> HeaderMap {
+/// The client's headers as both legs may have them, but for what they get in place of its own.
+fn passing(client: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
     let named: Vec<&str> = client
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(',').map(str::trim))
         .collect();
+    client.iter().filter(move |(name, _)| {
+        !STRIPPED.contains(&name.as_str()) && !named.iter().any(|n| n.eq_ignore_ascii_case(name.as_str()))
+    })
+}
+
+/// The client's headers as an engine may have them, with `credential` as the only one.
+pub(crate) fn forwarded(client: &HeaderMap, credential: Option<HeaderValue>) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(client.len() + 3);
-    for (name, value) in client {
-        let dropped = STRIPPED.contains(&name.as_str()) || named.iter().any(|n| n.eq_ignore_ascii_case(name.as_str()));
-        if !dropped {
-            headers.append(name, value.clone());
-        }
+    for (name, value) in passing(client) {
+        headers.append(name, value.clone());
     }
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, JSON);
     if let Some(credential) = credential {
         headers.insert(header::AUTHORIZATION, credential);
     }
     headers
+}
+
+/// The same as they are written, to be shared by the legs of all attempts.
+pub(crate) fn encoded(client: &HeaderMap, credential: Option<&HeaderValue>) -> Bytes {
+    let mut text = Vec::with_capacity(512);
+    for (name, value) in passing(client) {
+        line(&mut text, name.as_str(), value.as_bytes());
+    }
+    line(&mut text, header::CONTENT_TYPE.as_str(), JSON.as_bytes());
+    if let Some(credential) = credential {
+        line(&mut text, header::AUTHORIZATION.as_str(), credential.as_bytes());
+    }
+    text.into()
 }
 
 /// An engine's headers as the client may have them.
@@ -96,16 +115,6 @@ pub(crate) fn relayed(mut headers: HeaderMap) -> HeaderMap {
         headers.remove(name);
     }
     headers
-}
-
-/// Headers as they are written, to be shared by the legs of all attempts.
-pub(crate) fn encoded(headers: &HeaderMap) -> Bytes {
-    let length = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    let mut text = Vec::with_capacity(length);
-    for (name, value) in headers {
-        line(&mut text, name.as_str(), value.as_bytes());
-    }
-    text.into()
 }
 
 /// The head of a leg's request, up to the headers that all legs share; those end it.
