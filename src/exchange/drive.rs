@@ -35,6 +35,7 @@ use crate::routing::{Picked, Selector};
 use crate::settings::Times;
 use crate::upstream::gauges::Queue;
 use crate::upstream::{Limit, Repeat, Upstream};
+use events::Clock;
 use patience::Patience;
 
 /// What all attempts have in common.
@@ -154,6 +155,7 @@ struct Attempt {
     /// READ: decode engines to which there was no connection.
     refused: Vec<u64>,
     acknowledgement: Option<Acknowledgement>,
+    clock: Clock,
     look: Option<Look>,
     /// When decode's clock began: at prefill's answer, until then with the attempt.
     from: Instant,
@@ -211,6 +213,7 @@ impl Drive {
             failure: None,
             refused: Vec::new(),
             acknowledgement: None,
+            clock: Clock::default(),
             look: None,
             from: Instant::now(),
             actions: Vec::new(),

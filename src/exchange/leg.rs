@@ -31,7 +31,7 @@ enum PrefillWay {
 }
 
 /// What prefill's leg has to tell.
-pub enum PrefillTold {
+enum PrefillTold {
     /// Its request is being written to an open connection.
     Started,
     /// Its end.
@@ -52,13 +52,21 @@ impl PrefillLeg {
         }
     }
 
-    /// The next thing that it has to tell. May be dropped and asked again; not to be asked after its end.
-    pub async fn next(&mut self) -> PrefillTold {
-        let due = tokio::time::Instant::from(self.began) + self.limit.time;
-        let told = match tokio::time::timeout_at(due, poll_fn(|cx| self.poll(cx))).await {
-            Ok(told) => told,
-            Err(_) => PrefillTold::Ended(Err(LegFailure::timeout(Role::Prefill, self.limit))),
-        };
+    /// When its limit passes.
+    pub fn due(&self) -> Instant {
+        self.began + self.limit.time
+    }
+
+    /// Its limit has passed.
+    fn overdue(&self) -> LegFailure {
+        let failure = LegFailure::timeout(Role::Prefill, self.limit);
+        self.guard.end(failure.kind.status(), failure.kind.verdict());
+        failure
+    }
+
+    /// The next thing that it has to tell, whatever its limit is. May be dropped and asked again; not to be asked after its end.
+    async fn next(&mut self) -> PrefillTold {
+        let told = poll_fn(|cx| self.poll(cx)).await;
         match &told {
             PrefillTold::Started => {}
             PrefillTold::Ended(Ok(_)) => {
@@ -91,7 +99,11 @@ impl PrefillLeg {
 
     /// Runs to its end, of which nobody waits to hear.
     pub async fn see_out(mut self) {
-        while let PrefillTold::Started = self.next().await {}
+        let due = self.due().into();
+        let end = async { while let PrefillTold::Started = self.next().await {} };
+        if tokio::time::timeout_at(due, end).await.is_err() {
+            self.overdue();
+        }
     }
 }
 
@@ -135,6 +147,12 @@ pub async fn prefill(slot: &mut Option<PrefillLeg>) -> Told {
             Told::Prefill(result, written)
         }
     }
+}
+
+/// What there is to tell of prefill's leg if its limit has passed by now.
+pub fn overdue(slot: &mut Option<PrefillLeg>, now: Instant) -> Option<Told> {
+    let leg = slot.take_if(|leg| leg.due() <= now)?;
+    Some(Told::Prefill(Err(leg.overdue()), leg.written()))
 }
 
 /// The next thing that the answering leg has to tell; an empty slot never does, nor one of which as much is kept as may be. May be

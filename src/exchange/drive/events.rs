@@ -1,15 +1,17 @@
 //! What happens to an attempt, in the machine's words.
 
+use std::pin::Pin;
 use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::time::Sleep;
 
 use super::Attempt;
 use crate::api::legs::{ParamsError, PrefillParams, cached_tokens};
 use crate::api::message;
 use crate::engine::Role;
 use crate::error::ProxyError;
-use crate::exchange::leg::{self, Told};
+use crate::exchange::leg::{self, PrefillLeg, Told};
 use crate::exchange::opening::Step;
 use crate::exchange::transfer::{Answer, Event, Plan};
 use crate::upstream::LegFailure;
@@ -33,10 +35,26 @@ async fn filled<F: Future + Unpin>(slot: &mut Option<F>) -> F::Output {
     }
 }
 
-async fn due(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
+/// The one timer of an attempt. It is moved when something is due earlier than it would fire, and else when it fires: what is
+/// put off costs nothing.
+#[derive(Debug, Default)]
+pub(super) struct Clock(Option<Pin<Box<Sleep>>>);
+
+impl Clock {
+    /// Resolves at this moment. May be dropped and asked again.
+    async fn at(&mut self, due: Option<Instant>) {
+        let Some(due) = due.map(tokio::time::Instant::from) else { return std::future::pending().await };
+        let timer = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        if timer.deadline() > due {
+            timer.as_mut().reset(due);
+        }
+        loop {
+            timer.as_mut().await;
+            if tokio::time::Instant::now() >= due {
+                return;
+            }
+            timer.as_mut().reset(due);
+        }
     }
 }
 
@@ -55,6 +73,8 @@ impl Attempt {
     }
 
     async fn next(&mut self) -> Happened {
+        let limit = self.prefill.as_ref().map(PrefillLeg::due);
+        let due = self.transfer.due().into_iter().chain(limit).min();
         tokio::select! {
             biased;
             told = leg::prefill(&mut self.prefill) => Happened::Leg(told),
@@ -63,7 +83,10 @@ impl Attempt {
                 Happened::Event(Event::Acknowledged(message, acknowledged))
             }
             queue = filled(&mut self.look) => Happened::Event(Event::Seen(queue)),
-            () = due(self.transfer.due()) => Happened::Event(Event::Due),
+            () = self.clock.at(due) => match leg::overdue(&mut self.prefill, Instant::now()) {
+                Some(told) => Happened::Leg(told),
+                None => Happened::Event(Event::Due),
+            },
         }
     }
 
