@@ -140,3 +140,19 @@ async fn a_connection_that_breaks_says_how_far_it_came() {
         assert_eq!(outcome(leg).await, Outcome::Failed(kind), "{answer:?} after {wait} ms");
     }
 }
+
+/// Over TCP a server that closes with unread bytes resets the connection, behind its refusal.
+#[tokio::test]
+async fn a_refusal_before_a_reset_is_read() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        socket.read_exact(&mut [0; 100]).await.unwrap();
+        socket.write_all(b"HTTP/1.1 413 Large\r\nContent-Length: 2\r\n\r\nno").await.unwrap();
+    });
+    let address = HttpAddress { host: "localhost".into(), port };
+    let parts = vec![Bytes::from_static(b"POST / HTTP/1.1\r\n\r\n"), vec![b'x'; 64 << 20].into()];
+    let leg = Sending::new(home(1), &address, Role::Decode, Duration::from_secs(5), parts);
+    assert_eq!(outcome(leg).await, Outcome::Refusal(413, b"no".to_vec()));
+}
