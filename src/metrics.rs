@@ -18,6 +18,9 @@ pub type Labels = Vec<(&'static str, String)>;
 /// Labels of which every value is a word of ours: they are looked up for each request, and cost no allocation.
 type Words<const N: usize> = [(&'static str, &'static str); N];
 
+/// An HTTP status among them.
+type Status = [(&'static str, u32); 1];
+
 /// How a leg ended, as its counter says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LegStatus {
@@ -89,7 +92,7 @@ impl EngineMetrics {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    requests: Family<(Words<1>, [(&'static str, u32); 1]), Counter>,
+    requests: Family<(Words<1>, Status), Counter>,
     ended: Family<Words<1>, Counter>,
     errors: Family<Words<2>, Counter>,
     legs: Family<Labels, Counter>,
