@@ -21,6 +21,7 @@ use crate::http::accept::{Routers, accept, drain};
 use crate::http::descriptors::{fit, raise_descriptors};
 use crate::http::port::bind;
 use crate::http::server::Server;
+use crate::http::threads::Threads;
 use crate::http::{browsers, routes};
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
@@ -41,6 +42,8 @@ const SCRAPERS: DoorLimits = DoorLimits {
     max_connections: 16,
     drain: Duration::ZERO,
 };
+/// Descriptors of a thread that serves clients, beyond the first: its runtime's.
+const PER_THREAD: u64 = 4;
 /// Registration messages between the listener's thread and the membership task.
 const HEARD: usize = 4096;
 
@@ -115,6 +118,7 @@ pub struct App {
     listener: Arc<Listener>,
     announcer: Announcer,
     ports: Ports,
+    threads: Threads,
     routers: Routers,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -132,7 +136,8 @@ struct Ports {
 }
 
 impl App {
-    /// Binds and builds everything; nothing is served yet.
+    /// Binds and builds everything; nothing is served yet. The runtime that this is called in is the first of those that serve
+    /// clients, and [`App::run`] belongs into it too.
     ///
     /// # Errors
     /// A port that cannot be bound, or a part that cannot be made.
@@ -142,8 +147,9 @@ impl App {
         let failed = |address, error| StartError::Http { address, error };
         let clients = first(&addresses(&parts.listen.http)?, bind, failed)?;
         let wanted = parts.door.max_connections;
+        let descriptors = raise_descriptors().saturating_sub(PER_THREAD * (config.workers as u64 - 1));
         let (max_peers, max_connections) =
-            fit(parts.registry.max_engines, wanted, parts.server.max_in_flight, raise_descriptors());
+            fit(parts.registry.max_engines, wanted, parts.server.max_in_flight, descriptors);
         if max_connections < wanted {
             tracing::warn!(
                 max_connections,
@@ -162,7 +168,12 @@ impl App {
         let listener = first(&addresses(&parts.listen.discovery)?, hear, failed)?;
         let may_lack = parts.server.conduct.may_lack_metrics_port;
         let scraped = parts.listen.metrics.as_ref().map(|endpoint| scraped(endpoint, may_lack)).transpose()?.flatten();
-        App::build(parts, clients, scraped, (listener, heard), metrics).map_err(StartError::Parts)
+        let mut app = App::build(parts, clients, scraped, (listener, heard), metrics).map_err(StartError::Parts)?;
+        if config.workers > 1 {
+            app.threads = Threads::start(config.workers).map_err(|error| StartError::Parts(error.to_string()))?;
+            app.background.start("worker", app.threads.ended());
+        }
+        Ok(app)
     }
 
     /// Builds the parts and starts the background tasks.
@@ -210,14 +221,16 @@ impl App {
         let metrics_address = scraped.as_ref().and_then(|port| port.local_addr().ok());
         if let Some(port) = scraped {
             let closing = closing.clone().cancelled_owned();
-            background.start("port for metrics", scrape(port, routes::metrics(server.clone()), closing));
+            let threads = Threads::start(1).map_err(|error| error.to_string())?;
+            background.start("port for metrics", scrape(port, threads, routes::metrics(server.clone()), closing));
         }
         let routers = Routers {
             serving: browsers::allow(routes::router(server.clone()), &origins),
             refusing: browsers::allow(routes::refusing(server), &origins),
         };
         let ports = Ports { clients, address, metrics_address, closing };
-        Ok(App { door, listener, announcer, ports, routers, metrics, tasks, cut, background })
+        let threads = Threads::start(1).map_err(|error| error.to_string())?;
+        Ok(App { door, listener, announcer, ports, threads, routers, metrics, tasks, cut, background })
     }
 
     /// Where clients connect.
@@ -237,7 +250,7 @@ impl App {
 
     /// Serves until `stop` resolves or a background task ends, then drains.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Finish {
-        let App { door, listener, announcer, ports, routers, metrics, tasks, cut, mut background } = self;
+        let App { door, listener, announcer, ports, routers, metrics, tasks, cut, mut background, mut threads } = self;
         announcer.listens(listener.local_addr());
         let mut failed = false;
         let stop = async {
@@ -249,12 +262,13 @@ impl App {
                 }
             }
         };
-        let connections = accept(&door, ports.clients, routers, &metrics, stop).await;
+        let connections = accept(&door, ports.clients, &mut threads, routers, &metrics, stop).await;
         // The ports are closed from here on: other nodes take that for the end of the job (protocol E3).
         ports.closing.cancel();
         listener.stop().await;
         let cut = drain(door.drain, connections, &metrics, &tasks, &cut).await;
         background.end().await;
+        threads.end().await;
         match cut {
             _ if failed => Finish::Failed,
             0 => Finish::Drained,
@@ -283,9 +297,14 @@ fn scraped(endpoint: &Endpoint, may_lack: bool) -> Result<Option<TcpListener>, S
 }
 
 /// Serves the port for `/metrics`. Its few connections have accounts of their own, which nobody reads.
-async fn scrape(port: TcpListener, router: Router, closing: impl Future<Output = ()>) -> &'static str {
+async fn scrape(
+    port: TcpListener,
+    mut threads: Threads,
+    router: Router,
+    closing: impl Future<Output = ()>,
+) -> &'static str {
     let routers = Routers { serving: router.clone(), refusing: router };
-    accept(&SCRAPERS, port, routers, &Arc::new(Metrics::new()), closing).await;
+    accept(&SCRAPERS, port, &mut threads, routers, &Arc::new(Metrics::new()), closing).await;
     "it returned"
 }
 

@@ -9,6 +9,7 @@ use moriio_proxy::settings::faces::{Asked, CommandLine, Face};
 use moriio_proxy::settings::options::ServeOptions;
 use moriio_proxy::settings::{Config, LogFormat};
 use moriio_proxy::{demo, sim};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::Level;
 
@@ -54,13 +55,13 @@ fn main() -> ExitCode {
         None => serve(&cli.serve.into()),
         Some(Command::Serve(options)) => serve(&options.into()),
         Some(Command::Check(options)) => check(&options.into()),
-        Some(Command::Sim(options)) => block_on(2, async move {
+        Some(Command::Sim(options)) => block_on(Builder::new_multi_thread().worker_threads(2), async move {
             match sim::run(options, stop_signal()).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fatal(&error),
             }
         }),
-        Some(Command::Demo(options)) => block_on(2, async move {
+        Some(Command::Demo(options)) => block_on(Builder::new_multi_thread().worker_threads(2), async move {
             let log = || start_logging(Level::INFO, LogFormat::Text);
             match demo::run(options, stop_signal(), log).await {
                 Ok(()) => ExitCode::SUCCESS,
@@ -139,7 +140,8 @@ fn serve(line: &CommandLine) -> ExitCode {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    block_on(config.workers, async move {
+    // The app starts whatever threads there are beside this one.
+    block_on(&mut Builder::new_current_thread(), async move {
         let effective: Vec<String> =
             config.describe().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
         let fingerprint = config.fingerprint();
@@ -159,9 +161,8 @@ fn serve(line: &CommandLine) -> ExitCode {
     })
 }
 
-fn block_on(workers: usize, work: impl Future<Output = ExitCode>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
-    match runtime {
+fn block_on(builder: &mut Builder, work: impl Future<Output = ExitCode>) -> ExitCode {
+    match builder.enable_all().build() {
         Ok(runtime) => {
             let code = runtime.block_on(work);
             runtime.shutdown_background();

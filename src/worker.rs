@@ -14,7 +14,7 @@ pub fn index() -> usize {
 }
 
 /// Makes this thread the one of that number, for good.
-pub fn becomes(index: usize) {
+pub(crate) fn becomes(index: usize) {
     INDEX.set(index);
 }
 

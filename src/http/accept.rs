@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::places::{Admission, Hold, Places};
 use super::profile;
 use super::stream::{Answer, Serving, Stream, Visit};
+use super::threads::Threads;
 use crate::http::descriptors::{Spares, is_exhausted};
 use crate::http::routes::PROBES;
 use crate::metrics::Metrics;
@@ -64,6 +65,7 @@ struct Door {
 pub(crate) async fn accept(
     limits: &DoorLimits,
     clients: TcpListener,
+    threads: &mut Threads,
     routers: Routers,
     metrics: &Arc<Metrics>,
     stop: impl Future<Output = ()>,
@@ -98,7 +100,7 @@ pub(crate) async fn accept(
             accepted = clients.accept() => accepted,
         };
         match accepted {
-            Ok((socket, peer)) => drop(tasks.spawn(door.clone().serve((socket, peer), Visit::new(places.clone())))),
+            Ok(accepted) => door.hand_over(accepted, Visit::new(places.clone()), threads, &mut tasks),
             Err(error) if is_exhausted(&error) => {
                 // An idle connection gives its descriptor back; the one that waits is let in on a spare one.
                 places.press(true, Instant::now());
@@ -124,6 +126,35 @@ impl Door {
         let [serving, refusing] = [routers.serving, routers.refusing].map(TowerToHyperService::new);
         let head_time = limits.head_time;
         Door { builder, serving, refusing, metrics, head_time, stopping: CancellationToken::new() }
+    }
+
+    /// Has a thread serve a connection from now on. A socket belongs to the runtime that it was made in, so one that goes to
+    /// another is made anew there.
+    fn hand_over(
+        &self,
+        (socket, peer): (TcpStream, SocketAddr),
+        visit: Arc<Visit>,
+        threads: &mut Threads,
+        tasks: &mut JoinSet<()>,
+    ) {
+        let door = self.clone();
+        let (elsewhere, counted) = threads.next(Instant::now());
+        let Some(runtime) = elsewhere else {
+            tasks.spawn(async move {
+                let _counted = counted;
+                door.serve((socket, peer), visit).await;
+            });
+            return;
+        };
+        let socket = socket.into_std();
+        let serving = async move {
+            let _counted = counted;
+            match socket.and_then(TcpStream::from_std) {
+                Ok(socket) => door.serve((socket, peer), visit).await,
+                Err(error) => tracing::warn!(%error, "cannot hand a connection over"),
+            }
+        };
+        tasks.spawn_on(serving, runtime);
     }
 
     /// One connection from its first byte to its last.
@@ -244,3 +275,6 @@ pub(crate) async fn drain(
     connections.tasks.shutdown().await;
     left
 }
+
+#[cfg(test)]
+mod tests;

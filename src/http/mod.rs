@@ -16,4 +16,5 @@ pub(crate) mod routes;
 pub(crate) mod server;
 mod status;
 mod stream;
+pub(crate) mod threads;
 mod workers;

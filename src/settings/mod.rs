@@ -34,9 +34,6 @@ use values::{choice, number, switch};
 /// Engines forget a transfer nobody fetched after this time, so a hand-over must end before it.
 const ENGINE_REAP: Duration = Duration::from_secs(60);
 
-/// More threads than this have never served streams faster; engines on the same node need the processors.
-const DEFAULT_WORKERS_MAX: usize = 8;
-
 /// The policies of vllm-router and whether we have them: those we lack are accepted, so that its command lines start.
 const POLICIES: [(&str, bool); 5] = [
     ("round_robin", true),
@@ -85,7 +82,8 @@ impl Config {
     ) -> Result<(Self, Vec<String>), Mistakes> {
         let mut reader = Reader::new(&line.own, environment, |name| line.claims(name));
         faces::translate(line, &mut reader);
-        let (parts, log, workers) = (Parts::read(&mut reader), Log::read(&mut reader), workers(&mut reader));
+        let (parts, log) = (Parts::read(&mut reader), Log::read(&mut reader));
+        let workers = reader.get(Key::Workers, number(1, 512));
         compare(&mut reader, &parts);
         accept_foreign(&mut reader);
         let face = line.program().map(|program| (program.name, reader.changed_defaults()));
@@ -135,14 +133,6 @@ fn compare(reader: &mut Reader<'_>, parts: &Parts) {
     }
     let (rises, keys) = (registry.breaker.open <= registry.breaker.open_max, [Key::BreakerOpen, Key::BreakerOpenMax]);
     reader.require(rises, &keys, "the first must not be longer than the second");
-}
-
-fn workers(reader: &mut Reader<'_>) -> usize {
-    let processors = || std::thread::available_parallelism().map_or(1, usize::from);
-    let given = reader.find(Key::Workers, number(1, 512));
-    let workers = given.unwrap_or_else(|| processors().min(DEFAULT_WORKERS_MAX));
-    reader.show(Key::Workers, workers.to_string());
-    workers
 }
 
 /// Options that change nothing here, but must be right.

@@ -182,8 +182,8 @@ table! {
             "What is logged: `trace`, `debug`, `info`, `warn` or `error`";
         LogFormat "log-format" "PROXY_LOG_FORMAT" Value("FORMAT") = "text":
             "How it is logged: `text` or `json`";
-        Workers "workers" "PROXY_WORKERS" Value("COUNT") = "":
-            "Threads that serve clients; one per processor and at most 8 when unset";
+        Workers "workers" "PROXY_WORKERS" Value("COUNT") = "1":
+            "Threads that serve clients; the first is filled before the next is used";
     }
     "Accepted from vllm-router command lines" {
         VllmPdDisaggregation "vllm-pd-disaggregation" "PROXY_VLLM_PD_DISAGGREGATION" Switch = "false":

@@ -97,8 +97,10 @@ async fn a_hangup_drains_too_unless_it_is_to_be_ignored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_outlasts_the_drain_is_cut_and_told_so() {
     for mode in [Mode::Read, Mode::Write] {
-        let mut proxy = Served::start(&["--drain-timeout", "1s"]);
+        let mut proxy = Served::start(&["--drain-timeout", "1s", "--workers", "2"]);
         let engines = pair(&proxy, mode, |settings| settings.token_delay = Duration::from_millis(20)).await;
+        // So many fill the first thread, so that the streams are on the second.
+        let idle: Vec<_> = (0..64).map(|_| TcpStream::connect(proxy.http).unwrap()).collect();
         let mut flowing = ask(&proxy, &completion("a story without end", 100_000, true)).await;
         let flowing_begun = events(&mut flowing, 2).await;
         engines[1].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 2 }, 1));
@@ -113,7 +115,7 @@ async fn what_outlasts_the_drain_is_cut_and_told_so() {
         let (code, log) = proxy.finish();
         assert_eq!(code, Some(3), "{log}");
         assert!(log.lines().any(|line| line.contains("drain limit passed") && line.contains("\"cut\":2")), "{log}");
-        drop(engines);
+        drop((idle, engines));
     }
 }
 
