@@ -212,7 +212,7 @@ impl App {
         let announcer = Announcer::start(server.conduct.announces).map_err(|error| error.to_string())?;
         let teller = Teller::new(presumed, server.expected, announcer.clone(), server.conduct.names_side);
         let discovery = Discovery::new(registry, pairs, metrics.clone(), client, allowed, rounds.clone(), teller);
-        background.start("membership", ended(discovery.run(heard)));
+        background.start_apart("membership", ended(discovery.run(heard))).map_err(|error| error.to_string())?;
         let listener = Arc::new(listener);
         let listening = listener.clone();
         background.start("registration listener", async move { listening.ended().await });

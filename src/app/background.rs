@@ -1,20 +1,41 @@
 //! The background tasks: one set, and none of them may end before the stop.
 
 use std::fmt::Display;
+use std::io;
 
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::worker;
 
 /// Every background task by its name. A part on a thread of its own is here as the task that waits for its end.
 #[derive(Debug, Default)]
 pub(super) struct Background {
     tasks: JoinSet<String>,
     names: Vec<(&'static str, AbortHandle)>,
+    threads: Vec<DropGuard>,
 }
 
 impl Background {
     /// Starts a task; what it returns is the reason that is logged.
     pub(super) fn start<T: Display>(&mut self, name: &'static str, task: impl Future<Output = T> + Send + 'static) {
         self.names.push((name, self.tasks.spawn(async move { task.await.to_string() })));
+    }
+
+    /// The same on a thread of its own, whatever the task spawns included: work on many engines must not keep streams waiting.
+    ///
+    /// # Errors
+    /// The thread or its runtime cannot be made.
+    pub(super) fn start_apart<T: Display>(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> io::Result<()> {
+        let stop = CancellationToken::new();
+        let (runtime, _) = worker::start(name, 0, stop.clone())?;
+        self.threads.push(stop.drop_guard());
+        self.names.push((name, self.tasks.spawn_on(async move { task.await.to_string() }, &runtime)));
+        Ok(())
     }
 
     /// Resolves when one has ended, by itself or by a panic: its name and the reason.

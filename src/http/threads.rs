@@ -6,10 +6,9 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::worker;
@@ -63,16 +62,7 @@ impl Threads {
         let ending = CancellationToken::new();
         let mut threads = vec![Thread::new(Handle::current(), CancellationToken::new())];
         for index in 1..count {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
-            let (handle, stop, ended) = (runtime.handle().clone(), ending.clone(), CancellationToken::new());
-            let alive = ended.clone().drop_guard();
-            thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                // Dropped last, also at a panic.
-                let _alive = alive;
-                worker::becomes(index);
-                runtime.block_on(stop.cancelled());
-                runtime.shutdown_background();
-            })?;
+            let (handle, ended) = worker::start(&format!("worker-{index}"), index, ending.clone())?;
             threads.push(Thread::new(handle, ended));
         }
         Ok(Threads { threads, read: Instant::now(), ending: ending.drop_guard() })
