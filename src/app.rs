@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -159,16 +159,18 @@ impl App {
             parts.door.max_connections = max_connections;
         }
         let (sink, heard) = mpsc::channel(HEARD);
+        let news = Arc::<Notify>::default();
         let hear = |address| {
             let counted = metrics.clone();
-            let settings = ListenerSettings { max_peers, ..ListenerSettings::new(address) };
+            let settings = ListenerSettings { max_peers, news: news.clone(), ..ListenerSettings::new(address) };
             listener::start(settings, sink.clone(), move |incident| count(&counted, incident))
         };
         let failed = |address, error| StartError::Discovery { address, error };
         let listener = first(&addresses(&parts.listen.discovery)?, hear, failed)?;
         let may_lack = parts.server.conduct.may_lack_metrics_port;
         let scraped = parts.listen.metrics.as_ref().map(|endpoint| scraped(endpoint, may_lack)).transpose()?.flatten();
-        let mut app = App::build(parts, clients, scraped, (listener, heard), metrics).map_err(StartError::Parts)?;
+        let mut app =
+            App::build(parts, clients, scraped, (listener, heard, news), metrics).map_err(StartError::Parts)?;
         if config.workers > 1 {
             app.threads = Threads::start(config.workers).map_err(|error| StartError::Parts(error.to_string()))?;
             app.background.start("worker", app.threads.ended());
@@ -181,7 +183,7 @@ impl App {
         parts: Parts,
         clients: TcpListener,
         scraped: Option<TcpListener>,
-        (listener, heard): (Listener, mpsc::Receiver<Heard>),
+        (listener, heard, news): (Listener, mpsc::Receiver<Heard>, Arc<Notify>),
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
         let Parts { door, server, origins, allowed, presumed, registry, .. } = parts;
@@ -211,7 +213,8 @@ impl App {
         let (client, pairs) = (upstream.client().clone(), selector.pairs.clone());
         let announcer = Announcer::start(server.conduct.announces).map_err(|error| error.to_string())?;
         let teller = Teller::new(presumed, server.expected, announcer.clone(), server.conduct.names_side);
-        let discovery = Discovery::new(registry, pairs, metrics.clone(), client, allowed, rounds.clone(), teller);
+        let discovery =
+            Discovery::new((registry, news), pairs, metrics.clone(), client, allowed, rounds.clone(), teller);
         background.start_apart("membership", ended(discovery.run(heard))).map_err(|error| error.to_string())?;
         let listener = Arc::new(listener);
         let listening = listener.clone();

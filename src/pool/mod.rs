@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use crate::engine::versions::{self, EngineVersion, Traits};
 use crate::engine::{KvEndpoint, Mode, Registration, Role};
 use crate::metrics::{EngineMetrics, LegStatus, Metrics};
@@ -57,6 +59,7 @@ pub struct Vitals {
     in_flight: AtomicUsize,
     breaker: Mutex<Breaker>,
     refused: AtomicBool,
+    refusals: Arc<Notify>,
     /// What the engine last said of its queue, and when it was asked.
     pub queue: LastLook,
     /// Counters of the engine.
@@ -66,10 +69,16 @@ pub struct Vitals {
 impl Vitals {
     /// An idle engine with a closed breaker.
     pub fn new(limits: BreakerLimits, metrics: EngineMetrics) -> Arc<Self> {
+        Vitals::watched(limits, metrics, Arc::default())
+    }
+
+    /// The same; `refusals` is called when a leg's connection is refused.
+    pub(crate) fn watched(limits: BreakerLimits, metrics: EngineMetrics, refusals: Arc<Notify>) -> Arc<Self> {
         Arc::new(Vitals {
             in_flight: AtomicUsize::new(0),
             breaker: Mutex::new(Breaker::new(limits)),
             refused: AtomicBool::new(false),
+            refusals,
             queue: LastLook::default(),
             metrics,
         })
@@ -266,6 +275,7 @@ impl Drop for InFlight {
             Verdict::Ailing => breaker.fail(self.admission, now),
             Verdict::Refusing => {
                 vitals.refused.store(true, Ordering::Relaxed);
+                vitals.refusals.notify_one();
                 breaker.refuse(self.admission, now)
             }
             Verdict::None => {

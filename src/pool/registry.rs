@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::engine::versions::EngineVersion;
 use crate::engine::{HttpAddress, Mode, Registration};
@@ -91,6 +91,7 @@ pub struct Registry {
     dirty: bool,
     ended: Vec<u64>,
     snapshot: watch::Sender<Arc<Pool>>,
+    refusals: Arc<Notify>,
 }
 
 impl Registry {
@@ -107,12 +108,18 @@ impl Registry {
             dirty: true,
             ended: Vec::new(),
             snapshot,
+            refusals: Arc::default(),
         }
     }
 
     /// The published snapshot, now and later.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Pool>> {
         self.snapshot.subscribe()
+    }
+
+    /// Called when a leg's connection to any engine was refused.
+    pub(crate) fn refusals(&self) -> Arc<Notify> {
+        self.refusals.clone()
     }
 
     fn number(&mut self) -> u64 {
@@ -179,7 +186,7 @@ impl Registry {
 
     fn add(&mut self, registration: Registration, peers: Peers, (order, incarnation): (u64, u64), now: Instant) {
         let metrics = self.metrics.engine(registration.role, &registration.http.to_string());
-        let vitals = Vitals::new(self.limits.breaker, metrics);
+        let vitals = Vitals::watched(self.limits.breaker, metrics, self.refusals.clone());
         let address = registration.http.clone();
         self.entries.insert(address, Entry::new(registration, (order, incarnation), vitals, peers, now));
         self.dirty = true;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use ipnet::IpNet;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use super::probe;
 use super::tell::Teller;
@@ -25,8 +26,10 @@ use crate::registration::socket::listener::Heard;
 
 /// The least time between the beginnings of two rounds of probes that requests ask for.
 const ROUNDS_APART: Duration = Duration::from_millis(100);
-/// How often due probes are looked for.
-const TICK: Duration = Duration::from_millis(200);
+/// The least time between two looks for due probes.
+const LOOKS_APART: Duration = Duration::from_millis(200);
+/// The longest.
+const LOOK: Duration = Duration::from_secs(1);
 /// Messages that are dealt with before a snapshot is published, so that a burst costs one.
 const BATCH: usize = 256;
 /// First probes at once; a crowd of engines that never answer delays a real one by its share only.
@@ -47,6 +50,10 @@ pub struct Discovery {
     allowed: Vec<IpNet>,
     complained: HashSet<String>,
     rounds: Arc<Rounds>,
+    /// Called when something was heard that is no mere repetition.
+    news: Arc<Notify>,
+    /// Called when a leg's connection was refused.
+    refusals: Arc<Notify>,
     /// Whether a request waits for the next round.
     round_wanted: bool,
     next_round: Instant,
@@ -71,7 +78,7 @@ type Probed = (HttpAddress, u64, Probe);
 impl Discovery {
     /// A task over an empty registry. `allowed` empty means that every host may register (`--engine-allow`).
     pub fn new(
-        registry: Registry,
+        (registry, news): (Registry, Arc<Notify>),
         pairs: Arc<Pairs>,
         metrics: Arc<Metrics>,
         client: reqwest::Client,
@@ -82,6 +89,8 @@ impl Discovery {
         Discovery {
             pool: registry.subscribe(),
             teller,
+            news,
+            refusals: registry.refusals(),
             registry,
             pairs,
             metrics,
@@ -101,27 +110,14 @@ impl Discovery {
     pub async fn run(mut self, mut heard: mpsc::Receiver<Heard>) {
         // A result is awaited before its engine is probed again, so that this cannot hold more than one for each engine.
         let (results_in, mut results) = mpsc::unbounded_channel::<Probed>();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut batch = Vec::with_capacity(BATCH);
+        let (mut last_look, mut is_refusing) = (Instant::now(), false);
         loop {
-            let look = tokio::select! {
-                count = heard.recv_many(&mut batch, BATCH) => {
-                    if count == 0 {
-                        return std::future::pending().await;
-                    }
-                    // A new engine is probed at once, and so is one whose address another claims.
-                    let mut added = false;
-                    for message in batch.drain(..) {
-                        added |= self.hear(&message);
-                    }
-                    added
-                }
-                Some((address, incarnation, probe)) = results.recv() => {
-                    self.registry.probed(&address, incarnation, probe, Instant::now());
-                    if let Some(round) = &mut self.round {
-                        round.asked.remove(&incarnation);
-                    }
+            let mut result = None;
+            let next_look = self.next_look(last_look, is_refusing);
+            let mut look = tokio::select! {
+                () = self.news.notified() => false,
+                probed = results.recv() => {
+                    result = probed;
                     false
                 }
                 () = self.rounds.wanted(), if !self.round_wanted => {
@@ -132,10 +128,27 @@ impl Discovery {
                     self.begin_round();
                     false
                 }
-                _ = tick.tick() => true,
+                () = self.refusals.notified(), if !is_refusing => {
+                    is_refusing = true;
+                    false
+                }
+                () = tokio::time::sleep_until(next_look.into()) => true,
             };
+            // Whatever was said is known before anything is judged. A new engine is probed at once, and so is one whose address
+            // another claims.
+            match self.hear_all(&mut heard).await {
+                Some(added) => look |= added,
+                None => return std::future::pending().await,
+            }
+            if let Some((address, incarnation, probe)) = result {
+                self.registry.probed(&address, incarnation, probe, Instant::now());
+                if let Some(round) = &mut self.round {
+                    round.asked.remove(&incarnation);
+                }
+            }
             if look {
-                for order in self.registry.due(Instant::now()) {
+                (last_look, is_refusing) = (Instant::now(), false);
+                for order in self.registry.due(last_look) {
                     self.probe(order, results_in.clone());
                 }
             }
@@ -147,6 +160,29 @@ impl Discovery {
             let pool = self.pool.borrow_and_update().clone();
             self.teller.look(&pool, &self.pairs, &self.metrics, Instant::now());
         }
+    }
+
+    /// When to look for due probes: as soon as one is due, or to see that all is as it was.
+    fn next_look(&self, last: Instant, is_refusing: bool) -> Instant {
+        let idle = last + LOOK;
+        let due = if is_refusing { last } else { self.registry.next_due().map_or(idle, |due| due.min(idle)) };
+        due.max(last + LOOKS_APART)
+    }
+
+    /// Deals with the messages that are there; says whether an engine wants to be probed now. None when the listener is gone.
+    async fn hear_all(&mut self, heard: &mut mpsc::Receiver<Heard>) -> Option<bool> {
+        let mut added = false;
+        for _ in 0..BATCH {
+            match heard.try_recv() {
+                Ok(message) => added |= self.hear(&message),
+                Err(TryRecvError::Empty) => return Some(added),
+                Err(TryRecvError::Disconnected) => return None,
+            }
+        }
+        // There may be more; probes have their turn in between.
+        self.news.notify_one();
+        tokio::task::yield_now().await;
+        Some(added)
     }
 
     /// Deals with one message; says whether an engine wants to be probed now.
@@ -173,7 +209,7 @@ impl Discovery {
         }
         let address = registration.http.clone();
         let (role, mode) = (registration.role, registration.mode);
-        let outcome = self.registry.hear(registration, message.peer, Instant::now());
+        let outcome = self.registry.hear(registration, message.peer, message.at);
         self.metrics.registration(outcome.as_str());
         match outcome {
             Entered::Added => tracing::info!(%role, engine = %address, %mode, "engine registered"),

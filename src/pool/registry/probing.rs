@@ -1,7 +1,7 @@
 //! Which engines are asked when, and what their answers mean.
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::entry::{Entry, PROBE_AGAIN};
 use super::{PROBE_AGAIN_MAX, PROBE_READY, Probe, ProbeOrder, Registry};
@@ -9,6 +9,9 @@ use crate::engine::versions::{self, EngineVersion};
 use crate::engine::{HttpAddress, Registration};
 use crate::pool::State;
 use crate::pool::reason::Failure;
+
+/// Beyond the time to live, so that it has passed.
+const AFTER: Duration = Duration::from_millis(1);
 
 impl Registry {
     /// A probe came back.
@@ -98,6 +101,16 @@ impl Registry {
         let due = due.collect();
         self.dirty |= dirty;
         due
+    }
+
+    /// When the next engine is due, as far as that is a matter of time alone.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        let free = self.entries.values().filter(|entry| !entry.probing);
+        let due = free.map(|entry| match entry.silent {
+            true => entry.next_probe,
+            false => entry.next_probe.min(entry.last_ping + self.limits.ttl + AFTER),
+        });
+        due.min()
     }
 
     /// The lives of all engines that are not ready.

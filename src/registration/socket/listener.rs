@@ -7,18 +7,20 @@
 mod tests;
 mod watchdog;
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -33,6 +35,8 @@ use crate::registration::socket::listener::watchdog::Watchdog;
 
 /// Messages taken in one go before timers and new peers get their turn.
 const MESSAGES_A_TURN: u32 = 16;
+/// Things said that are remembered, to tell what is only repeated.
+const KNOWN: usize = 16_384;
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// Below this a watchdog is a load, not a check.
@@ -55,6 +59,9 @@ pub struct ListenerSettings {
     pub message: Duration,
     /// Connections after which the ROUTER is replaced: the crate keeps a few hundred bytes of each for good.
     pub renew_after: u64,
+    /// Called when something was heard that the same peer has not said before, or when much waits to be dealt with. What is only
+    /// repeated waits until somebody looks: engines repeat themselves all the time, and each wake-up for that costs.
+    pub news: Arc<Notify>,
     /// Time between two messages of the listener to itself; after three of them unheard the ROUTER is rebuilt.
     pub watchdog: Duration,
 }
@@ -69,6 +76,7 @@ impl ListenerSettings {
             handshake: Duration::from_secs(5),
             message: Duration::from_secs(10),
             renew_after: 100_000,
+            news: Arc::default(),
             watchdog: Duration::from_secs(10),
         }
     }
@@ -91,6 +99,8 @@ pub struct Heard {
     pub payload: Bytes,
     /// The TCP address it came from, IPv4 in its own form. Absent only if a local process went around the guard.
     pub peer: Option<SocketAddr>,
+    /// When it came.
+    pub at: Instant,
 }
 
 /// What is worth counting.
@@ -155,7 +165,8 @@ fn start_with(
 
     let report: Report = Arc::new(report);
     let watchdog = Watchdog::new(address, interval, Arc::clone(&pulse));
-    let hearing = Hearing { sink, report, watchdog: Arc::new(watchdog), deaf };
+    let news = settings.news.clone();
+    let hearing = Hearing { sink, news, report, watchdog: Arc::new(watchdog), deaf };
     let stopped = stop.clone();
     let alive = ended.clone().drop_guard();
     thread::Builder::new().name("discovery".into()).spawn(move || {
@@ -223,6 +234,7 @@ type Report = Arc<dyn Fn(Incident) + Send + Sync>;
 #[derive(Clone)]
 struct Hearing {
     sink: mpsc::Sender<Heard>,
+    news: Arc<Notify>,
     report: Report,
     watchdog: Arc<Watchdog>,
     deaf: Arc<AtomicBool>,
@@ -296,9 +308,10 @@ impl Drop for Receiving {
 
 async fn receive(mut router: RouterSocket, hearing: Hearing) {
     let mut taken: u32 = 0;
+    let mut known = HashSet::new();
     loop {
         match router.recv().await {
-            Ok(message) => hearing.take(message),
+            Ok(message) => hearing.take(message, &mut known),
             Err(error) => {
                 warn!(%error, "discovery socket failed to receive");
                 sleep(ERROR_PAUSE).await;
@@ -315,7 +328,7 @@ async fn receive(mut router: RouterSocket, hearing: Hearing) {
 }
 
 impl Hearing {
-    fn take(&self, message: ZmqMessage) {
+    fn take(&self, message: ZmqMessage, known: &mut HashSet<u64>) {
         let Some(heard) = payload(&message) else {
             (self.report)(Incident::Malformed);
             return;
@@ -323,10 +336,24 @@ impl Hearing {
         if self.watchdog.recognises(&heard.payload) {
             return;
         }
+        let is_news = is_news(&heard, known) || self.sink.capacity() < self.sink.max_capacity() / 2;
         if self.sink.try_send(heard).is_err() {
             (self.report)(Incident::Dropped);
         }
+        if is_news {
+            self.news.notify_one();
+        }
     }
+}
+
+/// Whether a peer says something else than before. What is no news by mistake, or for want of room is, harms nobody.
+fn is_news(heard: &Heard, known: &mut HashSet<u64>) -> bool {
+    let mut hasher = DefaultHasher::new();
+    (heard.peer, &heard.payload).hash(&mut hasher);
+    if known.len() >= KNOWN {
+        known.clear();
+    }
+    known.insert(hasher.finish())
 }
 
 /// The payload of `[identity, payload]`, or of `[identity, "", payload]` as a REQ-like peer sends it.
@@ -336,5 +363,5 @@ fn payload(message: &ZmqMessage) -> Option<Heard> {
         3 if message.get(1)?.is_empty() => 2,
         _ => return None,
     };
-    Some(Heard { payload: message.get(at)?.clone(), peer: Identity::address(message.get(0)?) })
+    Some(Heard { payload: message.get(at)?.clone(), peer: Identity::address(message.get(0)?), at: Instant::now() })
 }

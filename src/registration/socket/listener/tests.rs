@@ -2,6 +2,7 @@ mod attacks;
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use zeromq::util::PeerIdentity;
@@ -27,6 +28,7 @@ struct Bed {
     heard: mpsc::Receiver<Heard>,
     incidents: mpsc::UnboundedReceiver<Incident>,
     deaf: Arc<AtomicBool>,
+    news: Arc<Notify>,
 }
 
 fn bed(capacity: usize, change: impl FnOnce(&mut ListenerSettings)) -> Bed {
@@ -35,12 +37,13 @@ fn bed(capacity: usize, change: impl FnOnce(&mut ListenerSettings)) -> Bed {
     settings.handshake = PATIENCE;
     settings.message = PATIENCE;
     change(&mut settings);
+    let news = settings.news.clone();
     let (sink, heard) = mpsc::channel(capacity);
     let (report, incidents) = mpsc::unbounded_channel();
     let deaf = Arc::new(AtomicBool::new(false));
     let report = move |incident| report.send(incident).unwrap_or_default();
     let listener = start_with(settings, sink, report, Arc::clone(&deaf)).unwrap();
-    Bed { listener, heard, incidents, deaf }
+    Bed { listener, heard, incidents, deaf, news }
 }
 
 impl Drop for Bed {
@@ -111,10 +114,15 @@ async fn payloads_arrive_with_their_peers_addresses() {
     for number in 0..20 {
         let message = [0, 1, number];
         let mut peer = bed.raw(&shaken(&message)).await;
-        let expected = Heard { payload: vec![number].into(), peer: Some(peer.local_addr().unwrap()) };
-        assert_eq!(bed.next().await, expected);
+        let expected = (vec![number].into(), Some(peer.local_addr().unwrap()));
+        let Heard { payload, peer: from, at } = bed.next().await;
+        assert_eq!((payload, from), expected);
+        timeout(PATIENCE, bed.news.notified()).await.expect("it is news");
         peer.write_all(&message).await.unwrap();
-        assert_eq!(bed.next().await, expected);
+        let again = bed.next().await;
+        assert_eq!((again.payload, again.peer), expected);
+        assert!(at <= again.at && again.at <= Instant::now());
+        assert!(futures::poll!(pin!(bed.news.notified())).is_pending(), "it is repeated");
     }
     assert!(bed.incidents.is_empty());
 }
