@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
-use http_body_util::BodyExt;
 use tokio::sync::watch;
 
 use super::access;
+use super::body::collect;
 use super::health::Health;
 use super::queue::Queue;
 use super::respond::respond;
@@ -285,27 +285,6 @@ pub(super) fn no_pair(pool: &Pool, now: Instant) -> ProxyError {
         usable_decode: pool.decode.iter().filter(|e| e.is_usable(now)).count(),
         open_circuits: pool.open_circuits(now),
     }
-}
-
-/// Reads a body part by part. A known length is reserved once, so that no part is copied twice.
-async fn collect(mut body: Body, announced: Option<u64>, limit: u64) -> Result<Bytes, ProxyError> {
-    let mut whole = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame =
-            frame.map_err(|_| ProxyError::BadRequest { message: "request body broke off".into(), param: None })?;
-        let Ok(data) = frame.into_data() else { continue };
-        if whole.len() as u64 + data.len() as u64 > limit {
-            return Err(ProxyError::BodyTooLarge { limit });
-        }
-        if whole.is_empty() {
-            if announced == Some(data.len() as u64) {
-                return Ok(data);
-            }
-            whole.reserve(announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(0));
-        }
-        whole.extend_from_slice(&data);
-    }
-    Ok(whole.freeze())
 }
 
 /// The client's own request id, for the log and the echo: 1 to 128 letters, digits, dashes, dots or underscores, in the first of
