@@ -8,6 +8,7 @@ use moriio_proxy::app::{App, Finish};
 use moriio_proxy::settings::faces::{Asked, CommandLine, Face};
 use moriio_proxy::settings::options::ServeOptions;
 use moriio_proxy::settings::{Config, LogFormat};
+use moriio_proxy::worker::BLOCKING;
 use moriio_proxy::{demo, sim};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -162,7 +163,7 @@ fn serve(line: &CommandLine) -> ExitCode {
 }
 
 fn block_on(builder: &mut Builder, work: impl Future<Output = ExitCode>) -> ExitCode {
-    match builder.enable_all().build() {
+    match builder.enable_all().max_blocking_threads(BLOCKING).build() {
         Ok(runtime) => {
             let code = runtime.block_on(work);
             runtime.shutdown_background();

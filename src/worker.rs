@@ -6,6 +6,9 @@ use std::{io, thread};
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
+/// Threads of each such runtime for what would block it: name lookups, large bodies.
+pub const BLOCKING: usize = 64;
+
 thread_local! {
     static INDEX: Cell<usize> = const { Cell::new(0) };
 }
@@ -20,7 +23,7 @@ pub fn index() -> usize {
 /// Starts a thread of this name and number, with a runtime that runs what is spawned on it until `stop`. Gives the runtime, and
 /// what is cancelled when the thread has ended, also by a panic.
 pub(crate) fn start(name: &str, index: usize, stop: CancellationToken) -> io::Result<(Handle, CancellationToken)> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING).build()?;
     let (handle, ended) = (runtime.handle().clone(), CancellationToken::new());
     let alive = ended.clone().drop_guard();
     thread::Builder::new().name(name.into()).spawn(move || {

@@ -9,10 +9,10 @@ use axum::extract::Request;
 use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::access;
-use super::body::collect;
+use super::body::{LARGE, collect};
 use super::health::Health;
 use super::queue::Queue;
 use super::respond::respond;
@@ -30,8 +30,8 @@ use crate::routing::{NoPick, Picked, Selector};
 use crate::settings::ServerSettings;
 use crate::upstream::{RANK, REQUEST_ID, Repeat};
 
-/// Bodies above this are parsed off the threads that serve connections.
-const PARSE_APART: usize = 1024 * 1024;
+/// The most bodies that are parsed at once apart from the threads that serve connections, which need processors too.
+const PARSED_AT_ONCE: usize = 8;
 /// How often a waiting request looks again, since a freed place has no signal of its own.
 const BUSY_LOOK: Duration = Duration::from_millis(50);
 
@@ -45,6 +45,8 @@ pub struct Server {
     pub(super) metrics: Arc<Metrics>,
     queue: Queue,
     retry_budget: RetryBudget,
+    /// Turns of large bodies that are parsed.
+    parsing: Arc<Semaphore>,
     /// Whose turn it is on routes that any engine answers alike.
     pub(super) pass_through_turn: AtomicUsize,
     pub(super) health: Health,
@@ -59,6 +61,7 @@ impl Server {
         let queue = Queue::new(&settings, metrics.clone());
         let health = Health::new(settings.health_waits);
         let retry_budget = RetryBudget::new(settings.retry_percent);
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Server {
             settings,
             means,
@@ -68,6 +71,7 @@ impl Server {
             metrics,
             queue,
             retry_budget,
+            parsing: Arc::new(Semaphore::new((processors / 2).clamp(1, PARSED_AT_ONCE))),
             pass_through_turn: AtomicUsize::new(0),
             health,
             rank_noted: AtomicBool::new(false),
@@ -206,10 +210,15 @@ impl Server {
 
     async fn parse(&self, api: Api, body: Bytes) -> Result<request::Request, ProxyError> {
         let budget = self.settings.budget;
-        if body.len() < PARSE_APART {
+        if body.len() < LARGE {
             return request::Request::parse(api, body, budget);
         }
-        let parsing = tokio::task::spawn_blocking(move || request::Request::parse(api, body, budget));
+        // The semaphore is never closed. A turn lasts as long as the work, also when the client leaves.
+        let turn = self.parsing.clone().acquire_owned().await.map_err(|_| ProxyError::Internal)?;
+        let parsing = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            request::Request::parse(api, body, budget)
+        });
         parsing.await.unwrap_or(Err(ProxyError::Internal))
     }
 
