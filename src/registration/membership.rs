@@ -26,9 +26,9 @@ use crate::registration::socket::listener::Heard;
 
 /// The least time between the beginnings of two rounds of probes that requests ask for.
 const ROUNDS_APART: Duration = Duration::from_millis(100);
-/// The least time between two looks for due probes.
+/// The least time between two looks for due probes, and the longest while an engine is not ready.
 const LOOKS_APART: Duration = Duration::from_millis(200);
-/// The longest.
+/// The longest while all are.
 const LOOK: Duration = Duration::from_secs(1);
 /// Messages that are dealt with before a snapshot is published, so that a burst costs one.
 const BATCH: usize = 256;
@@ -164,7 +164,11 @@ impl Discovery {
 
     /// When to look for due probes: as soon as one is due, or to see that all is as it was.
     fn next_look(&self, last: Instant, is_refusing: bool) -> Instant {
-        let idle = last + LOOK;
+        let is_whole = {
+            let pool = self.pool.borrow();
+            pool.probing + pool.unhealthy == 0
+        };
+        let idle = last + if is_whole { LOOK } else { LOOKS_APART };
         let due = if is_refusing { last } else { self.registry.next_due().map_or(idle, |due| due.min(idle)) };
         due.max(last + LOOKS_APART)
     }
