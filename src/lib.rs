@@ -23,5 +23,6 @@ pub mod settings;
 pub mod error;
 pub mod metrics;
 pub mod worker;
+pub mod lines;
 pub mod engine;
 pub mod sim;

@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
 use moriio_proxy::app::{App, Finish};
+use moriio_proxy::lines::Lines;
 use moriio_proxy::settings::faces::{Asked, CommandLine, Face};
 use moriio_proxy::settings::options::ServeOptions;
 use moriio_proxy::settings::{Config, LogFormat};
@@ -39,7 +41,16 @@ enum Command {
 /// Exit code of a usage or start-up error; [`Finish::exit_code`] has those of a run.
 const USAGE: u8 = 2;
 
+/// The log's way to stderr, once there is a log.
+static LOG: OnceLock<Lines> = OnceLock::new();
+
 fn main() -> ExitCode {
+    let code = run();
+    flush();
+    code
+}
+
+fn run() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if let Some(program) = Face::of(&arguments).program() {
         return match program.parse(arguments) {
@@ -63,7 +74,11 @@ fn main() -> ExitCode {
             }
         }),
         Some(Command::Demo(options)) => block_on(Builder::new_multi_thread().worker_threads(2), async move {
-            let log = || start_logging(Level::INFO, LogFormat::Text);
+            let log = || {
+                if let Err(error) = start_logging(Level::INFO, LogFormat::Text) {
+                    complain(&format!("moriio-proxy: no log: {error}"));
+                }
+            };
             match demo::run(options, stop_signal(), log).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fatal(&error),
@@ -92,8 +107,16 @@ fn fatal(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Has what was logged so far written; false if stderr takes nothing.
+fn flush() -> bool {
+    LOG.get().is_none_or(Lines::flush)
+}
+
 fn complain(text: &str) {
     use std::io::Write;
+    if !flush() {
+        return;
+    }
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
@@ -134,7 +157,9 @@ fn serve(line: &CommandLine) -> ExitCode {
         Ok(resolved) => resolved,
         Err(code) => return code,
     };
-    start_logging(config.log.level, config.log.format);
+    if let Err(error) = start_logging(config.log.level, config.log.format) {
+        return fatal(&error);
+    }
     if let Some((face, defaults)) = &config.face {
         tracing::info!(face, defaults, "options and defaults of another program");
     }
@@ -184,6 +209,7 @@ async fn stop_signal() {
     stop_asked(&mut terminate, &mut interrupt, &mut hangup).await;
     tokio::spawn(async move {
         stop_asked(&mut terminate, &mut interrupt, &mut hangup).await;
+        flush();
         std::process::exit(i32::from(Finish::Cut(0).exit_code()));
     });
 }
@@ -210,12 +236,15 @@ fn ignores_hangup() -> bool {
     signals & (1 << (SignalKind::hangup().as_raw_value() - 1)) != 0
 }
 
-/// Lines go to stderr; one that cannot be written is lost and harms nobody.
-fn start_logging(level: Level, format: LogFormat) {
-    let builder =
-        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).log_internal_errors(false);
+/// Lines go to stderr by a thread of their own; one that cannot be written is lost and harms nobody.
+fn start_logging(level: Level, format: LogFormat) -> std::io::Result<()> {
+    let told = |lost| tracing::error!(lost, "nobody read the log in time: lines are lost");
+    let lines = Lines::start("log", std::io::stderr(), told)?;
+    let lines = LOG.get_or_init(|| lines);
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(move || lines).log_internal_errors(false);
     match format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
     }
+    Ok(())
 }

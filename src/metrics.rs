@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::engine::Role;
+use crate::lines;
 
 /// Label pairs; every value is from a closed list or an engine's address, never a client's text.
 pub type Labels = Vec<(&'static str, String)>;
@@ -245,6 +246,7 @@ impl Metrics {
         );
         r.register("drain_cut", "Exchanges cut at the end of the drain", self.drain_cut.clone());
         r.register("listener_rebuilds", "Registration sockets rebuilt by the watchdog", self.listener_rebuilds.clone());
+        r.register("lines_lost", "Lines for stderr or stdout that nobody took", lines::LOST.clone());
         r.register("invariant_breaches", "Defects of the proxy's own accounting", self.invariant_breaches.clone());
     }
 

@@ -1,21 +1,17 @@
-//! The words on stdout that launchers look for. Written by a thread of its own: whoever started the proxy may have stopped reading
-//! them, and nothing may wait for that.
+//! The words on stdout that launchers look for.
 
-use std::io::Write;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::Arc;
 
 use crate::engine::Role;
+use crate::lines::Lines;
 use crate::settings::Announces;
-
-/// Lines that wait to be written; more are dropped.
-const QUEUE: usize = 1024;
 
 /// Tells launchers what they wait for, as the program does that the proxy stands in for.
 #[derive(Clone, Debug)]
 pub struct Announcer {
     how: Announces,
     /// None where nothing is ever said.
-    lines: Option<SyncSender<String>>,
+    lines: Option<Arc<Lines>>,
 }
 
 impl Announcer {
@@ -27,14 +23,9 @@ impl Announcer {
         if how == Announces::Nothing {
             return Ok(Announcer { how, lines: None });
         }
-        let (lines, told) = sync_channel::<String>(QUEUE);
-        std::thread::Builder::new().name("announcer".into()).spawn(move || {
-            for line in told {
-                // An output that is closed is no reason to fail.
-                let _ = writeln!(std::io::stdout(), "{line}");
-            }
-        })?;
-        Ok(Announcer { how, lines: Some(lines) })
+        // Each loss is told where it happens.
+        let lines = Lines::start("announcer", std::io::stdout(), |_| ())?;
+        Ok(Announcer { how, lines: Some(Arc::new(lines)) })
     }
 
     /// Engines can register at this address.
@@ -58,7 +49,7 @@ impl Announcer {
 
     fn say(&self, line: String) {
         let Some(lines) = &self.lines else { return };
-        if let Err(TrySendError::Full(line)) = lines.try_send(line) {
+        if !lines.put(format!("{line}\n").as_bytes()) {
             tracing::warn!(line, "nobody reads what is printed for launchers: a line is dropped");
         }
     }
