@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
+use memchr::memmem;
 use uuid::Uuid;
 
 use crate::api::Api;
@@ -16,7 +17,7 @@ use crate::api::fields::row::{Field, Gets, Place, SAMPLING};
 use crate::api::fields::values::forces_one_tool;
 use crate::api::request::{Limits, Request};
 use crate::engine::{Registration, Role};
-use crate::json::{Body, Edit, Json, Segments};
+use crate::json::{Body, BodyError, Edit, Json, Segments};
 
 /// The engines of one attempt.
 #[derive(Clone, Copy, Debug)]
@@ -187,6 +188,12 @@ pub enum ParamsError {
     Missing,
 }
 
+impl From<BodyError> for ParamsError {
+    fn from(_: BodyError) -> Self {
+        ParamsError::Unreadable
+    }
+}
+
 /// The `kv_transfer_params` of prefill's answer, kept as they came.
 #[derive(Clone, Debug)]
 pub struct PrefillParams {
@@ -194,10 +201,9 @@ pub struct PrefillParams {
 }
 
 impl PrefillParams {
-    /// Finds them in the body of prefill's answer. Without block ids decode would take garbage for the prompt's cache,
-    /// and no release says so: such an answer is an error here.
-    pub fn from_answer(answer: &Bytes) -> Result<PrefillParams, ParamsError> {
-        let answer = Body::parse(answer.clone()).map_err(|_| ParamsError::Unreadable)?;
+    /// Finds them in prefill's answer. Without block ids decode would take garbage for the prompt's cache, and no release
+    /// says so: such an answer is an error here.
+    pub fn from_answer(answer: &Body) -> Result<PrefillParams, ParamsError> {
         let object = match answer.nested(PARAMS) {
             Some(Ok(object)) => object,
             _ => return Err(ParamsError::Missing),
@@ -262,15 +268,14 @@ impl PrefillParams {
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// Whether prefill's answer may say how many prefix tokens it had cached. Most do not, and a look is cheaper than a parse of
+/// thousands of block ids.
+pub fn may_say_cached_tokens(answer: &[u8]) -> bool {
+    memmem::find(answer, b"\"cached_tokens\"").is_some()
+}
 
 /// The prefix tokens that prefill says it had cached, from its answer's usage; nothing where it says none.
-pub fn cached_tokens(answer: &[u8]) -> Option<u64> {
-    #[derive(serde::Deserialize)]
-    struct Answer {
-        usage: Option<Usage>,
-    }
+pub fn cached_tokens(answer: &Body) -> Option<u64> {
     #[derive(serde::Deserialize)]
     struct Usage {
         prompt_tokens_details: Option<Details>,
@@ -279,5 +284,8 @@ pub fn cached_tokens(answer: &[u8]) -> Option<u64> {
     struct Details {
         cached_tokens: Option<u64>,
     }
-    serde_json::from_slice::<Answer>(answer).ok()?.usage?.prompt_tokens_details?.cached_tokens
+    serde_json::from_slice::<Usage>(answer.get_some("usage")?).ok()?.prompt_tokens_details?.cached_tokens
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! Cases have numbers, so that one that fails can be named. Its decode limits are those of the exact budget.
 
+mod cached;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -64,10 +66,14 @@ fn to_prefill(ids: &Ids) -> Value {
         "remote_handshake_port": 6301, "remote_notify_port": 61005, "remote_dp_size": 1, "remote_tp_size": 8, "tp_size": 8})
 }
 
+fn params_of(answer: &str) -> Result<PrefillParams, ParamsError> {
+    PrefillParams::from_answer(&Body::parse(Bytes::copy_from_slice(answer.as_bytes()))?)
+}
+
 /// The decode leg's params after prefill gave this answer.
 fn read_params(answer: &Value, pair: &Pair<'_>, ids: &Ids) -> Value {
-    let answer = Bytes::from(json!({"id": "x", "choices": [], "kv_transfer_params": answer}).to_string());
-    let params = PrefillParams::from_answer(&answer).unwrap();
+    let answer = json!({"id": "x", "choices": [], "kv_transfer_params": answer});
+    let params = params_of(&answer.to_string()).unwrap();
     let request = request(Api::Chat, r#"{"messages":[],"kv_transfer_params":{"remote_host":"evil"}}"#);
     let leg = value(&decode_leg_read(&request, pair, ids, &params));
     assert_eq!(leg["request_id"], ids.request_id);
@@ -195,7 +201,7 @@ fn ranks_agree_on_both_legs() {
     assert_eq!(rank_of(&json!({"remote_block_ids": [1]})), 2);
     let params = |rank: Value| {
         let text = json!({"kv_transfer_params": answer(rank)}).to_string();
-        PrefillParams::from_answer(&Bytes::from(text)).unwrap()
+        params_of(&text).unwrap()
     };
     assert_eq!(params(json!(3)).named_rank(4), Some(3));
     assert_eq!(params(json!(4)).named_rank(4), None);
@@ -359,8 +365,7 @@ fn prefill_alone_gets_the_clients_own_request() {
 #[test]
 fn an_answer_without_blocks_is_an_error() {
     let check = |text: &str, want: ParamsError| {
-        let got = PrefillParams::from_answer(&Bytes::copy_from_slice(text.as_bytes()));
-        assert_eq!(got.unwrap_err(), want, "{text}");
+        assert_eq!(params_of(text).unwrap_err(), want, "{text}");
     };
     for text in ["", "[]", "<html>", "{\"a\":1"] {
         check(text, ParamsError::Unreadable);
@@ -373,8 +378,8 @@ fn an_answer_without_blocks_is_an_error() {
         let text = format!(r#"{{"kv_transfer_params":{{"remote_block_ids":{ids}}}}}"#);
         check(&text, ParamsError::Missing);
     }
-    let text = Bytes::from_static(b"{\"kv_transfer_params\" : { \"remote_block_ids\":[[],[0]] , \"x\":1.50}}");
-    let params = PrefillParams::from_answer(&text).unwrap();
+    let text = "{\"kv_transfer_params\" : { \"remote_block_ids\":[[],[0]] , \"x\":1.50}}";
+    let params = params_of(text).unwrap();
     assert_eq!(params.text(), &b"{ \"remote_block_ids\":[[],[0]] , \"x\":1.50}"[..]);
 }
 

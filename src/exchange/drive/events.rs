@@ -7,13 +7,14 @@ use bytes::Bytes;
 use tokio::time::Sleep;
 
 use super::Attempt;
-use crate::api::legs::{ParamsError, PrefillParams, cached_tokens};
+use crate::api::legs::{ParamsError, PrefillParams, cached_tokens, may_say_cached_tokens};
 use crate::api::message;
 use crate::engine::Role;
 use crate::error::ProxyError;
 use crate::exchange::leg::{self, PrefillLeg, Told};
 use crate::exchange::opening::Step;
 use crate::exchange::transfer::{Answer, Event, Plan};
+use crate::json::Body;
 use crate::upstream::LegFailure;
 
 /// What happens.
@@ -125,18 +126,18 @@ impl Attempt {
 
     /// What prefill's answer has in it.
     fn read(&mut self, answer: &Bytes) -> Answer {
-        if let Some(tokens) = cached_tokens(answer) {
+        let reads = self.plan == Plan::Read || may_say_cached_tokens(answer);
+        let object = reads.then(|| Body::parse(answer.clone()).map_err(ParamsError::from));
+        if let Some(tokens) = object.as_ref().and_then(|object| cached_tokens(object.as_ref().ok()?)) {
             self.means.metrics.cached_tokens.inc_by(tokens);
         }
         if let Some(message) = message::complete(self.api, answer) {
             self.message = Some(message);
             return Answer::Message;
         }
-        if self.plan != Plan::Read {
-            return Answer::Params;
-        }
+        let Some(object) = object.filter(|_| self.plan == Plan::Read) else { return Answer::Params };
         let engine = &self.prefill_engine;
-        match PrefillParams::from_answer(answer) {
+        match object.and_then(|object| PrefillParams::from_answer(&object)) {
             Ok(params) => {
                 if let Some(named) = params.named_rank(engine.registration.dp_size) {
                     if self.rank.is_some_and(|asked| asked != named) {
