@@ -1,0 +1,13 @@
+//! What single steps cost, without sockets. `cargo bench` runs all, `cargo bench -- NAME` those whose names have it.
+
+mod answers;
+mod bodies;
+mod picks;
+mod records;
+mod registrations;
+mod support;
+mod transfers;
+
+fn main() {
+    divan::main();
+}
