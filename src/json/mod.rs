@@ -3,12 +3,15 @@
 //! One pass validates the whole text and remembers where each top-level member stands. An edited body is a list of slices
 //! of the original with small inserts between them, so a prompt is never copied. What a key means is known elsewhere.
 
+mod scan;
+
 use std::fmt;
-use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+use scan::{Member, members};
 
 /// More top-level members than any API has; the search for a key is linear in them.
 pub(crate) const MAX_MEMBERS: usize = 256;
@@ -31,16 +34,6 @@ pub enum BodyError {
     /// More than [`MAX_MEMBERS`] top-level members.
     #[error("body has more than {MAX_MEMBERS} top-level keys")]
     TooManyMembers,
-}
-
-/// Where a member stands in its text.
-#[derive(Clone, Debug)]
-struct Member {
-    /// The key, with its quotes.
-    key: Range<usize>,
-    value: Range<usize>,
-    /// Whether the key has an escape in it.
-    escaped: bool,
 }
 
 /// A JSON object, its text kept as it came.
@@ -136,6 +129,14 @@ impl IntoIterator for Segments {
 impl Body {
     /// Validates the whole of `text` and finds its top-level members. Nesting costs no stack.
     pub fn parse(text: Bytes) -> Result<Body, BodyError> {
+        match members(&text, MAX_MEMBERS) {
+            Some((members, close)) => Ok(Body { text, members, close }),
+            // What is wrong, if anything, serde_json says.
+            None => Body::parse_by_serde(text),
+        }
+    }
+
+    fn parse_by_serde(text: Bytes) -> Result<Body, BodyError> {
         let raw = match serde_json::from_slice::<TopLevel>(&text) {
             Ok(TopLevel::Members(members)) => members,
             Ok(TopLevel::TooMany) => return Err(BodyError::TooManyMembers),

@@ -1,0 +1,274 @@
+//! One pass over an object's text that passes long strings in blocks. It takes what serde_json takes and says where the members
+//! stand; of all else it only says that it is not for it.
+
+use std::ops::Range;
+
+/// Bytes of a string that are looked at together; the compiler makes vector instructions of it.
+const BLOCK: usize = 32;
+
+/// A one in each byte of a word.
+const ONES: u64 = u64::MAX / 0xff;
+
+/// Each byte's top bit.
+const TOPS: u64 = ONES << 7;
+
+/// Where a member stands in its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    /// The key, with its quotes.
+    pub key: Range<usize>,
+    pub value: Range<usize>,
+    /// Whether the key has an escape in it.
+    pub escaped: bool,
+}
+
+/// The members of an object with at most `limit` of them, and the position of its closing brace.
+pub(super) fn members(text: &[u8], limit: usize) -> Option<(Vec<Member>, usize)> {
+    let mut scan = Scan { text, at: 0, open: Vec::new(), seen: 0 };
+    let mut members = Vec::with_capacity(16);
+    scan.blanks();
+    scan.take(b'{')?;
+    scan.blanks();
+    if scan.peek()? == b'}' {
+        scan.at += 1;
+    } else {
+        loop {
+            let start = scan.at;
+            let escaped = scan.string()?;
+            let key = start..scan.at;
+            scan.colon()?;
+            let start = scan.at;
+            scan.value()?;
+            if members.len() == limit {
+                return None;
+            }
+            members.push(Member { key, value: start..scan.at, escaped });
+            scan.blanks();
+            match scan.next()? {
+                b',' => scan.blanks(),
+                b'}' => break,
+                _ => return None,
+            }
+        }
+    }
+    let close = scan.at - 1;
+    scan.blanks();
+    let is_text = scan.seen & TOPS == 0 || std::str::from_utf8(text).is_ok();
+    (scan.at == text.len() && is_text).then_some((members, close))
+}
+
+struct Scan<'a> {
+    text: &'a [u8],
+    at: usize,
+    /// The brackets around the value that is read.
+    open: Vec<u8>,
+    /// All bytes of strings in one: a top bit tells that some are not ASCII. Elsewhere none can be.
+    seen: u64,
+}
+
+impl Scan<'_> {
+    fn peek(&self) -> Option<u8> {
+        self.text.get(self.at).copied()
+    }
+
+    fn next(&mut self) -> Option<u8> {
+        let byte = self.peek()?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    fn take(&mut self, wanted: u8) -> Option<()> {
+        (self.next()? == wanted).then_some(())
+    }
+
+    fn blanks(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\n' | b'\t' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    fn colon(&mut self) -> Option<()> {
+        self.blanks();
+        self.take(b':')?;
+        self.blanks();
+        Some(())
+    }
+
+    fn key(&mut self) -> Option<()> {
+        self.string()?;
+        self.colon()
+    }
+
+    /// Any value. Depth costs a byte each and no stack.
+    fn value(&mut self) -> Option<()> {
+        loop {
+            match self.peek()? {
+                b'"' => _ = self.string()?,
+                b'-' | b'0'..=b'9' => self.number()?,
+                b't' => self.word(b"true")?,
+                b'f' => self.word(b"false")?,
+                b'n' => self.word(b"null")?,
+                open @ (b'{' | b'[') => {
+                    self.at += 1;
+                    self.blanks();
+                    // A bracket is followed by its closing one at a distance of two.
+                    if self.peek()? == open + 2 {
+                        self.at += 1;
+                    } else {
+                        self.open.push(open);
+                        if open == b'{' {
+                            self.key()?;
+                        }
+                        continue;
+                    }
+                }
+                _ => return None,
+            }
+            if self.ended()? {
+                return Some(());
+            }
+        }
+    }
+
+    /// What follows a value: true if that was the whole, false before the next one.
+    fn ended(&mut self) -> Option<bool> {
+        while let Some(open) = self.open.last().copied() {
+            self.blanks();
+            match self.next()? {
+                b',' => {
+                    self.blanks();
+                    if open == b'{' {
+                        self.key()?;
+                    }
+                    return Some(false);
+                }
+                close if close == open + 2 => _ = self.open.pop(),
+                _ => return None,
+            }
+        }
+        Some(true)
+    }
+
+    fn word(&mut self, word: &[u8]) -> Option<()> {
+        let found = self.text[self.at..].starts_with(word);
+        self.at += word.len();
+        found.then_some(())
+    }
+
+    fn number(&mut self) -> Option<()> {
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        match self.next()? {
+            b'0' => {}
+            b'1'..=b'9' => self.digits(),
+            _ => return None,
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.some_digits()?;
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            self.some_digits()?;
+        }
+        Some(())
+    }
+
+    fn some_digits(&mut self) -> Option<()> {
+        self.next()?.is_ascii_digit().then_some(())?;
+        self.digits();
+        Some(())
+    }
+
+    fn digits(&mut self) {
+        while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
+            self.at += 1;
+        }
+    }
+
+    /// A string with its quotes, and whether it has an escape in it.
+    fn string(&mut self) -> Option<bool> {
+        self.take(b'"')?;
+        let mut escaped = false;
+        loop {
+            self.plain();
+            match self.next()? {
+                b'"' => return Some(escaped),
+                b'\\' => self.escape()?,
+                _ => return None,
+            }
+            escaped = true;
+        }
+    }
+
+    fn escape(&mut self) -> Option<()> {
+        match self.next()? {
+            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Some(()),
+            b'u' => {
+                let digits = self.text.get(self.at..self.at + 4)?;
+                self.at += 4;
+                digits.iter().all(u8::is_ascii_hexdigit).then_some(())
+            }
+            _ => None,
+        }
+    }
+
+    /// Passes what stands for itself in a string.
+    fn plain(&mut self) {
+        let (mut at, mut seen) = (self.at, self.seen);
+        loop {
+            // Most strings are short and most stretches between escapes too.
+            while let Some(word) = self.text[at..].first_chunk::<8>().copied().map(u64::from_le_bytes) {
+                let special = special(word);
+                // What stands before the first special byte is seen; what stands behind it will be.
+                seen |= word & (special & special.wrapping_neg()).wrapping_sub(1);
+                if special != 0 {
+                    (self.at, self.seen) = (at + (special.trailing_zeros() / 8) as usize, seen);
+                    return;
+                }
+                at += 8;
+                if at - self.at >= BLOCK {
+                    break;
+                }
+            }
+            while let Some(block) = self.text[at..].first_chunk::<BLOCK>() {
+                let (mut special, mut all) = (0, 0_u8);
+                for byte in block {
+                    special |= u8::from(*byte == b'"') | u8::from(*byte == b'\\') | u8::from(*byte < b' ');
+                    all |= byte;
+                }
+                if special != 0 {
+                    break;
+                }
+                seen |= u64::from(all);
+                at += BLOCK;
+            }
+            if self.text.len() - at < 8 {
+                break;
+            }
+            // A special byte is near: the words before it find it.
+            self.at = at;
+        }
+        let is_plain = |byte: &&u8| !matches!(**byte, b'"' | b'\\' | 0..b' ');
+        for byte in self.text[at..].iter().take_while(is_plain) {
+            seen |= u64::from(*byte);
+            at += 1;
+        }
+        (self.at, self.seen) = (at, seen);
+    }
+}
+
+/// The top bit of each byte that is a quote, a backslash or a control character; exact up to the first of them.
+fn special(word: u64) -> u64 {
+    let quote = word ^ (ONES * b'"' as u64);
+    let backslash = word ^ (ONES * b'\\' as u64);
+    let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word;
+    (below(word, 0x20) | below(quote, 1) | below(backslash, 1)) & TOPS
+}
+
+#[cfg(test)]
+mod tests;
