@@ -5,6 +5,10 @@ use super::{read, sources};
 const LONGEST_FILE: usize = 400;
 const LONGEST_FUNCTION: usize = 70;
 
+fn all_sources() -> impl Iterator<Item = String> {
+    ["src", "tests", "bench/src"].into_iter().flat_map(sources)
+}
+
 /// The functions of a formatted source, each with its first line and its length.
 fn functions(text: &str) -> Vec<(usize, usize)> {
     let lines: Vec<&str> = text.lines().collect();
@@ -33,7 +37,7 @@ fn functions_are_found() {
 #[test]
 fn files_are_short() {
     let mut long = Vec::new();
-    for name in sources("src").into_iter().chain(sources("tests")) {
+    for name in all_sources() {
         let lines = read(&name).lines().count();
         if lines > LONGEST_FILE {
             long.push(format!("{name}: {lines} lines"));
@@ -45,7 +49,7 @@ fn files_are_short() {
 #[test]
 fn functions_are_short() {
     let (mut long, mut seen) = (Vec::new(), 0);
-    for name in sources("src").into_iter().chain(sources("tests")) {
+    for name in all_sources() {
         for (line, length) in functions(&read(&name)) {
             seen += 1;
             if length > LONGEST_FUNCTION {
