@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034,SC2154 # names shared with the scripts that source this file
-# Functions shared by run.sh and soak.sh: processes, ports, load, readings from /proc. Sourced, never run.
+# shellcheck disable=SC2034,SC2154 # names shared with the script that sources this file
+# Functions of soak.sh: processes, ports, load, readings from /proc. Sourced, never run.
 
 fail() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -10,7 +10,7 @@ fail() {
 require_tools() {
     local tool
     for tool in "$@"; do
-        command -v "$tool" >/dev/null 2>&1 || fail "$tool is missing (Debian: apt-get install nginx-light wrk curl)"
+        command -v "$tool" >/dev/null 2>&1 || fail "$tool is missing (Debian: apt-get install wrk curl python3)"
     done
 }
 
@@ -85,16 +85,6 @@ require_free_ports() {
             fail "port $port is taken; choose another BASE_PORT"
         fi
     done
-}
-
-# cpu_ticks PID: user and system time of a process and its children so far, in clock ticks.
-cpu_ticks() {
-    local pid total=0 one
-    for pid in "$1" $(cat "/proc/$1/task/$1/children" 2>/dev/null); do
-        one=$(sed 's/^.*) //' "/proc/$pid/stat" | awk '{ print $12 + $13 }')
-        total=$((total + one))
-    done
-    printf '%s' "$total"
 }
 
 # status_kb PID FIELD: a figure of /proc/PID/status in KB, summed over the process and its children.

@@ -1,4 +1,4 @@
--- Request and summary for wrk. BENCH_BODY names a file with the request body, BENCH_PATH the route. The last line of
+-- Request and summary of a burst, for wrk. BENCH_BODY names a file with the request body, BENCH_PATH the route. The last line of
 -- the output is for scripts: summary requests bytes microseconds failures p50 p99 (latencies in microseconds).
 
 local file = assert(io.open(os.getenv("BENCH_BODY"), "rb"))
