@@ -169,8 +169,8 @@ impl App {
         let listener = first(&addresses(&parts.listen.discovery)?, hear, failed)?;
         let may_lack = parts.server.conduct.may_lack_metrics_port;
         let scraped = parts.listen.metrics.as_ref().map(|endpoint| scraped(endpoint, may_lack)).transpose()?.flatten();
-        let mut app =
-            App::build(parts, clients, scraped, (listener, heard, news), metrics).map_err(StartError::Parts)?;
+        let mut app = App::build(parts, clients, scraped, (listener, heard, news), (config.workers, metrics))
+            .map_err(StartError::Parts)?;
         if config.workers > 1 {
             app.threads = Threads::start(config.workers).map_err(|error| StartError::Parts(error.to_string()))?;
             app.background.start("worker", app.threads.ended());
@@ -184,7 +184,7 @@ impl App {
         clients: TcpListener,
         scraped: Option<TcpListener>,
         (listener, heard, news): (Listener, mpsc::Receiver<Heard>, Arc<Notify>),
-        metrics: Arc<Metrics>,
+        (workers, metrics): (usize, Arc<Metrics>),
     ) -> Result<Self, String> {
         let Parts { door, server, origins, allowed, presumed, registry, .. } = parts;
         let Parts { picking, times, serial_write, kv_release, .. } = parts;
@@ -192,7 +192,7 @@ impl App {
         let selector = Selector::new(picking);
         let registry = Registry::new(registry, metrics.clone());
         let pool = registry.subscribe();
-        let upstream = Upstream::new(times.connect, 1).map_err(|error| error.to_string())?;
+        let upstream = Upstream::new(times.connect, workers).map_err(|error| error.to_string())?;
         let notifier = Notifier::start(kv_release, metrics.clone()).map_err(|error| error.to_string())?;
         let mut background = Background::default();
         background.start("notifier", ended(notifier.ended()));

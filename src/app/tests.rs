@@ -138,8 +138,14 @@ fn with_listener(watchdog: Duration, report: impl Fn(Incident) + Send + Sync + '
     let (sink, heard) = mpsc::channel(1);
     let settings = ListenerSettings { watchdog, renew_after: 1, ..ListenerSettings::new(any) };
     let listener = listener::start(settings, sink, report).unwrap();
-    App::build(config().parts, bind(any).unwrap(), None, (listener, heard, Arc::default()), Arc::new(Metrics::new()))
-        .unwrap()
+    App::build(
+        config().parts,
+        bind(any).unwrap(),
+        None,
+        (listener, heard, Arc::default()),
+        (1, Arc::new(Metrics::new())),
+    )
+    .unwrap()
 }
 
 #[tokio::test]

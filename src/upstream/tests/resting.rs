@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -99,11 +101,9 @@ async fn threads_that_serve_clients_have_their_own() {
     let home = Home { idle: Arc::new(Idle::new(2)), incarnation: 1 };
     let (ours, _engine) = duplex(64);
     home.rest(Connection::over(ours));
-    let other = home.clone();
-    let seen = std::thread::spawn(move || {
-        crate::worker::becomes(1);
-        other.take().is_some()
-    });
-    assert!(!seen.join().unwrap());
+    let (other, stop) = (home.clone(), CancellationToken::new());
+    let (second, _ended) = crate::worker::start("second", 1, stop.clone()).unwrap();
+    assert!(!second.spawn(async move { other.take().is_some() }).await.unwrap());
+    stop.cancel();
     assert!(home.take().is_some());
 }
