@@ -65,7 +65,9 @@ async fn outcome(mut leg: Sending) -> Outcome {
             Progress::Answered(response) => {
                 let (head, incoming) = response.into_parts();
                 let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-                let headers = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+                let mut headers: Vec<_> =
+                    head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+                headers.sort();
                 let (bytes, is_whole) = body(incoming).await;
                 return Outcome::Success(head.status.as_u16(), headers, bytes, is_whole);
             }
