@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
 use moriio_proxy::app::{App, Finish};
-use moriio_proxy::lines::Lines;
+use moriio_proxy::lines::{Lines, Plain};
 use moriio_proxy::settings::faces::{Asked, CommandLine, Face};
 use moriio_proxy::settings::options::ServeOptions;
 use moriio_proxy::settings::{Config, LogFormat};
@@ -244,7 +244,9 @@ fn start_logging(level: Level, format: LogFormat) -> std::io::Result<()> {
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(move || lines).log_internal_errors(false);
     match format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => {
+            builder.fmt_fields(Plain).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+        }
     }
     Ok(())
 }
