@@ -3,6 +3,7 @@
 //! owed to anybody. No other destructor does anything but count.
 
 mod actions;
+mod clock;
 mod events;
 mod patience;
 
@@ -35,7 +36,7 @@ use crate::routing::{Picked, Selector};
 use crate::settings::Times;
 use crate::upstream::gauges::Queue;
 use crate::upstream::{Limit, Repeat, Upstream};
-use events::Clock;
+use clock::Clock;
 use patience::Patience;
 
 /// What all attempts have in common.
