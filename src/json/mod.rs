@@ -41,6 +41,8 @@ pub enum BodyError {
 pub struct Body {
     text: Bytes,
     members: Vec<Member>,
+    /// Which keys the members can have, by [`trait_of`]: most of the keys that are asked for are not there.
+    keys: u64,
     /// Position of the closing brace.
     close: usize,
 }
@@ -130,7 +132,7 @@ impl Body {
     /// Validates the whole of `text` and finds its top-level members. Nesting costs no stack.
     pub fn parse(text: Bytes) -> Result<Body, BodyError> {
         match members(&text, MAX_MEMBERS) {
-            Some((members, close)) => Ok(Body { text, members, close }),
+            Some((members, close)) => Ok(Body::of(text, members, close)),
             // What is wrong, if anything, serde_json says.
             None => Body::parse_by_serde(text),
         }
@@ -160,12 +162,20 @@ impl Body {
         };
         let members = raw.into_iter().map(member).collect();
         let close = text.iter().rposition(|byte| *byte == b'}').ok_or(BodyError::NotAnObject)?;
-        Ok(Body { text, members, close })
+        Ok(Body::of(text, members, close))
+    }
+
+    fn of(text: Bytes, members: Vec<Member>, close: usize) -> Body {
+        let keys = members.iter().fold(0, |keys, member| match member.escaped {
+            true => u64::MAX,
+            false => keys | trait_of(&text[member.key.start + 1..member.key.end - 1]),
+        });
+        Body { text, members, keys, close }
     }
 
     /// An object without members.
     pub fn empty() -> Body {
-        Body { text: Bytes::from_static(b"{}"), members: Vec::new(), close: 1 }
+        Body::of(Bytes::from_static(b"{}"), Vec::new(), 1)
     }
 
     /// The whole text.
@@ -194,6 +204,9 @@ impl Body {
     }
 
     fn find(&self, key: &str) -> Option<&Member> {
+        if self.keys & trait_of(key.as_bytes()) == 0 {
+            return None;
+        }
         self.members.iter().rev().find(|member| self.is_key(member, key))
     }
 
@@ -255,6 +268,12 @@ impl Body {
         out.keep_until(self.text.len());
         out.finish()
     }
+}
+
+/// One bit by a key's length and first byte, in which many keys differ.
+fn trait_of(key: &[u8]) -> u64 {
+    let first = key.first().copied().unwrap_or(0);
+    1 << ((key.len() ^ (usize::from(first) * 5)) % 64)
 }
 
 /// Collects kept slices and inserts, joining what is small.
