@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
@@ -53,7 +53,7 @@ pub(crate) struct Routers {
 /// What every connection is served with.
 #[derive(Clone)]
 struct Door {
-    builder: auto::Builder<TokioExecutor>,
+    builder: http1::Builder,
     serving: TowerToHyperService<Router>,
     refusing: TowerToHyperService<Router>,
     metrics: Arc<Metrics>,
@@ -120,9 +120,9 @@ pub(crate) async fn accept(
 
 impl Door {
     fn new(limits: &DoorLimits, routers: Routers, metrics: Arc<Metrics>) -> Self {
-        let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+        let mut builder = http1::Builder::new();
         // One timer bounds the idle time between requests and the head of the next; the first head has its own limit.
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.keep_alive).max_buf_size(64 * 1024);
+        builder.timer(TokioTimer::new()).header_read_timeout(limits.keep_alive).max_buf_size(64 * 1024);
         let [serving, refusing] = [routers.serving, routers.refusing].map(TowerToHyperService::new);
         let head_time = limits.head_time;
         Door { builder, serving, refusing, metrics, head_time, stopping: CancellationToken::new() }
