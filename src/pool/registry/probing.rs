@@ -10,6 +10,8 @@ use crate::engine::{HttpAddress, Registration};
 use crate::pool::State;
 use crate::pool::reason::Failure;
 
+/// In a large pool ready engines are looked at in turn, so often: those that neither ping nor serve are noticed by that.
+const PROBES_APART: Duration = Duration::from_millis(100);
 /// Beyond the time to live, so that it has passed.
 const AFTER: Duration = Duration::from_millis(1);
 
@@ -28,6 +30,7 @@ impl Registry {
 
     fn alive(&mut self, address: &HttpAddress, release: Option<EngineVersion>, now: Instant) {
         let ttl = self.limits.ttl;
+        let in_turn = PROBES_APART * u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
         let number = self.number();
         let Some(entry) = self.entries.get_mut(address) else { return };
         if !entry.has_spoken_since_refusal(now) {
@@ -50,8 +53,8 @@ impl Registry {
             tracing::warn!(role = %entry.registration.role, engine = %address, "engine has stopped pinging but answers: it stays");
         }
         // While another claims its address, its end would have to be noticed soon.
-        let again = if entry.rivals.is_empty() { PROBE_READY } else { PROBE_AGAIN_MAX };
-        entry.next_probe = now + again.min(ttl);
+        let again = if entry.rivals.is_empty() { PROBE_READY.min(ttl).max(in_turn) } else { PROBE_AGAIN_MAX.min(ttl) };
+        entry.next_probe = now + again;
         entry.probe_wait = PROBE_AGAIN;
         entry.served = Some(now);
         if entry.state != State::Ready || (release.is_some() && entry.version != release) {

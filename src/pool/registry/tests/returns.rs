@@ -123,3 +123,25 @@ fn a_socket_that_was_first_heard_before_a_refusal_waits_for_those_of_before() {
         assert_eq!((pool(&registry).prefill_slots.len(), only_incarnation(&registry) == life), (1, lives));
     }
 }
+
+#[test]
+fn in_a_large_pool_ready_engines_are_asked_in_turn() {
+    let limits = RegistryLimits { max_engines: 300, ..LIMITS };
+    let (mut registry, start) = (Registry::new(limits, Arc::new(Metrics::new())), Instant::now());
+    let asked_after = |registry: &mut Registry, engines: u16| {
+        for port in 1..=engines {
+            registry.hear(says(port, Role::Prefill), None, start);
+        }
+        registry.due(start + Duration::from_secs(600)).iter().for_each(|order| {
+            registry.probed(&order.registration.http, order.incarnation, Probe::Alive(None), start);
+        });
+        registry.next_due().map(|due| due.duration_since(start).as_secs())
+    };
+    assert_eq!(asked_after(&mut registry, 3), Some(10));
+    // By then they are silent, which is looked at sooner.
+    assert_eq!(asked_after(&mut registry, 300), Some(15));
+    for port in 1..=300 {
+        registry.hear(says(port, Role::Prefill), None, start + Duration::from_secs(20));
+    }
+    assert_eq!(registry.next_due().map(|due| due.duration_since(start).as_secs()), Some(30));
+}
