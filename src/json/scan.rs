@@ -116,8 +116,9 @@ impl Scan<'_> {
                         self.at += 1;
                     } else {
                         self.open.push(open);
-                        if open == b'{' {
-                            self.key()?;
+                        match open {
+                            b'{' => self.key()?,
+                            _ => self.whole_numbers(),
                         }
                         continue;
                     }
@@ -147,6 +148,27 @@ impl Scan<'_> {
             }
         }
         Some(true)
+    }
+
+    /// Passes whole numbers with the commas behind them, up to the last or to whatever else there is: block ids and token ids are
+    /// thousands of them.
+    fn whole_numbers(&mut self) {
+        let text = self.text;
+        let (mut at, mut begin) = (self.at, self.at);
+        while let Some(first @ b'0'..=b'9') = text.get(at).copied() {
+            at += 1;
+            while text.get(at).is_some_and(u8::is_ascii_digit) {
+                at += 1;
+            }
+            let is_number = first != b'0' || at == begin + 1;
+            if !is_number || text.get(at) != Some(&b',') {
+                break;
+            }
+            at += if text.get(at + 1) == Some(&b' ') { 2 } else { 1 };
+            begin = at;
+        }
+        self.at = begin;
+        self.blanks();
     }
 
     fn word(&mut self, word: &[u8]) -> Option<()> {

@@ -60,6 +60,45 @@ fn what_serde_json_takes_is_taken_and_nothing_else() {
 }
 
 #[test]
+fn lists_of_whole_numbers_are_judged_alike() {
+    for list in [
+        "1,2,3",
+        "0,1",
+        "1,0",
+        "01,2",
+        "1,02",
+        "00",
+        "1,2,",
+        ",1",
+        "1,,2",
+        "1, 2, 3",
+        "1,  2",
+        "1 ,2",
+        "1,\n2",
+        "1,-2,3",
+        "-1,2",
+        "1,2.5,3",
+        "1,2e3",
+        "1,\"a\",2",
+        "1,[2,3],4",
+        "[1,2],[3]",
+        "1,{\"a\":[1,2]},3",
+        "1,2 3",
+        "1,2}",
+        "1,x",
+        "12",
+        "1,",
+        "0,",
+        "0, ",
+    ] {
+        for text in [format!("{{\"k\":[{list}]}}"), format!("{{\"k\":[ {list} ],\"l\":1}}"), format!("{{\"k\":[{list}")]
+        {
+            check(text.as_bytes());
+        }
+    }
+}
+
+#[test]
 fn every_byte_is_judged_wherever_it_stands_in_a_string() {
     for length in [0, 7, 8, 9, 31, 32, 33, 70, 100] {
         for at in 0..=length {
@@ -114,6 +153,11 @@ proptest! {
     fn pieces_are_judged_alike(pieces in prop::collection::vec(piece(), 0..12)) {
         check(&[b"{\"k\":", &pieces.concat()[..], b"}"].concat());
         check(&pieces.concat());
+    }
+
+    #[test]
+    fn numbers_are_judged_alike(list in "[0-3, .e\\[\\]-]{0,24}") {
+        check(format!("{{\"k\":[{list}]}}").as_bytes());
     }
 
     #[test]
