@@ -21,6 +21,9 @@ const READ: usize = 64 * 1024;
 /// The most slices that are written at once; a leg has some ten.
 const SLICES: usize = 16;
 
+/// So much is written before others on the thread have their turn: a socket takes megabytes at once.
+pub(super) const TURN: usize = 256 * 1024;
+
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
 }
@@ -73,7 +76,7 @@ impl Connection {
         unconstrained(read).now_or_never().is_none()
     }
 
-    /// Writes as much as goes of the slices from `begin` bytes into the first on.
+    /// Writes as much as goes of the slices from `begin` bytes into the first on, and no more than [`TURN`].
     pub(super) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
@@ -81,12 +84,14 @@ impl Connection {
         begin: usize,
     ) -> Poll<io::Result<usize>> {
         let mut slices = [IoSlice::new(&[]); SLICES];
-        let count = parts.len().min(SLICES);
+        let (mut count, mut room, mut begin) = (0, TURN, begin);
         for (slice, part) in slices.iter_mut().zip(parts) {
-            *slice = IoSlice::new(part);
-        }
-        if let (Some(slice), Some(part)) = (slices.first_mut(), parts.first()) {
-            *slice = IoSlice::new(&part[begin..]);
+            let part = &part[std::mem::take(&mut begin)..];
+            *slice = IoSlice::new(&part[..part.len().min(room)]);
+            (count, room) = (count + 1, room.saturating_sub(part.len()));
+            if room == 0 {
+                break;
+            }
         }
         let written = ready!(Pin::new(&mut *self.0).poll_write_vectored(cx, &slices[..count]))?;
         Poll::Ready(if written == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(written) })

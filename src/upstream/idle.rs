@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use super::connection::Connection;
 use crate::worker;
 
@@ -38,16 +40,20 @@ impl Home {
 
 /// Resting connections by worker and by the incarnation of their engine: none outlives that.
 #[derive(Debug)]
-pub(super) struct Idle(Box<[Mutex<BTreeMap<u64, Resting>>]>);
+pub(super) struct Idle {
+    workers: Box<[Mutex<BTreeMap<u64, Resting>>]>,
+    /// Called when one rests where none did.
+    first: Notify,
+}
 
 impl Idle {
     /// None yet.
     pub(super) fn new(workers: usize) -> Self {
-        Idle((0..workers.max(1)).map(|_| Mutex::default()).collect())
+        Idle { workers: (0..workers.max(1)).map(|_| Mutex::default()).collect(), first: Notify::new() }
     }
 
     fn own(&self) -> MutexGuard<'_, BTreeMap<u64, Resting>> {
-        self.0[worker::index() % self.0.len()].lock().unwrap_or_else(PoisonError::into_inner)
+        self.workers[worker::index() % self.workers.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self, incarnation: u64, now: Instant) -> Option<Connection> {
@@ -66,16 +72,27 @@ impl Idle {
 
     fn rest(&self, incarnation: u64, connection: Connection, now: Instant) {
         let mut own = self.own();
+        let is_first = own.is_empty();
         let resting = own.entry(incarnation).or_default();
         if resting.len() == MOST {
             resting.pop_front();
         }
         resting.push_back((now, connection));
+        drop(own);
+        if is_first {
+            self.first.notify_one();
+        }
     }
 
-    /// Closes what has rested long enough.
-    pub(super) fn sweep(&self, now: Instant) {
-        for worker in &self.0 {
+    /// Resolves when one rests that nobody has swept for.
+    pub(super) async fn rests(&self) {
+        self.first.notified().await;
+    }
+
+    /// Closes what has rested long enough. Says whether any rest.
+    pub(super) fn sweep(&self, now: Instant) -> bool {
+        let mut any = false;
+        for worker in &self.workers {
             let mut resting = worker.lock().unwrap_or_else(PoisonError::into_inner);
             resting.retain(|_, resting| {
                 while resting.front().is_some_and(|(since, _)| now.duration_since(*since) >= REST) {
@@ -83,12 +100,14 @@ impl Idle {
                 }
                 !resting.is_empty()
             });
+            any |= !resting.is_empty();
         }
+        any
     }
 
     /// How many rest.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
-        self.0.iter().map(|worker| worker.lock().unwrap().values().map(VecDeque::len).sum::<usize>()).sum()
+        self.workers.iter().map(|worker| worker.lock().unwrap().values().map(VecDeque::len).sum::<usize>()).sum()
     }
 }

@@ -99,13 +99,13 @@ impl Upstream {
         Sending::new(home, to.address, to.role, self.0.connect_limit, parts)
     }
 
-    /// Closes connections that have rested long enough, for ever.
+    /// Closes connections that have rested long enough, for ever. Does nothing while none rests.
     pub async fn sweep(self) {
-        let mut pace = tokio::time::interval(SWEEP);
-        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            pace.tick().await;
-            self.0.idle.sweep(Instant::now());
+            self.0.idle.rests().await;
+            while self.0.idle.sweep(Instant::now()) {
+                tokio::time::sleep(SWEEP).await;
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header};
 
 use super::answer::{Begun, Incoming, Whole};
-use super::connection::Connection;
+use super::connection::{Connection, TURN};
 use super::failure::{Kind, LegFailure};
 use super::head::Head;
 use super::idle::Home;
@@ -137,11 +137,17 @@ impl Sending {
     /// Writes as much of the request as goes.
     fn write(&mut self, cx: &mut Context<'_>) {
         let State::Open(connection) = &mut self.state else { return };
+        let mut turn = 0;
         while self.written.is_none() && !self.unwritable {
+            if turn >= TURN {
+                cx.waker().wake_by_ref();
+                return;
+            }
             match connection.poll_write(cx, &self.parts[self.done..], self.begun) {
                 Poll::Pending => return,
                 Poll::Ready(Err(_)) => self.unwritable = true,
                 Poll::Ready(Ok(count)) => {
+                    turn += count;
                     self.begun += count;
                     while let Some(part) = self.parts.get(self.done)
                         && self.begun >= part.len()

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::answer::{Broken, Incoming};
-use super::connection::Connection;
+use super::connection::{Connection, TURN};
 use super::failure::Kind;
 use super::idle::{Home, Idle};
 use super::sending::{Progress, Sending};
@@ -99,6 +99,25 @@ async fn a_request_is_written_once_its_last_byte_was_taken() {
     // Given up, it is closed at once.
     drop(leg);
     assert_eq!(engine.read(&mut rest).await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn others_have_their_turn_while_a_large_request_is_written() {
+    let (home, large) = (home(1), 4 * TURN);
+    let (ours, mut engine) = duplex(large);
+    home.rest(Connection::over(ours));
+    let parts = vec![Bytes::from_static(b"POST / HTTP/1.1\r\n\r\n"), vec![b'x'; large - 19].into()];
+    let nowhere = HttpAddress { host: "127.0.0.1".into(), port: 1 };
+    let mut leg = Sending::new(home, &nowhere, Role::Decode, Duration::from_secs(1), parts);
+    assert!(matches!(next(&mut leg).await, Progress::Started));
+    for turn in 1..4 {
+        assert!(leg.written().is_none(), "{turn}");
+        assert!(futures::poll!(Box::pin(next(&mut leg))).is_pending(), "{turn}");
+    }
+    assert!(leg.written().is_some());
+    let mut read = vec![0; large];
+    engine.read_exact(&mut read).await.unwrap();
+    assert!(read.ends_with(b"xxx"));
 }
 
 #[tokio::test(start_paused = true)]
