@@ -2,3 +2,4 @@
 
 pub mod guard;
 pub(crate) mod listener;
+mod pace;

@@ -33,6 +33,7 @@ use crate::registration::socket::guard::identity::Identity;
 use crate::registration::socket::guard::link::{Link, Reserve};
 use crate::registration::socket::guard::reject::Reject;
 use crate::registration::socket::guard::sources::Sources;
+use crate::registration::socket::pace;
 
 const BACKLOG: i32 = 1024;
 const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
@@ -107,7 +108,10 @@ impl Guard {
                 Err(error) => Err(error),
             };
             let ((stream, address), reserve) = match accepted {
-                Ok(accepted) => accepted,
+                Ok(accepted) => {
+                    pace::hurry();
+                    accepted
+                }
                 Err(error) => {
                     if !starved {
                         warn!(%error, "cannot accept discovery peers");

@@ -3,7 +3,6 @@
 //! The thread has a current-thread runtime because the `zeromq` crate loses messages, and can lock up for good, when
 //! its tasks run on several workers. What engines send comes out of a bounded channel; nothing is ever sent to them.
 
-mod pace;
 #[cfg(test)]
 mod tests;
 mod watchdog;
@@ -32,8 +31,8 @@ use crate::registration::socket::guard::identity::Identity;
 use crate::registration::socket::guard::link::{Den, Link};
 use crate::registration::socket::guard::reject::Reject;
 use crate::registration::socket::guard::{Guard, Limits, bind};
-use crate::registration::socket::listener::pace::Pace;
 use crate::registration::socket::listener::watchdog::Watchdog;
+use crate::registration::socket::pace;
 
 /// Messages taken in one go before timers and new peers get their turn.
 const MESSAGES_A_TURN: u32 = 16;
@@ -159,8 +158,7 @@ fn start_with(
     let address = socket.local_addr()?;
     let mut den = Den::create(settings.renew_after);
     let (link, inner) = den.open()?;
-    let pace = Pace::default();
-    let runtime = runtime::Builder::new_current_thread().enable_all().on_thread_park(move || pace.wait()).build()?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().on_thread_park(pace::wait).build()?;
     let stop = CancellationToken::new();
     let ended = CancellationToken::new();
     let pulse = Arc::new(AtomicU64::new(0));

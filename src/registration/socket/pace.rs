@@ -1,8 +1,8 @@
 //! One wake-up for many pings. A thread that is woken for each of 500 pings a second spends ten times on waking what it spends on
 //! pings; where it would wake so often it sleeps a little first and finds several at once.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,25 +13,35 @@ const OFTEN: Duration = Duration::from_millis(400);
 /// How long a wait is put off: an engine pings every few seconds, and a handshake has four turns.
 const REST: Duration = Duration::from_millis(20);
 
+thread_local! {
+    static PACE: RefCell<Pace> = RefCell::default();
+}
+
+/// To be called when the thread is about to wait.
+pub(super) fn wait() {
+    if PACE.with_borrow_mut(|pace| pace.is_often(Instant::now())) {
+        thread::sleep(REST);
+    }
+}
+
+/// A peer has just connected: its handshake, and those of all that follow it closely, are not put off.
+pub(super) fn hurry() {
+    PACE.with_borrow_mut(|pace| pace.waits.clear());
+}
+
 /// The last times at which the thread had nothing to do.
 #[derive(Debug, Default)]
-pub(super) struct Pace(Mutex<VecDeque<Instant>>);
+struct Pace {
+    waits: VecDeque<Instant>,
+}
 
 impl Pace {
-    /// To be called when the thread is about to wait.
-    pub(super) fn wait(&self) {
-        if self.is_often(Instant::now()) {
-            thread::sleep(REST);
-        }
-    }
-
-    fn is_often(&self, now: Instant) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.push_back(now);
-        if last.len() <= MANY {
+    fn is_often(&mut self, now: Instant) -> bool {
+        self.waits.push_back(now);
+        if self.waits.len() <= MANY {
             return false;
         }
-        last.pop_front().is_some_and(|first| now.duration_since(first) < OFTEN)
+        self.waits.pop_front().is_some_and(|first| now.duration_since(first) < OFTEN)
     }
 }
 
@@ -41,7 +51,7 @@ mod tests {
 
     #[test]
     fn many_waits_are_put_off_and_few_are_not() {
-        let (pace, mut now) = (Pace::default(), Instant::now());
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
         let mut after = |wait: u64, count: usize| {
             let often = (0..count).map(|_| {
                 now += Duration::from_millis(wait);
