@@ -92,7 +92,8 @@ impl Attempt {
             (Role::Prefill, ..) => legs::prefill_leg(request, &pair, ids),
             (Role::Decode, Plan::Alone, _) => legs::alone_leg(request, ids),
             (Role::Decode, Plan::Read, Some(params)) => legs::decode_leg_read(request, &pair, ids, params),
-            (Role::Decode, ..) => legs::decode_leg_write(request, &pair, ids),
+            (Role::Decode, Plan::Read, None) => return self.breach(),
+            (Role::Decode, Plan::Write { .. }, _) => legs::decode_leg_write(request, &pair, ids),
         };
         let engine = guard.engine.clone();
         let rank = self.rank.filter(|_| role == Role::Prefill || self.plan == Plan::Alone);

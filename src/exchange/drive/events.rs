@@ -68,7 +68,13 @@ impl Attempt {
 
     fn told(&mut self, told: Told) -> Option<Event> {
         match told {
-            Told::Started(role) => Some(Event::Started(role)),
+            Told::Started(role) => {
+                if role == Role::Decode {
+                    // No other engine will be given them.
+                    self.params = None;
+                }
+                Some(Event::Started(role))
+            }
             Told::Prefill(Ok(answer), written) => {
                 self.prefill_written = written;
                 self.from = Instant::now();
