@@ -58,7 +58,7 @@ pub struct Sending {
     unwritable: bool,
     is_reused: bool,
     /// When the first byte was about to be written.
-    started: Option<Instant>,
+    started: Option<tokio::time::Instant>,
     /// When the last byte had been.
     written: Option<Instant>,
     /// What has come of a head that is not whole.
@@ -110,7 +110,7 @@ impl Sending {
                     // The first bytes are on their way when the start is told.
                     self.write(cx);
                     if self.started.is_none() {
-                        self.started = Some(Instant::now());
+                        self.started = Some(tokio::time::Instant::now());
                         return Poll::Ready(Progress::Started);
                     }
                     if let Some(progress) = ready!(self.read(cx)) {
