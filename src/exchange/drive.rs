@@ -102,7 +102,7 @@ pub struct Head {
     pub role: Role,
     /// Its status.
     pub status: StatusCode,
-    /// Its headers, as the engine sent them.
+    /// Its headers, as a client may have them.
     pub headers: HeaderMap,
     /// Whether it is a stream of events.
     pub is_events: bool,

@@ -9,9 +9,8 @@ use crate::api::{Api, message};
 use crate::exchange::drive::Outcome;
 use crate::exchange::record::Exchange;
 use crate::exchange::relay::Relay;
-use crate::upstream;
 
-/// What an attempt gave, as the client gets it: an engine's head without its connection's headers and the relay of its body,
+/// What an attempt gave, as the client gets it: an engine's head and the relay of its body,
 /// or prefill's message. `cut` fires when the process stops waiting for the answer.
 pub(super) fn respond(
     outcome: Outcome,
@@ -21,7 +20,7 @@ pub(super) fn respond(
 ) -> Response {
     match outcome {
         Outcome::Relayed(drive, mut head, limits) => {
-            let mut headers = upstream::relayed(std::mem::take(&mut head.headers));
+            let mut headers = std::mem::take(&mut head.headers);
             if head.is_events {
                 // A stream may lose comments or gain an error event.
                 headers.remove(header::CONTENT_LENGTH);
