@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::support::{Plan, World, client, completion, generate, post, strike, until, until_true};
 
+const RETRIES: &str = "moriio_attempts_total{cause=\"retry\"}";
 const PROMPT: &str =
     "the quick brown fox jumps over the lazy dog again and again until there are several blocks of it all";
 
@@ -105,7 +106,7 @@ async fn a_503_of_decode_costs_one_prefill() {
         // In WRITE prefill's leg may be closed before its engine has counted it.
         let prefills: u64 = world.prefill.iter().map(|prefill| prefill.counters().legs).sum();
         assert!(prefills <= 1 && (mode == Mode::Write || prefills == 1), "{mode:?} {prefills}");
-        assert_eq!(world.proxy.metric("moriio_attempts_total{cause=\"retry\"}").await, 0.0, "{mode:?}");
+        assert_eq!(world.proxy.metric(RETRIES).await, 0.0, "{mode:?}");
         world.decode.iter().for_each(Engine::clear_faults);
         world.settle().await;
     }
@@ -311,7 +312,23 @@ async fn what_no_engine_took_is_tried_again_elsewhere() {
         for i in 0..6 {
             generate(&world.proxy, &format!("{PROMPT} {i}"), 4, i % 2 == 0).await;
         }
-        assert!(world.proxy.metric("moriio_attempts_total{cause=\"retry\"}").await >= 1.0);
+        assert!(world.proxy.metric(RETRIES).await >= 1.0);
+        world.settle().await;
+    }
+}
+
+/// Requests take turns from each other: where a retry lands must not be left to them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_asks_none_that_has_just_refused() {
+    for mode in [Mode::Read, Mode::Write] {
+        let world = plan(mode).engines(2, 1).with(Key::BreakerFailures, "0").start().await;
+        world.prefill[0].set_fault(Fault::always(refuse(503)));
+        join_all((0..20).map(async |i| {
+            generate(&world.proxy, &format!("{PROMPT} {i}"), 4, i % 2 == 0).await;
+        }))
+        .await;
+        let (refused, retries) = (world.prefill[0].counters().faulted, world.proxy.metric(RETRIES).await);
+        assert!(refused >= 1 && retries == refused as f64, "{refused} refused, {retries} retries");
         world.settle().await;
     }
 }
@@ -331,6 +348,6 @@ async fn off_means_off_and_the_budget_holds() {
     for _ in 0..40 {
         assert_eq!(ask(&world).await.status, 503);
     }
-    let retries = world.proxy.metric("moriio_attempts_total{cause=\"retry\"}").await;
+    let retries = world.proxy.metric(RETRIES).await;
     assert!((10.0..=15.0).contains(&retries), "{retries} retries for 40 requests");
 }

@@ -14,5 +14,5 @@ fn pick(bencher: Bencher, slots: u16) {
     let pool = pool(slots);
     let selector = Selector::new(PickRules { engine_in_flight: 0, first_contact: false, allow_stale: false });
     let now = Instant::now();
-    bencher.bench(|| drop(selector.pick(&pool, now).expect("a pair")));
+    bencher.bench(|| drop(selector.pick(&pool, &[], now).expect("a pair")));
 }

@@ -21,7 +21,7 @@ fn account(bencher: Bencher, log: impl Subscriber + Send + Sync + 'static) {
             .with_inputs(|| {
                 let id = Some(String::from("cmpl-17b4a2c8"));
                 let mut exchange = Exchange::open(metrics.clone(), "/v1/chat/completions", id);
-                let picked = selector.pick(&pool, Instant::now()).expect("a pair");
+                let picked = selector.pick(&pool, &[], Instant::now()).expect("a pair");
                 exchange.attempt(&picked, "tx-0123456789abcdef0123456789abcdef");
                 exchange.first_output();
                 exchange.committed(200);

@@ -75,6 +75,8 @@ pub struct Failed {
     pub error: ProxyError,
     /// Whether another attempt is safe.
     pub repeat: Repeat,
+    /// The engines it failed of, by incarnation.
+    pub refused: Vec<u64>,
 }
 
 /// Limits on the time between two parts of an answer.
@@ -153,7 +155,7 @@ struct Attempt {
     message: Option<Value>,
     /// What a leg failed of.
     failure: Option<ProxyError>,
-    /// READ: decode engines to which there was no connection.
+    /// Engines of which a leg failed, by incarnation.
     refused: Vec<u64>,
     acknowledgement: Option<Acknowledgement>,
     clock: Clock,

@@ -141,11 +141,12 @@ impl Server {
         let asked = Arc::new(Asked { request, headers });
         self.retry_budget.request();
         let mut last: Option<ProxyError> = None;
+        let mut refused = Vec::new();
         let mut attempts = 0;
         let mut probes = self.probes();
         let until = Instant::now() + self.settings.queue_time;
         loop {
-            let picked = match self.pick(&mut probes, until).await {
+            let picked = match self.pick(&mut probes, &refused, until).await {
                 Ok(picked) => picked,
                 Err(error) => return Err(self.exhausted(attempts, last.unwrap_or(error))),
             };
@@ -158,13 +159,14 @@ impl Server {
             attempts += 1;
             match Drive::new(&self.means, &asked, picked, record).run(record).await {
                 Ok(outcome) => return Ok((outcome, streams)),
-                Err(Failed { error, repeat })
+                Err(Failed { error, repeat, refused: by })
                     if repeat == Repeat::Safe || (repeat == Repeat::Once && attempts == 1) =>
                 {
                     if attempts > self.settings.retries || !self.retry_budget.take() {
                         return Err(self.exhausted(attempts, error));
                     }
                     last = Some(error);
+                    refused.extend(by);
                 }
                 Err(Failed { error, .. }) => return Err(error),
             }
@@ -223,14 +225,14 @@ impl Server {
     }
 
     /// A pair, waiting a little where waiting can help: for probes, for room, for a first contact to end.
-    async fn pick(&self, probes: &mut Probes<'_>, until: Instant) -> Result<Picked, ProxyError> {
+    async fn pick(&self, probes: &mut Probes<'_>, refused: &[u64], until: Instant) -> Result<Picked, ProxyError> {
         let mut changes = self.pool.clone();
         loop {
             // Watched from before the look, so that nothing that happens in between is missed.
             let freed = self.selector.pairs.freed.notified();
             let pool = changes.borrow_and_update().clone();
             let now = Instant::now();
-            match self.selector.pick(&pool, now) {
+            match self.selector.pick(&pool, refused, now) {
                 Ok(picked) => return Ok(picked),
                 Err(NoPick::Busy | NoPick::FirstContact) if now < until => {
                     tokio::select! {

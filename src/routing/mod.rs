@@ -57,24 +57,32 @@ impl Selector {
         self.rules.engine_in_flight == 0 || engine.vitals.in_flight() < self.rules.engine_in_flight
     }
 
-    /// Takes the next pair. One turn is consumed whether or not there is one; what cannot be used is stepped over.
-    pub fn pick(self: &Arc<Self>, pool: &Pool, now: Instant) -> Result<Picked, NoPick> {
+    /// Takes the next pair. One turn is consumed whether or not there is one; what cannot be used is stepped over. Engines
+    /// that have `refused` this exchange already are not asked again as long as there are others (protocol L9).
+    pub fn pick(self: &Arc<Self>, pool: &Pool, refused: &[u64], now: Instant) -> Result<Picked, NoPick> {
+        let turn = usize::try_from(self.turn.fetch_add(1, Ordering::Relaxed)).unwrap_or(0);
+        match self.pick_but(pool, refused, turn, now) {
+            Err(NoPick::Nobody) if !refused.is_empty() => self.pick_but(pool, &[], turn, now),
+            picked => picked,
+        }
+    }
+
+    fn pick_but(self: &Arc<Self>, pool: &Pool, refused: &[u64], turn: usize, now: Instant) -> Result<Picked, NoPick> {
         let Some(mode) = pool.mode.filter(|_| pool.has_pair()) else {
             return Err(NoPick::Nobody);
         };
-        let turn = usize::try_from(self.turn.fetch_add(1, Ordering::Relaxed)).unwrap_or(0);
         let mut why = NoPick::Nobody;
         let mut memory = self.pairs.memory();
         for slot in cycle(&pool.prefill_slots, turn) {
             let prefill = &pool.prefill[slot.engine];
-            if !prefill.vitals.usable(now) {
+            if refused.contains(&prefill.incarnation) || !prefill.vitals.usable(now) {
                 continue;
             }
             if !self.has_room(prefill) {
                 why = NoPick::Busy;
                 continue;
             }
-            match self.pair(&mut memory, pool, prefill, (mode, turn), now) {
+            match self.pair(&mut memory, pool, prefill, (mode, turn, refused), now) {
                 Ok((prefill_guard, decode, meeting)) => {
                     let rank = (prefill.registration.dp_size > 1).then_some(slot.rank);
                     return Ok(Picked { prefill: prefill_guard, decode, rank, mode, meeting });
@@ -91,7 +99,7 @@ impl Selector {
         memory: &mut Memory,
         pool: &Pool,
         prefill: &Arc<Engine>,
-        (mode, turn): (Mode, usize),
+        (mode, turn, refused): (Mode, usize, &[u64]),
         now: Instant,
     ) -> Result<(InFlight, InFlight, Meeting), NoPick> {
         let fit = |decode: &Engine| self.pairs.is_fit(&memory.history, prefill, decode, mode, now);
@@ -104,7 +112,9 @@ impl Selector {
         let mut why = NoPick::Nobody;
         for decode in cycle(&pool.decode_slots, turn) {
             let decode = &pool.decode[*decode];
-            if only.is_some_and(|life| life != decode.incarnation) || !decode.vitals.usable(now) {
+            let is_barred =
+                only.is_some_and(|life| life != decode.incarnation) || refused.contains(&decode.incarnation);
+            if is_barred || !decode.vitals.usable(now) {
                 continue;
             }
             let state = memory.history.state(prefill, decode, mode);

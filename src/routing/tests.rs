@@ -31,7 +31,7 @@ fn selector() -> Arc<Selector> {
 }
 
 fn pick(selector: &Arc<Selector>, pool: &Pool) -> Result<Picked, NoPick> {
-    selector.pick(pool, Instant::now())
+    selector.pick(pool, &[], Instant::now())
 }
 
 /// The decode engines that each prefill engine is paired with in so many exchanges, one after the other.
@@ -142,4 +142,29 @@ fn what_stands_in_the_way_is_told_apart() {
     let mut meeting = first.meeting;
     meeting.prove();
     assert!(pick(&selector, &both).is_ok());
+}
+
+#[test]
+fn who_has_refused_is_asked_again_only_where_there_is_nobody_else() {
+    let (pool, selector) = (pool(&engines(&[NEW; 3], 2)), selector());
+    let pick = |refused: &[u64]| selector.pick(&pool, refused, Instant::now()).unwrap();
+    for _ in 0..6 {
+        let picked = pick(&[1, 3, 101]);
+        assert_eq!((picked.prefill.engine.incarnation, picked.decode.engine.incarnation), (2, 100));
+    }
+    let asked: BTreeSet<_> = (0..6).map(|_| pick(&[1, 2, 3]).prefill.engine.incarnation).collect();
+    assert_eq!(asked, BTreeSet::from([1, 2, 3]), "all have refused");
+    let asked: BTreeSet<_> = (0..6).map(|_| pick(&[100, 101]).decode.engine.incarnation).collect();
+    assert_eq!(asked, BTreeSet::from([100, 101]), "all have refused");
+}
+
+#[test]
+fn for_one_with_no_room_is_waited_rather_than_asking_again() {
+    let pool = pool(&engines(&[NEW; 2], 3));
+    let selector = Selector::new(PickRules { engine_in_flight: 2, first_contact: false, allow_stale: false });
+    let held = selector.pick(&pool, &[1], Instant::now()).unwrap();
+    let more = selector.pick(&pool, &[1], Instant::now()).unwrap();
+    assert_eq!(selector.pick(&pool, &[1], Instant::now()).err(), Some(NoPick::Busy));
+    drop((held, more));
+    assert_eq!(selector.pick(&pool, &[1], Instant::now()).unwrap().prefill.engine.incarnation, 2);
 }

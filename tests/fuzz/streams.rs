@@ -122,7 +122,7 @@ impl AsyncWrite for Pieces {
 
 /// An endless answer: the pieces, then silence.
 fn relay(means: &Arc<Means>, asked: &Arc<Asked>, pieces: Vec<Bytes>) -> Relay {
-    let picked = means.selector.pick(&means.pool.borrow(), Instant::now()).unwrap();
+    let picked = means.selector.pick(&means.pool.borrow(), &[], Instant::now()).unwrap();
     let body = Incoming::chunked(Connection::over(Pieces(pieces.into())));
     let response = http::Response::builder().header("content-type", "text/event-stream").body(body).unwrap();
     let drive = Drive::relaying(means, asked, picked, |guard| Opening::new(response, guard, Api::Completions));

@@ -200,7 +200,7 @@ impl History {
         let mode = pool.mode.unwrap_or(Mode::Read);
         let (prefills, decodes) = (self.of(Role::Prefill), self.of(Role::Decode));
         let possible = prefills.iter().any(|p| decodes.iter().any(|d| self.allowed(mode, *p, *d)));
-        let picked = match self.selector.pick(&pool, self.now) {
+        let picked = match self.selector.pick(&pool, &[], self.now) {
             Ok(picked) => picked,
             Err(NoPick::Busy | NoPick::FirstContact | NoPick::Nobody) => {
                 assert!(!possible, "a pair was possible");

@@ -46,7 +46,8 @@ impl Attempt {
             }
             Action::Fail(cause, repeat) => {
                 let error = self.error(cause);
-                self.verdict = Some(Verdict::Fail(Failed { error, repeat }));
+                let refused = std::mem::take(&mut self.refused);
+                self.verdict = Some(Verdict::Fail(Failed { error, repeat, refused }));
             }
             Action::Release => self.release(),
             Action::Leave(Left::NoMessage | Left::TooEarly) => self.means.notifier.unsupported("release"),
@@ -118,7 +119,8 @@ impl Attempt {
     fn breach(&mut self) {
         debug_assert!(false, "an action that cannot be carried out");
         self.means.metrics.invariant_breaches.inc();
-        self.verdict = Some(Verdict::Fail(Failed { error: ProxyError::Internal, repeat: Repeat::Never }));
+        self.verdict =
+            Some(Verdict::Fail(Failed { error: ProxyError::Internal, repeat: Repeat::Never, refused: Vec::new() }));
     }
 
     /// Whether a leg's request was handed over whole. One that was not is given up by closing the leg.
@@ -134,7 +136,6 @@ impl Attempt {
 
     /// READ: takes a decode engine that has not refused the connection.
     fn another_decode(&mut self) -> bool {
-        self.refused.push(self.decode_engine.incarnation);
         let pool = self.means.pool.borrow().clone();
         let next = self.means.selector.another_decode(&pool, &self.prefill_engine, &self.refused, Instant::now());
         let Some((guard, meeting)) = next else { return false };

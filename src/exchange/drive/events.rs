@@ -102,6 +102,8 @@ impl Attempt {
 
     fn failed(&mut self, role: Role, failure: LegFailure) -> Event {
         self.failure = Some(failure.error);
+        let engine = if role == Role::Prefill { &self.prefill_engine } else { &self.decode_engine };
+        self.refused.push(engine.incarnation);
         Event::Failed(role, failure.kind)
     }
 

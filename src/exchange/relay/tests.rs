@@ -84,7 +84,7 @@ impl Story {
         let text = Bytes::from_static(b"{\"prompt\":\"x\",\"stream\":true}");
         let request = Request::parse(Api::Completions, text, TokenBudget::MinusOne).unwrap();
         let asked = Arc::new(Asked { request, headers: Bytes::new() });
-        let picked = means.selector.pick(&means.pool.borrow(), Clock::now()).unwrap();
+        let picked = means.selector.pick(&means.pool.borrow(), &[], Clock::now()).unwrap();
         let leg = picked.decode.leg_end();
         let content_type = if events { "text/event-stream" } else { "application/json" };
         let drive = Drive::relaying(&means, &asked, picked, |mut guard| {
