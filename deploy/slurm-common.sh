@@ -72,10 +72,12 @@ is_running() {
     kill -0 "$1" 2>/dev/null
 }
 
-# http_status URL: prints the status of a GET within two seconds, 000 if there is none. Redirects are not followed, and
-# proxies named in the environment are not used.
+# http_status URL: prints the status of a GET, 000 if there is none, late if it takes more than two seconds, as it may on
+# a busy node. Redirects are not followed, and proxies named in the environment are not used.
 http_status() {
-    curl --silent --output /dev/null --noproxy '*' --max-time 2 --write-out '%{http_code}' "$1" 2>/dev/null || true
+    local status code=0
+    status=$(curl --silent --output /dev/null --noproxy '*' --max-time 2 --write-out '%{http_code}' "$1" 2>/dev/null) || code=$?
+    if ((code == 28)); then printf late; else printf '%s' "$status"; fi
 }
 
 http_ok() {

@@ -79,7 +79,7 @@ start_proxy() {
     local deadline
     deadline=$(deadline_after "$START_LIMIT")
     # Any answer will do: with PROXY_HEALTH_WAITS_FOR_PAIR the 200 comes after the engines, which start after this.
-    until [[ $(http_status "$proxy_url/health") != 000 ]]; do
+    until [[ $(http_status "$proxy_url/health") =~ ^[1-9] ]]; do
         require_alive
         ! expired "$deadline" || die "$EXIT_TIMEOUT" "no answer from $proxy_url/health within $START_LIMIT s"
         pause 0.1
@@ -108,11 +108,11 @@ require_child() {
     die 1 "$2 ended with code $code before the job was over"
 }
 
-# Passes when everything answered 200 in one and the same round.
+# Passes when everything answered 200 in one and the same round. What was healthy may be late, but not gone or unwell.
 pass_barrier() {
     local -A was_healthy=()
     local -a urls=("$proxy_url/health")
-    local url deadline missing
+    local url status deadline missing
     for url in $ENGINE_URLS; do
         urls+=("${url%/}/health")
     done
@@ -120,11 +120,12 @@ pass_barrier() {
     while true; do
         missing=()
         for url in "${urls[@]}"; do
-            if http_ok "$url"; then
+            status=$(http_status "$url")
+            if [[ $status == 200 ]]; then
                 was_healthy[$url]=1
-            elif [[ -n ${was_healthy[$url]:-} ]]; then
+            elif [[ -n ${was_healthy[$url]:-} && $status != late ]]; then
                 require_alive
-                die 1 "$url was healthy and is not any more"
+                die 1 "$url was healthy and is not any more: $status"
             else
                 missing+=("$url")
             fi

@@ -2,6 +2,8 @@
 //! stop because the proxy's port closed. And what the other files of `deploy/` must say.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -175,6 +177,41 @@ fn a_job_of_three_nodes_runs_and_ends_by_itself() {
     }
 }
 
+/// An engine whose `GET /health` answers like this, one round of probes after the other, and then 200.
+fn answering(rounds: &'static [Option<&'static str>]) -> String {
+    let engine = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", engine.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut late = Vec::new();
+        for answer in rounds.iter().copied().chain(std::iter::repeat(Some("200 OK"))) {
+            let (mut probe, _) = engine.accept().unwrap();
+            let _ = probe.read(&mut [0; 1024]);
+            match answer {
+                Some(status) => drop(write!(probe, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n")),
+                None => late.push(probe),
+            }
+        }
+    });
+    url
+}
+
+/// A busy node answers late: a job must not end of that. One that answers otherwise than before has had it.
+#[test]
+fn an_engine_may_be_late_but_not_unwell() {
+    for (rounds, unwell, code) in [
+        (&[Some("200 OK"), None, None][..], &[Some("503 Starting"); 3][..], 0),
+        (&[Some("200 OK"), Some("500 Oh")], &[Some("503 Starting"); 3], 1),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let [http, ping] = free_ports().map(|port: u16| port.to_string());
+        let mut variables = settings(&http, &ping);
+        let urls = format!("{} {}", answering(rounds), answering(unwell));
+        variables.extend([("WAIT_FOR_READY", "0"), ("BENCHMARK_COMMAND", "exit 0"), ("ENGINE_URLS", &urls)]);
+        let mut rank0 = Script::start("rank0", "slurm-rank0.sh", folder.path(), &variables);
+        assert_eq!(rank0.finish(), Some(code), "{}", rank0.logs());
+    }
+}
+
 #[test]
 fn the_benchmarks_exit_code_is_passed_on() {
     let folder = tempfile::tempdir().unwrap();
@@ -189,7 +226,7 @@ fn the_benchmarks_exit_code_is_passed_on() {
 fn a_proxy_that_cannot_start_ends_the_job() {
     let folder = tempfile::tempdir().unwrap();
     let [http, ping] = free_ports().map(|port: u16| port.to_string());
-    let taken = std::net::TcpListener::bind(format!("127.0.0.1:{http}")).unwrap();
+    let taken = TcpListener::bind(format!("127.0.0.1:{http}")).unwrap();
     let mut variables = settings(&http, &ping);
     variables.extend([("WAIT_FOR_READY", "0"), ("BENCHMARK_COMMAND", "exit 0")]);
     let mut rank0 = Script::start("rank0", "slurm-rank0.sh", folder.path(), &variables);
