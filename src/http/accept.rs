@@ -162,7 +162,7 @@ impl Door {
         self.metrics.connections.inc();
         // Tokens must not wait for an acknowledgement.
         let _ = socket.set_nodelay(true);
-        let stream = TokioIo::new(Stream { socket, visit: visit.clone() });
+        let stream = TokioIo::new(Stream::new(socket, visit.clone()));
         let service = service_fn(|mut request| {
             profile::mark(&mut request, peer);
             self.answer(request, visit.clone())

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::net::TcpStream;
 
 use super::places::{Admission, Caller, Hold, Places};
@@ -87,15 +87,30 @@ impl Body for Answer {
     }
 }
 
+/// The most that is read at once. A reader that gets so much keeps a buffer of the next power of two, and grows one that was filled:
+/// a connection with a large body has two of these, which for many at once is more than all that their bodies leave behind.
+const READ: u64 = 16 * 1024 - 1;
+
 /// The socket, which tells when something comes.
 pub(super) struct Stream {
-    pub(super) socket: TcpStream,
-    pub(super) visit: Arc<Visit>,
+    socket: Take<TcpStream>,
+    visit: Arc<Visit>,
+}
+
+impl Stream {
+    pub(super) fn new(socket: TcpStream, visit: Arc<Visit>) -> Stream {
+        Stream { socket: socket.take(READ), visit }
+    }
+
+    fn socket(self: Pin<&mut Self>) -> Pin<&mut TcpStream> {
+        Pin::new(self.get_mut().socket.get_mut())
+    }
 }
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
+        self.socket.set_limit(READ);
         let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
         let asked_to_go = self.visit.caller.hold() == Hold::Nothing;
         if buffer.filled().len() > before {
@@ -103,7 +118,7 @@ impl AsyncRead for Stream {
             self.visit.arriving.store(asked_to_go, Ordering::Relaxed);
         } else if read.is_pending() && asked_to_go && !self.visit.is_arriving() {
             // The reactor may not yet have noticed bytes that are here. Closing now would lose them.
-            let peeked = socket2::SockRef::from(&self.socket).peek(&mut [MaybeUninit::uninit()]);
+            let peeked = socket2::SockRef::from(self.socket.get_ref()).peek(&mut [MaybeUninit::uninit()]);
             self.visit.arriving.store(matches!(peeked, Ok(1..)), Ordering::Relaxed);
         }
         read
@@ -111,27 +126,27 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.socket().poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, parts)
+        self.socket().poll_write_vectored(cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
+        self.socket.get_ref().is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket().poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket().poll_shutdown(cx)
     }
 }
