@@ -12,8 +12,9 @@ const SPARE: u64 = 100;
 const IN_RESERVE: usize = 4;
 /// A discovery peer holds its TCP socket and both ends of its link to the ROUTER.
 const PER_PEER: u64 = 3;
-/// The two legs that an exchange may have open, beside its client's connection.
-const PER_EXCHANGE: u64 = 2;
+/// The leg that an exchange has open as long as its answer comes, beside its client's connection. The other one lasts until
+/// prefill is done: where too many are at that at once, legs wait for a descriptor, and are refused without harm if none comes.
+const PER_EXCHANGE: u64 = 1;
 
 /// Raises the soft limit on open descriptors to the hard limit; returns the limit that holds afterwards.
 pub(crate) fn raise_descriptors() -> u64 {
@@ -25,13 +26,13 @@ pub(crate) fn raise_descriptors() -> u64 {
 }
 
 /// Caps on discovery peers and client connections, up to those asked for, that fit into `descriptors` together with
-/// `max_in_flight` exchanges: beyond them accept loops would meet the limit and spin. A quarter is for peers.
+/// `max_in_flight` exchanges: beyond them accept loops would meet the limit and spin. An eighth is for peers.
 pub fn fit(max_peers: usize, max_connections: usize, max_in_flight: usize, descriptors: u64) -> (usize, usize) {
     let room = descriptors.saturating_sub(SPARE);
     let capped = |wanted: usize, room: u64| wanted.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1);
-    let peers = capped(max_peers, room / 4 / PER_PEER);
+    let peers = capped(max_peers, room / 8 / PER_PEER);
     let left = room.saturating_sub(PER_PEER.saturating_mul(peers as u64));
-    // Where every connection may have an exchange each costs three; where fewer may, the others are idle and cost one.
+    // Where every connection may have an exchange each costs two; where fewer may, the others are idle and cost one.
     let busy = left / (1 + PER_EXCHANGE);
     let idle = left.saturating_sub(PER_EXCHANGE.saturating_mul(max_in_flight as u64));
     (peers, capped(max_connections, busy.max(idle)))
@@ -80,9 +81,10 @@ mod tests {
     #[test]
     fn caps_fit_into_the_descriptors() {
         assert_eq!(fit(4096, 16384, 8192, u64::MAX), (4096, 16384));
-        assert_eq!(fit(4096, 16384, 8192, 1024), (77, 231));
-        assert_eq!(fit(10, 16384, 8192, 1024), (10, 298));
-        assert_eq!(fit(4096, 16384, 1000, 20_000), (1658, 12_926));
+        assert_eq!(fit(4096, 16384, 8192, 1024), (38, 405));
+        assert_eq!(fit(10, 16384, 8192, 1024), (10, 447));
+        assert_eq!(fit(4096, 16384, 8192, 20_000), (829, 9221));
+        assert_eq!(fit(4096, 16384, 1000, 20_000), (829, 16_384));
         assert_eq!(fit(4096, 16384, 8192, 0), (1, 1));
     }
 
