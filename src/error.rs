@@ -159,6 +159,12 @@ pub enum ProxyError {
         /// The leg.
         role: Role,
     },
+    /// The proxy has no file descriptor or memory left for a connection to an engine.
+    #[error("the proxy has no file descriptor left for a connection to the {role} engine")]
+    Shortage {
+        /// The leg.
+        role: Role,
+    },
     /// The connection broke before the answer was complete.
     #[error("connection to {role} engine broke")]
     Broken {
@@ -243,7 +249,7 @@ impl ProxyError {
             E::BadRequest { .. } | E::Unauthorized | E::NotFound | E::MethodNotAllowed => Source::Client,
             E::ModelNotFound => Source::Client,
             E::BodyTooLarge { .. } | E::BodyTimeout { .. } => Source::Client,
-            E::QueueTimeout { .. } | E::FirstContact { .. } => Source::Proxy,
+            E::QueueTimeout { .. } | E::FirstContact { .. } | E::Shortage { .. } => Source::Proxy,
             E::Overloaded | E::NoPlace | E::NoPair { .. } | E::PoolBusy | E::Stopping | E::Internal => Source::Proxy,
             E::HandOverTooLate { .. } | E::EngineTooOld { .. } | E::AnswerTooLarge { .. } => Source::Proxy,
             E::Exhausted { last, .. } => last.source(),
@@ -287,6 +293,7 @@ impl ProxyError {
             E::FirstContact { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "first_contact"),
             E::NoPair { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_pair"),
             E::NoPlace => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_place"),
+            E::Shortage { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "proxy_shortage"),
             E::Exhausted { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "pool_exhausted"),
             E::Connect { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream_error", "engine_unreachable"),
             E::Broken { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "engine_connection_broken"),
@@ -326,6 +333,7 @@ impl ProxyError {
             E::PrefillUnreadable,
             E::PrefillWithoutBlocks,
             E::NoPlace,
+            E::Shortage { role: Role::Prefill },
             E::FirstContact { limit },
             E::NoPair { prefill: 0, usable_prefill: 0, decode: 0, usable_decode: 0, open_circuits: 0 },
             E::Exhausted { attempts: 3, pool: 2, open_circuits: 0, last: Box::new(E::Connect { role: Role::Prefill }) },

@@ -278,7 +278,7 @@ impl Transfer {
             self.fail(Cause::Leg(Role::Prefill), kind.repeat());
         }
         let next = match kind {
-            Kind::ConnectionRefused | Kind::NoConnection | Kind::Unavailable => Prefill::Idle,
+            Kind::ConnectionRefused | Kind::NoConnection | Kind::Shortage | Kind::Unavailable => Prefill::Idle,
             Kind::Refused | Kind::Redirected => Prefill::Idle,
             Kind::BadRequest => Prefill::Rejected,
             Kind::Error | Kind::TooLarge => Prefill::Unclear,
@@ -300,7 +300,9 @@ impl Transfer {
     fn decode_failed(&mut self, kind: Kind) {
         let (client_waits, orphan) = (self.attempt == Attempt::Dispatching, self.decode.is_orphan());
         match kind {
-            Kind::ConnectionRefused | Kind::NoConnection if client_waits && self.terms.plan == Plan::Read => {
+            Kind::ConnectionRefused | Kind::NoConnection | Kind::Shortage
+                if client_waits && self.terms.plan == Plan::Read =>
+            {
                 // The same params go to another decode engine (protocol D6).
                 self.set_decode(Decode::Unsent);
                 self.set_blocks(Blocks::Ours);

@@ -49,7 +49,7 @@ impl Connection {
     }
 
     /// Connects to the first of an engine's addresses that accepts within its share of `limit`.
-    pub(super) async fn open(address: HttpAddress, limit: Duration) -> io::Result<Self> {
+    pub(super) async fn open(address: &HttpAddress, limit: Duration) -> io::Result<Self> {
         let opening = async {
             let addresses: Vec<_> = lookup_host((address.host.as_str(), address.port)).await?.collect();
             let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);

@@ -1,8 +1,10 @@
 //! How a leg failed, and what follows: what the client is told, what it says of the engine, whether a repeat is safe.
 
+use std::io;
 use std::time::Duration;
 
 use http::StatusCode;
+use rustix::io::Errno;
 
 use super::answer::Unread;
 use crate::engine::Role;
@@ -16,6 +18,8 @@ pub enum Kind {
     ConnectionRefused,
     /// No connection could be made for another reason.
     NoConnection,
+    /// The proxy had no descriptor or memory left to make one with.
+    Shortage,
     /// A reused connection broke at once: in all likelihood it had died of its idle time, unread (protocol L2).
     Stale,
     /// The connection broke.
@@ -77,7 +81,7 @@ impl Kind {
     /// Whether this leg's work may be done by another engine; the transfer may know better.
     pub fn repeat(self) -> Repeat {
         match self {
-            Kind::ConnectionRefused | Kind::NoConnection | Kind::Unavailable => Repeat::Safe,
+            Kind::ConnectionRefused | Kind::NoConnection | Kind::Shortage | Kind::Unavailable => Repeat::Safe,
             Kind::Stale => Repeat::Once,
             Kind::Broken | Kind::Timeout | Kind::ColdTimeout | Kind::TooLarge | Kind::Error => Repeat::Never,
             Kind::BadRequest | Kind::Refused | Kind::Redirected => Repeat::Never,
@@ -90,7 +94,7 @@ impl Kind {
             Kind::ConnectionRefused => Verdict::Refusing,
             Kind::NoConnection | Kind::Stale | Kind::Broken | Kind::Timeout => Verdict::Ailing,
             Kind::Error | Kind::Redirected => Verdict::Ailing,
-            Kind::Unavailable | Kind::TooLarge | Kind::ColdTimeout => Verdict::None,
+            Kind::Unavailable | Kind::TooLarge | Kind::ColdTimeout | Kind::Shortage => Verdict::None,
             Kind::BadRequest | Kind::Refused => Verdict::Healthy,
         }
     }
@@ -98,7 +102,7 @@ impl Kind {
     /// How the leg is counted.
     pub fn status(self) -> LegStatus {
         match self {
-            Kind::ConnectionRefused | Kind::NoConnection => LegStatus::Connect,
+            Kind::ConnectionRefused | Kind::NoConnection | Kind::Shortage => LegStatus::Connect,
             Kind::Stale | Kind::Broken => LegStatus::Broken,
             Kind::Timeout | Kind::ColdTimeout => LegStatus::Timeout,
             Kind::TooLarge => LegStatus::Cancelled,
@@ -152,6 +156,17 @@ impl LegFailure {
         LegFailure { kind, error: ProxyError::Timeout { role, what, limit: time, option } }
     }
 
+    /// No connection could be made.
+    pub(super) fn unconnected(role: Role, error: &io::Error) -> Self {
+        let kind = match error.kind() {
+            io::ErrorKind::ConnectionRefused => Kind::ConnectionRefused,
+            _ if is_shortage(error) => Kind::Shortage,
+            _ => Kind::NoConnection,
+        };
+        let is_ours = kind == Kind::Shortage;
+        LegFailure { kind, error: if is_ours { ProxyError::Shortage { role } } else { ProxyError::Connect { role } } }
+    }
+
     /// The connection broke.
     pub fn broken(role: Role) -> Self {
         LegFailure { kind: Kind::Broken, error: ProxyError::Broken { role } }
@@ -175,6 +190,12 @@ impl LegFailure {
     pub fn redirected(role: Role) -> Self {
         LegFailure { kind: Kind::Redirected, error: ProxyError::Redirected { role } }
     }
+}
+
+/// Whether a connection failed for want of something that the proxy itself has too little of.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    let codes = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 #[cfg(test)]

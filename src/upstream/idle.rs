@@ -105,6 +105,15 @@ impl Idle {
         any
     }
 
+    /// Closes all, for the sake of a leg that finds no descriptor. Says whether there were any.
+    pub(super) fn give_up(&self) -> bool {
+        let mut any = false;
+        for worker in &self.workers {
+            any |= !std::mem::take(&mut *worker.lock().unwrap_or_else(PoisonError::into_inner)).is_empty();
+        }
+        any
+    }
+
     /// How many rest.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,14 @@ use http::{HeaderMap, Response, StatusCode, header};
 
 use super::answer::{Begun, Incoming, Whole};
 use super::connection::{Connection, TURN};
-use super::failure::{Kind, LegFailure};
+use super::failure::{Kind, LegFailure, is_shortage};
 use super::head::Head;
-use super::idle::Home;
+use super::idle::{Home, Idle};
 use crate::engine::{HttpAddress, Role};
-use crate::error::{EngineAnswer, ProxyError};
+use crate::error::EngineAnswer;
 
+/// The pause between two tries where this process has no descriptor left.
+const AGAIN: Duration = Duration::from_millis(20);
 /// A reused connection that breaks this soon after the request was written died of its idle time, unread.
 const UNREAD: Duration = Duration::from_millis(50);
 
@@ -65,6 +68,23 @@ pub struct Sending {
     read: Vec<u8>,
 }
 
+/// Makes a connection. Where this process has no descriptor left, those that rest are given up; if none did, one is waited for
+/// within `limit`, since others end all the time.
+async fn open(idle: Arc<Idle>, to: HttpAddress, limit: Duration) -> io::Result<Connection> {
+    let until = Instant::now() + limit;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match Connection::open(&to, left).await {
+            Err(error) if is_shortage(&error) && left > AGAIN => {
+                if !idle.give_up() {
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+            opened => return opened,
+        }
+    }
+}
+
 impl Sending {
     /// A leg on a connection that rested, or on a new one.
     pub(super) fn new(home: Home, to: &HttpAddress, role: Role, connect_limit: Duration, parts: Vec<Bytes>) -> Self {
@@ -72,7 +92,7 @@ impl Sending {
         let is_reused = rested.is_some();
         let state = match rested {
             Some(connection) => State::Open(connection),
-            None => State::Opening(Box::pin(Connection::open(to.clone(), connect_limit))),
+            None => State::Opening(Box::pin(open(home.idle.clone(), to.clone(), connect_limit))),
         };
         Sending {
             home,
@@ -100,11 +120,7 @@ impl Sending {
             match &mut self.state {
                 State::Opening(opening) => match ready!(opening.as_mut().poll(cx)) {
                     Ok(connection) => self.state = State::Open(connection),
-                    Err(error) => {
-                        let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-                        let kind = if refused { Kind::ConnectionRefused } else { Kind::NoConnection };
-                        return self.fail(LegFailure { kind, error: ProxyError::Connect { role: self.role } });
-                    }
+                    Err(error) => return self.fail(LegFailure::unconnected(self.role, &error)),
                 },
                 State::Open(_) => {
                     // The first bytes are on their way when the start is told.

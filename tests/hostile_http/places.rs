@@ -170,6 +170,54 @@ async fn probes_are_answered_when_descriptors_are_exhausted() {
     drop(engines);
 }
 
+/// Legs that find no descriptor wait for one; if none comes, that is no fault of their engines.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leg_without_a_descriptor_waits_and_blames_nobody() {
+    let (served, engines) = apart(&["--connect-timeout=2s", "--breaker-failures=1", "--retries=0"]).await;
+    let process = served.process.child.id();
+    let mut wires = Vec::new();
+    for _ in 0..8 {
+        let mut wire = Wire::open(served.http).await;
+        wire.send(&framed(&body("first"))).await;
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+        wires.push(wire);
+    }
+    let limited = |limit: usize| {
+        let limit = format!("--nofile={limit}:1024");
+        let done = Command::new("prlimit").args(["--pid", &process.to_string(), &limit]).status().unwrap();
+        assert!(done.success());
+    };
+    let open = || std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().count();
+    engines[0].set_fault(Fault::always(FaultKind::Delay { milliseconds: 300 }));
+    limited(open() + 2);
+    for wire in &mut wires {
+        wire.send(&framed(&body("waits"))).await;
+    }
+    for wire in &mut wires {
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+    }
+    // So far below what is open that none of those that rest makes room.
+    limited(open() - 16);
+    engines[0].set_fault(Fault::always(FaultKind::Delay { milliseconds: 6000 }));
+    for wire in &mut wires {
+        wire.send(&framed(&body("has no chance"))).await;
+    }
+    let mut refused = 0;
+    for wire in &mut wires {
+        let answer = wire.answer().await.expect("an answer");
+        refused += usize::from(answer.status == 503 && answer.code() == "proxy_shortage");
+    }
+    assert!(refused >= 4, "{refused} of 8 had no descriptor");
+    limited(1024);
+    engines[0].clear_faults();
+    let ready = client().get(served.url("/ready")).send().await.unwrap();
+    assert_eq!(ready.status(), 200);
+    let engines_now = ready.text().await.unwrap();
+    assert!(!engines_now.contains("\"open\""), "no circuit is open: {engines_now}");
+    wires[0].send(&framed(&body("after that"))).await;
+    assert_eq!(wires[0].answer().await.expect("an answer").status, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_give_way_and_the_oldest_first() {
     let world = world(plan().with(Key::MaxConnections, "3")).await;
