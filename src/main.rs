@@ -10,8 +10,7 @@ use moriio_proxy::lines::{Lines, Plain};
 use moriio_proxy::settings::faces::{Asked, CommandLine, Face};
 use moriio_proxy::settings::options::ServeOptions;
 use moriio_proxy::settings::{Config, LogFormat};
-use moriio_proxy::worker::BLOCKING;
-use moriio_proxy::{demo, sim};
+use moriio_proxy::{demo, sim, worker};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::Level;
@@ -188,7 +187,7 @@ fn serve(line: &CommandLine) -> ExitCode {
 }
 
 fn block_on(builder: &mut Builder, work: impl Future<Output = ExitCode>) -> ExitCode {
-    match builder.enable_all().max_blocking_threads(BLOCKING).build() {
+    match worker::runtime(builder) {
         Ok(runtime) => {
             let code = runtime.block_on(work);
             runtime.shutdown_background();

@@ -1,13 +1,17 @@
 //! Threads with a runtime of their own, and which of those that serve clients this one is.
 
 use std::cell::Cell;
+use std::time::Duration;
 use std::{io, thread};
 
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 
-/// Threads of each such runtime for what would block it: name lookups, large bodies.
-pub const BLOCKING: usize = 64;
+/// Threads of each runtime for what would block it: name lookups, large bodies.
+const BLOCKING: usize = 64;
+/// They stay for good: as long as there is one, work for them waits its turn where the system has no thread left. Where there is
+/// none that is a panic.
+const STAY: Duration = Duration::from_secs(u32::MAX as u64);
 
 thread_local! {
     static INDEX: Cell<usize> = const { Cell::new(0) };
@@ -20,10 +24,22 @@ pub fn index() -> usize {
     INDEX.get()
 }
 
+/// A runtime with one such thread.
+///
+/// # Errors
+/// The system has no descriptors or no thread for it.
+pub fn runtime(builder: &mut Builder) -> io::Result<Runtime> {
+    let runtime = builder.enable_all().max_blocking_threads(BLOCKING).thread_keep_alive(STAY).build()?;
+    // The same is asked for in a way that has an error.
+    thread::Builder::new().spawn(|| ())?;
+    runtime.spawn_blocking(|| ());
+    Ok(runtime)
+}
+
 /// Starts a thread of this name and number, with a runtime that runs what is spawned on it until `stop`. Gives the runtime, and
 /// what is cancelled when the thread has ended, also by a panic.
 pub(crate) fn start(name: &str, index: usize, stop: CancellationToken) -> io::Result<(Handle, CancellationToken)> {
-    let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING).build()?;
+    let runtime = runtime(&mut Builder::new_current_thread())?;
     let (handle, ended) = (runtime.handle().clone(), CancellationToken::new());
     let alive = ended.clone().drop_guard();
     thread::Builder::new().name(name.into()).spawn(move || {

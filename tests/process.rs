@@ -43,6 +43,18 @@ async fn ask(proxy: &Served, body: &Value) -> reqwest::Response {
     request.body(body.to_string()).send().await.unwrap()
 }
 
+/// Where a system has no thread left, those for large bodies and lookups must be there already.
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_for_what_blocks_are_there_for_good() {
+    let served = tokio::task::spawn_blocking(|| Served::start(&[])).await.unwrap();
+    // A thread without work would otherwise end after ten seconds.
+    tokio::time::sleep(std::time::Duration::from_secs(12)).await;
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", served.process.child.id())).unwrap();
+    let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+    let waiting = names.filter(|name| name.trim() == "tokio-rt-worker").count();
+    assert_eq!(waiting, 3, "one for clients, one for membership, one for notices");
+}
+
 #[test]
 fn help_and_version_go_to_stdout() {
     let help = run(&["--help"], &[]);

@@ -15,6 +15,7 @@ use zeromq::{Socket, SocketSend};
 use crate::engine::Registration;
 use crate::engine::versions::{ReleaseForm, Traits, notify_ports};
 use crate::metrics::Metrics;
+use crate::worker;
 
 /// Messages that wait to be sent; more are dropped and counted.
 const QUEUE: usize = 4096;
@@ -91,7 +92,7 @@ impl Notifier {
         if !enabled {
             return Ok(Notifier { queue: None, metrics, ended });
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = worker::runtime(&mut tokio::runtime::Builder::new_current_thread())?;
         let (queue, messages) = mpsc::channel(QUEUE);
         let counted = metrics.clone();
         let alive = ended.clone().drop_guard();
