@@ -89,7 +89,7 @@ impl Body for Answer {
 
 /// The most that is read at once. A reader that gets so much keeps a buffer of the next power of two, and grows one that was filled:
 /// a connection with a large body has two of these, which for many at once is more than all that their bodies leave behind.
-const READ: u64 = 16 * 1024 - 1;
+const READ: u64 = 32 * 1024 - 1;
 
 /// The socket, which tells when something comes.
 pub(super) struct Stream {
