@@ -95,7 +95,15 @@ def part(*keys: str, scale: float = 1) -> Figure:
 
 def late(key: str) -> Figure:
     """Milliseconds between two chunks. A machine without idle time decides itself how late a chunk is: such rounds are void."""
-    read = part("gap", key, scale=1e-3)
+    return _unless_void(part("gap", key, scale=1e-3))
+
+
+def under_way(key: str) -> Figure:
+    """Milliseconds from an engine's write of a chunk to the client's read, void like gaps."""
+    return _unless_void(part("delay", key, scale=1e-3))
+
+
+def _unless_void(read: Figure) -> Figure:
     return lambda sample: None if sample.get("void") else read(sample)
 
 

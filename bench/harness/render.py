@@ -5,10 +5,10 @@ from pathlib import Path
 
 from harness import install, plots
 from harness.figures import (
-    Data, Figure, difference, failed_percent, late, part, per, per_chunk, per_exchange, spread,
+    Data, Figure, difference, failed_percent, late, part, per, per_chunk, per_exchange, spread, under_way,
 )
 from harness.subjects import NAMES
-from harness.targets import TARGETS, added, peak
+from harness.targets import TARGETS, added, grown, peak
 
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 
@@ -55,10 +55,10 @@ SECTIONS: dict[str, list[Row]] = {
     ],
     "Streams": _streams("streams512", "512 of 20 ms") + _streams("streams2048", "2,048 of 100 ms")
     + [Row("64 of 20 ms: gap p99, ms", "paced", late("p99"))],
-    "Stalls of 64 streams of 20 ms, ms": [
-        Row(f"{label}, {what}", "stall", late(key), case)
+    "64 streams of 20 ms, a chunk from the engine's write to the client's read, ms": [
+        Row(f"{label}, {what}", "stall", under_way(key), case)
         for case, what in (("0 MB", "alone"), ("20 MB", "while 20 MB bodies arrive"), ("200 MB", "while 200 MB bodies arrive"))
-        for label, key in (("gap p99.9", "p999"), ("longest gap", "longest"))],
+        for label, key in (("p99", "p99"), ("p99.9", "p999"), ("longest", "longest"))],
     "CPU per exchange by clients, µs":
         _cases("sweep", [f"C{count}" for count in (8, 16, 32, 64, 128, 256, 512)], "{}", per_exchange),
     "CPU per exchange by engines, µs":
@@ -113,6 +113,18 @@ def _first_output(data: Data) -> str:
     return table(["added, µs", "p50", "p99"], rows) if rows else ""
 
 
+def _growth(data: Data) -> str:
+    rows = []
+    for name in data.subjects({"stall"}):
+        for case in ("20 MB", "200 MB"):
+            if grown(data, name, case):
+                rows.append([name, case, *(spread(grown(data, name, case, key)) for key in ("p99", "p999", "longest")),
+                             *(spread(grown(data, name, case, beyond=other)) for other in ("direct", "floor"))])
+    rows.sort(key=lambda row: (row[1], NAMES.index(row[0])))
+    head = ["ms later", "bodies of", "p99", "p99.9", "longest", "p99.9 beyond direct's", "p99.9 beyond the floor's"]
+    return table(head, rows) if rows else ""
+
+
 def _peaks(data: Data) -> str:
     rows = [[name, spread(peak(data, name))] for name in NAMES if peak(data, name)]
     return table(["", "peak above rest by bodies in flight, 512 KB, C=16"], rows) if rows else ""
@@ -138,7 +150,8 @@ def page(result: dict) -> str:
     text += ["## Targets\n", table(["Figure", "Measured", "Target", "Verdict"], rows)]
     text += ["![CPU by subject](cpu.svg)\n", "![CPU by clients](sweep.svg)\n"]
     sections = {title: _section(data, rows) for title, rows in SECTIONS.items()}
-    sections |= {"Time to first output, one client": _first_output(data), "Memory of large bodies": _peaks(data)}
+    sections |= {"Time to first output, one client": _first_output(data), "Memory of large bodies": _peaks(data),
+                 "What large bodies add to a chunk's time under way": _growth(data)}
     text += [part for title, body in sections.items() if body for part in (f"## {title}\n", body)]
     why = {f"{one['subject']}: {one['why']}" for one in result["samples"] if one.get("why")}
     text += [f"Not counted: {one}.\n" for one in sorted(why)]

@@ -17,6 +17,8 @@ from harness.subjects import Command, Engines, Kit, command
 
 LOWEST_PORT, HIGHEST_PORT = 12000, 32000
 PATIENCE = 60
+# Nice values of who goes before a relay, and of who gives way to it.
+AHEAD, BEHIND = -20, 19
 
 
 class Failed(Exception):
@@ -83,9 +85,9 @@ class Stage:
     """For one scene. Everything is ended when it is left, whatever happens."""
 
     def __init__(self, kit: Kit, names: list[str], *, each: int = 2, dp: int = 1, token_delay: int = 0,
-                 wrapper: list[str] | None = None) -> None:
+                 stamped: bool = False, wrapper: list[str] | None = None) -> None:
         self.kit, self.names, self.each, self.dp, self.token_delay = kit, names, each, dp, token_delay
-        self.wrapper = wrapper or []
+        self.stamped, self.wrapper = stamped, wrapper or []
         self.relays: dict[str, Running] = {}
         self.engines: Running | None = None
 
@@ -120,7 +122,9 @@ class Stage:
         line = [str(self.kit.get("moriio-bench")), "engines", f"--prefill={self.each}", f"--decode={self.each}",
                 f"--dp={self.dp}", f"--port={ports[0]}", f"--token-delay={self.token_delay}"]
         line += [f"--register={setup.mode}:127.0.0.1:{setup.registration}" for setup in setups.values() if setup.mode]
-        self.engines = self.start("engines", Command(line, ports[0]))
+        # Where chunks are stamped, nobody may delay engines; what they do for large bodies gives way to all others.
+        first = ["nice", f"-n{AHEAD}"] if self.stamped else []
+        self.engines = self.start("engines", Command(line + ["--stamped"] * self.stamped, ports[0]), first)
         for name in self.names:
             self.await_answer(name)
         if any(name.startswith("vllm-router") for name in self.names):
@@ -155,17 +159,17 @@ class Stage:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def load_line(kit: Kit, port: int, options: dict[str, object]) -> list[str]:
+def load_line(kit: Kit, port: int, options: dict[str, object], nice: int = 0) -> list[str]:
     """The command line of one burst of load."""
-    line = [str(kit.get("moriio-bench")), "load", f"--target=127.0.0.1:{port}"]
+    line = [*(["nice", f"-n{nice}"] if nice else []), str(kit.get("moriio-bench")), "load", f"--target=127.0.0.1:{port}"]
     for key, value in options.items():
         line += [f"--{key}"] if value is True else [] if value is False else [f"--{key}={value}"]
     return line
 
 
-def load(kit: Kit, port: int, **options: object) -> dict:
+def load(kit: Kit, port: int, *, nice: int = 0, **options: object) -> dict:
     """One burst of load, with what it cost the generator itself."""
-    process = subprocess.Popen(load_line(kit, port, options), stdout=subprocess.PIPE)
+    process = subprocess.Popen(load_line(kit, port, options, nice), stdout=subprocess.PIPE)
     out = process.stdout.read()
     _, code, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(code)

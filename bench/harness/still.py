@@ -9,7 +9,7 @@ from harness import machine
 from harness.install import Missing, say
 from harness.scenes import FEWER
 from harness.session import IDLE_NEEDED, Session
-from harness.stage import PORTS, Failed, Running, Stage, load, load_line, status
+from harness.stage import AHEAD, BEHIND, PORTS, Failed, Running, Stage, load, load_line, status
 from harness.subjects import Engines, command
 
 OPEN_STREAMS = 8000
@@ -18,6 +18,7 @@ TWO_LEGS = ["nginx-mirror", "floor", "vllm-router", "moriio-write", "moriio-read
 BODIES_MB = (20, 200)
 # Between two bodies: without it the load of bodies alone would take the machine, whoever relays them.
 PAUSE_MS = 150
+BODIES_PATIENCE = 120
 IDLE_SECONDS = 3
 # Allocations cannot be counted in these: valgrind cannot run what they start.
 UNCOUNTABLE = {"vllm-router": "valgrind does not carry a Python interpreter with a Rust module to its first answer in time"}
@@ -55,13 +56,14 @@ def _hold(stage: Stage, name: str, count: int) -> dict:
 
 
 def stall(session: Session) -> None:
-    """Paced streams while large bodies arrive, beside the same streams without."""
-    names = session.wanted(["floor", "vllm-router", "moriio-write", "moriio-read"])
+    """How long a paced stream's chunks are under way while large bodies arrive, beside the same streams without."""
+    names = session.wanted(["direct", "floor", "floor-serial", "vllm-router", "moriio-write", "moriio-read"])
     streams = {"connections": 64, "tokens": int(session.seconds(3) * 50), "stream": True, "ramp": 0.2, "requests": 1,
-               "seconds": 60}
-    with Stage(session.kit, names, token_delay=20) as stage:
+               "stamped": True, "seconds": 60}
+    with Stage(session.kit, names, token_delay=20, stamped=True) as stage:
         for number in range(session.fewer):
-            for name in names:
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
                 for body in (0, *BODIES_MB) if number < FEWER else (0, BODIES_MB[0]):
                     session.add("stall", f"{body} MB", name, number, _stalled(stage, name, body, streams))
     say("bench: stall: done")
@@ -71,13 +73,13 @@ def _stalled(stage: Stage, name: str, megabytes: int, streams: dict) -> dict:
     bodies = None
     if megabytes:
         options = {"prompt": megabytes << 20, "tokens": 1, "seconds": streams["tokens"] * 0.02, "pause": PAUSE_MS}
-        bodies = subprocess.Popen(load_line(stage.kit, stage.port(name), options), stdout=subprocess.PIPE)
+        bodies = subprocess.Popen(load_line(stage.kit, stage.port(name), options, BEHIND), stdout=subprocess.PIPE)
     try:
         idle = machine.Idle()
-        sample = load(stage.kit, stage.port(name), **streams)
+        sample = load(stage.kit, stage.port(name), nice=AHEAD, **streams)
         share = idle.share()
         if bodies:
-            seen = json.loads(bodies.communicate(timeout=60)[0])
+            seen = json.loads(_told(bodies))
             sample |= {"bodies": seen["requests"], "failures": sample["failures"] + seen["failures"],
                        "first_failure": sample["first_failure"] or seen["first_failure"]}
     finally:
@@ -86,6 +88,14 @@ def _stalled(stage: Stage, name: str, megabytes: int, streams: dict) -> dict:
             bodies.wait()
     # Large bodies may well take all there is: only the run without them can be void.
     return sample | {"idle": share, "void": not megabytes and share < IDLE_NEEDED}
+
+
+def _told(bodies: subprocess.Popen) -> bytes:
+    """The last body is seen to its end, which takes long where others use the machine."""
+    try:
+        return bodies.communicate(timeout=BODIES_PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        raise Failed(f"the last body was not answered within {BODIES_PATIENCE} s") from None
 
 
 def idle(session: Session) -> None:

@@ -3,21 +3,25 @@
 //! A prefill engine answers one token with transfer params; a decode engine answers as many as it is asked for, whole or as a
 //! stream in which every chunk is a write of its own, for whoever reads it. Bodies are not kept: only their ends are looked at.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fmt::Write;
-use std::io;
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use memchr::memmem;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{spawn_local, yield_now};
+use tokio::task::{spawn_blocking, spawn_local, yield_now};
 use tokio::time::{Instant, sleep_until};
 
+use crate::clock;
 use crate::register::{Registration, ping};
+use crate::stamps::stamp;
 use crate::wire::{Message, read_with};
 
 /// What is kept of either end of a body.
@@ -27,6 +31,20 @@ const BLOCK: usize = 64;
 /// Engines that register from the same address.
 const ENGINES_A_HOST: u16 = 64;
 const RELEASE: &str = "0.33.0";
+/// What a chunk of a stream says.
+const EVENT: &str = concat!(
+    r#""id":"cmpl-0123456789abcdef0123456789abcdef","object":"text_completion","created":1700000000,"model":"sim-model","#,
+    r#""choices":[{"index":0,"text":" word","logprobs":null,"finish_reason":null,"stop_reason":null}]"#
+);
+/// Bodies of which so much is still to come are large.
+const LARGE: u64 = 1 << 20;
+/// What a thread that reads a large body reads at once.
+const PIECE: usize = 64 << 10;
+
+thread_local! {
+    /// Block ids as JSON has them, by their number.
+    static BLOCKS: RefCell<HashMap<usize, Rc<str>>> = RefCell::default();
+}
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -51,6 +69,10 @@ pub(crate) struct Options {
     /// Milliseconds between two tokens of a stream
     #[arg(long, default_value_t = 0)]
     token_delay: u64,
+    /// Let each chunk of a stream say when it was written, and read and answer large bodies on threads of lowest priority, so
+    /// that they delay no stream
+    #[arg(long)]
+    stamped: bool,
 }
 
 struct Engine {
@@ -60,6 +82,7 @@ struct Engine {
     notify: u16,
     dp: u32,
     token_delay: Duration,
+    is_stamped: bool,
 }
 
 /// Serves until the process is ended.
@@ -68,13 +91,14 @@ pub(crate) async fn run(options: Options) -> io::Result<()> {
     let ranks = options.dp as u16;
     for number in 0..count {
         let handshake = options.port + count + number * ranks * 2;
-        let engine = Rc::new(Engine {
+        let engine = Arc::new(Engine {
             is_prefill: number < options.prefill,
             port: options.port + number,
             handshake,
             notify: handshake + ranks,
             dp: options.dp,
             token_delay: Duration::from_millis(options.token_delay),
+            is_stamped: options.stamped,
         });
         for port in [engine.handshake, engine.notify] {
             spawn_local(take_and_drop(TcpListener::bind(("127.0.0.1", port)).await?));
@@ -99,7 +123,7 @@ async fn take_and_drop(listener: TcpListener) {
     while listener.accept().await.is_ok() {}
 }
 
-async fn accept(engine: Rc<Engine>, listener: TcpListener) {
+async fn accept(engine: Arc<Engine>, listener: TcpListener) {
     loop {
         if let Ok((stream, _)) = listener.accept().await {
             let engine = engine.clone();
@@ -170,34 +194,66 @@ impl Engine {
         }
     }
 
-    async fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
+    async fn serve(self: Arc<Self>, mut stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let mut blocks = HashMap::new();
         loop {
             let (mut request, mut ask) = (Message::request(), Ask::default());
             while let Some(is_done) =
                 read_with(&mut stream, |bytes| request.feed(bytes, |content| ask.add(content))).await?
             {
-                if is_done {
+                if is_done || (self.is_stamped && request.left() >= LARGE) {
                     break;
                 }
             }
-            match request.path.as_str() {
-                "" => return Ok(()),
-                "/version" => stream.write_all(&whole(&format!("{{\"version\":\"{RELEASE}\"}}"))).await?,
-                "/v1/completions" | "/v1/chat/completions" if self.is_prefill => {
-                    let params = self.transfer_params(&request, &ask, &mut blocks);
-                    stream.write_all(&whole(&completion(1, &params))).await?;
-                }
-                "/v1/completions" | "/v1/chat/completions" if ask.is_streamed() => {
-                    self.stream(&mut stream, ask.tokens()).await?;
-                }
-                "/v1/completions" | "/v1/chat/completions" => {
-                    stream.write_all(&whole(&completion(ask.tokens(), "null"))).await?;
-                }
-                _ => stream.write_all(&whole("{}")).await?,
+            if request.path.is_empty() {
+                return Ok(());
+            }
+            if request.left() >= LARGE {
+                stream = self.clone().serve_apart(stream, request, ask).await?;
+            } else if !self.is_prefill && request.is_generation() && ask.is_streamed() {
+                self.stream(&mut stream, ask.tokens()).await?;
+            } else {
+                stream.write_all(&self.answer(&request, &ask)).await?;
             }
         }
+    }
+
+    /// Reads the rest of a large body and answers it whole, on a thread that every other goes before.
+    async fn serve_apart(
+        self: Arc<Self>,
+        stream: TcpStream,
+        mut request: Message,
+        mut ask: Ask,
+    ) -> io::Result<TcpStream> {
+        let mut stream = stream.into_std()?;
+        let serve = move || {
+            clock::step_back()?;
+            stream.set_nonblocking(false)?;
+            let mut buffer = vec![0; PIECE];
+            loop {
+                let count = stream.read(&mut buffer)?;
+                if count == 0 {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+                }
+                if request.feed(&buffer[..count], |content| ask.add(content))? {
+                    break;
+                }
+            }
+            stream.write_all(&self.answer(&request, &ask))?;
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        };
+        TcpStream::from_std(spawn_blocking(serve).await.map_err(io::Error::other)??)
+    }
+
+    /// An answer that is no stream.
+    fn answer(&self, request: &Message, ask: &Ask) -> Vec<u8> {
+        whole(&match request.path.as_str() {
+            "/version" => format!("{{\"version\":\"{RELEASE}\"}}"),
+            _ if !request.is_generation() => "{}".to_owned(),
+            _ if self.is_prefill => completion(1, &self.transfer_params(request, ask)),
+            _ => completion(ask.tokens(), "null"),
+        })
     }
 
     /// The head, then each chunk as it is due.
@@ -205,11 +261,7 @@ impl Engine {
         let head =
             "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
         stream.write_all(head.as_bytes()).await?;
-        let chunk = chunk(
-            "data: {\"id\":\"cmpl-0123456789abcdef0123456789abcdef\",\"object\":\"text_completion\",\"created\":1700000000,\
-             \"model\":\"sim-model\",\"choices\":[{\"index\":0,\"text\":\" word\",\"logprobs\":null,\"finish_reason\":null,\
-             \"stop_reason\":null}]}\n\n",
-        );
+        let plain = chunk(&format!("data: {{{EVENT}}}\n\n"));
         let begin = Instant::now();
         for number in 0..tokens {
             if self.token_delay.is_zero() {
@@ -218,19 +270,17 @@ impl Engine {
             } else {
                 sleep_until(begin + self.token_delay * number as u32).await;
             }
-            stream.write_all(chunk.as_bytes()).await?;
+            if self.is_stamped {
+                stream.write_all(chunk(&format!("data: {{{EVENT},{}}}\n\n", stamp())).as_bytes()).await?;
+            } else {
+                stream.write_all(plain.as_bytes()).await?;
+            }
         }
-        stream.write_all((self::chunk("data: [DONE]\n\n") + "0\r\n\r\n").as_bytes()).await
+        stream.write_all((chunk("data: [DONE]\n\n") + "0\r\n\r\n").as_bytes()).await
     }
 
-    fn transfer_params(&self, request: &Message, ask: &Ask, blocks: &mut HashMap<usize, String>) -> String {
-        let ids = blocks.entry(ask.length.div_ceil(BLOCK)).or_insert_with_key(|count| {
-            let mut ids = String::new();
-            for id in 0..*count {
-                let _ = write!(ids, "{}{id}", if id == 0 { "" } else { "," });
-            }
-            ids
-        });
+    fn transfer_params(&self, request: &Message, ask: &Ask) -> String {
+        let ids = block_ids(ask.length.div_ceil(BLOCK));
         let (handshake, notify, rank, dp) = (self.handshake, self.notify, request.rank, self.dp);
         let transfer_id = ask.transfer_id();
         format!(
@@ -241,6 +291,17 @@ impl Engine {
              \"transfer_id\":\"{transfer_id}\",\"remote_prefill_cached_tokens\":0}}"
         )
     }
+}
+
+fn block_ids(count: usize) -> Rc<str> {
+    let make = || {
+        let mut ids = String::new();
+        for id in 0..count {
+            let _ = write!(ids, "{}{id}", if id == 0 { "" } else { "," });
+        }
+        ids.into()
+    };
+    BLOCKS.with_borrow_mut(|blocks| blocks.entry(count).or_insert_with(make).clone())
 }
 
 fn completion(tokens: usize, params: &str) -> String {

@@ -16,7 +16,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::clock;
 use crate::spread::Spread;
+use crate::stamps::Stamps;
 use crate::wire::{Message, broken, read_with};
 
 /// Streams that are being opened at the same time, when they are to stay open.
@@ -52,6 +54,9 @@ pub(crate) struct Options {
     /// Ask for a stream
     #[arg(long)]
     stream: bool,
+    /// Take from each chunk when its engine wrote it, and report how long it was under way
+    #[arg(long)]
+    stamped: bool,
     /// A conversation of an agent, of many messages with tool calls, in place of one prompt
     #[arg(long)]
     agent: bool,
@@ -68,6 +73,7 @@ struct Seen {
     bytes: u64,
     first: Spread,
     gaps: Spread,
+    delays: Spread,
     whole: Spread,
 }
 
@@ -89,6 +95,7 @@ pub(crate) async fn run(options: Options) -> io::Result<()> {
         bytes: 0,
         first: Spread::new(),
         gaps: Spread::new(),
+        delays: Spread::new(),
         whole: Spread::new(),
     };
     let load = Rc::new(Load {
@@ -113,20 +120,21 @@ fn print(value: &Value) -> io::Result<()> {
     writeln!(io::stdout(), "{value}")
 }
 
-/// A request's bytes, made once.
+/// A request's bytes, made once, and a large prompt copied but once.
 fn request(options: &Options) -> Bytes {
-    let (tokens, stream) = (options.tokens, options.stream);
-    let (path, prompt) = if options.agent {
-        ("/v1/chat/completions", format!("\"messages\":[{}]", conversation(options.prompt)))
+    let (tokens, stream, target) = (options.tokens, options.stream, options.target);
+    let (path, field, prompt, end) = if options.agent {
+        ("chat/completions", "\"messages\":[", conversation(options.prompt).into_bytes(), "]")
     } else {
-        ("/v1/completions", format!("\"prompt\":\"{}\"", "a".repeat(options.prompt)))
+        ("completions", "\"prompt\":\"", vec![b'a'; options.prompt], "\"")
     };
-    let body = format!("{{\"model\":\"sim-model\",{prompt},\"max_tokens\":{tokens},\"stream\":{stream}}}");
-    let (target, length) = (options.target, body.len());
+    let before = format!("{{\"model\":\"sim-model\",{field}");
+    let after = format!("{end},\"max_tokens\":{tokens},\"stream\":{stream}}}");
+    let length = before.len() + prompt.len() + after.len();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: {target}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        "POST /v1/{path} HTTP/1.1\r\nhost: {target}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
     );
-    (head + &body).into()
+    [head.as_bytes(), before.as_bytes(), &prompt, after.as_bytes()].concat().into()
 }
 
 /// Messages of a coding agent, about so many bytes: text with escapes, calls with JSON inside JSON, results.
@@ -247,7 +255,7 @@ impl Load {
         json!({
             "requests": seen.requests, "failures": seen.failures, "first_failure": seen.first_failure,
             "chunks": seen.events, "bytes": seen.bytes, "seconds": elapsed.as_secs_f64(),
-            "first": seen.first.report(), "gap": seen.gaps.report(), "whole": seen.whole.report(),
+            "first": seen.first.report(), "gap": seen.gaps.report(), "delay": seen.delays.report(), "whole": seen.whole.report(),
         })
     }
 }
@@ -260,21 +268,34 @@ struct Answer<'a> {
     last: Option<Instant>,
     newlines: usize,
     events: usize,
+    stamps: Stamps,
 }
 
 impl<'a> Answer<'a> {
     fn new(load: &'a Load) -> Self {
-        Self { load, message: Message::response(), begin: Instant::now(), last: None, newlines: 0, events: 0 }
+        Self {
+            load,
+            message: Message::response(),
+            begin: Instant::now(),
+            last: None,
+            newlines: 0,
+            events: 0,
+            stamps: Stamps::default(),
+        }
     }
 
     fn feed(&mut self, bytes: &[u8]) -> io::Result<bool> {
         let (mut content, mut newlines) = (0, 0);
+        let arrived = self.load.options.stamped.then(clock::now);
+        let mut seen = self.load.seen.borrow_mut();
         let is_done = self.message.feed(bytes, |bytes| {
             content += bytes.len();
             newlines += memchr::memchr_iter(b'\n', bytes).count();
+            if let Some(arrived) = arrived {
+                self.stamps.feed(bytes, |written| seen.delays.add(arrived.saturating_sub(written), 1));
+            }
         })?;
         let now = Instant::now();
-        let mut seen = self.load.seen.borrow_mut();
         seen.bytes += bytes.len() as u64;
         if self.message.status == 200 {
             // An event of a stream is a line and an empty one.

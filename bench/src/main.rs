@@ -1,11 +1,14 @@
 //! What `bench/run` measures with, in one program: lean engines that cost little, the floor of what a relay between them can
-//! cost, and a load generator. Each runs on one thread.
+//! cost, and a load generator. Each runs on one thread, but for large
+//! bodies that engines read apart.
 
+mod clock;
 mod engines;
 mod floor;
 mod load;
 mod register;
 mod spread;
+mod stamps;
 mod wire;
 
 use std::io::{self, Write};

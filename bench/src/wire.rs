@@ -102,6 +102,16 @@ impl Message {
         Ok(false)
     }
 
+    /// Whether a request is for tokens.
+    pub(crate) fn is_generation(&self) -> bool {
+        matches!(self.path.as_str(), "/v1/completions" | "/v1/chat/completions")
+    }
+
+    /// How much of a body is still to come, as far as the head has told it.
+    pub(crate) fn left(&self) -> u64 {
+        if let Some(Framing::Length(left)) = self.framing { left } else { 0 }
+    }
+
     /// The length of the head, once it is whole.
     fn head(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS];
