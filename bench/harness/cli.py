@@ -19,7 +19,7 @@ SCENES = {
     function.__name__: function
     for function in (
         scenes.exchange, scenes.chunk, scenes.paced, scenes.large, scenes.agents, scenes.ttft, scenes.streams512,
-        scenes.streams2048, scenes.sweep, scenes.pool, scenes.memory, still.idle_streams, still.stall, still.idle,
+        scenes.streams2048, scenes.sweep, scenes.pool, scenes.workers, scenes.memory, still.idle_streams, still.stall, still.idle,
         still.static, still.counts,
     )
 }

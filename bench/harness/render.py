@@ -63,6 +63,13 @@ SECTIONS: dict[str, list[Row]] = {
         _cases("sweep", [f"C{count}" for count in (8, 16, 32, 64, 128, 256, 512)], "{}", per_exchange),
     "CPU per exchange by engines, µs":
         _cases("pool", ["1P1D", "2P2D", "4P4D", "16P16D", "16P16D dp 8"], "{}", per_exchange),
+    "Saturation by threads that serve clients": [
+        Row(f"{label}, --workers {count}", "workers", figure, f"{case}, --workers {count}")
+        for case, label, figure in (
+            ("exchange", "exchanges per second, C=256", per("requests", "seconds")), ("exchange", "CPU per exchange, µs", per_exchange),
+            ("chunk", "chunks per second, C=64", per("chunks", "seconds")), ("chunk", "CPU per chunk, µs", per_chunk),
+            ("exchange", "idle CPU meanwhile, %", part("idle", scale=100)))
+        for count in (1, 2)],
     "Memory": [
         Row("at rest, four engines, MB", "static", part("resident_kb", scale=1 / 1024)),
         *_cases("memory", SIZES, "a prompt of {}, peak above rest, MB", _above_rest),

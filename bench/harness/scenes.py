@@ -93,6 +93,18 @@ def pool(session: Session) -> None:
             session.alternate("pool", columns, cases=True, rounds=session.fewer, connections=64, seconds=session.seconds(1))
 
 
+def workers(session: Session) -> None:
+    """As much as goes through one thread that serves clients, and through two, in turn: 256 clients, whole and streamed."""
+    loads = {"exchange": {"connections": 256}, "chunk": {"connections": 64, "tokens": 1000, "stream": True}}
+    for name in session.wanted(["moriio-write", "moriio-read"]):
+        with ExitStack() as stack:
+            stages = {count: stack.enter_context(Stage(session.kit, [name], workers=count)) for count in (1, 2)}
+            for case, options in loads.items():
+                columns = {f"{case}, --workers {count}": (stage, name) for count, stage in stages.items()}
+                session.alternate("workers", columns, cases=True, rounds=session.fewer, seconds=session.seconds(1.2),
+                                  **options)
+
+
 def memory(session: Session) -> None:
     """One prompt of 1, 20 and 200 MB, and what it took at its peak above what was resident before."""
     for megabytes in (1, 20, 200):

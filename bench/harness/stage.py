@@ -85,9 +85,9 @@ class Stage:
     """For one scene. Everything is ended when it is left, whatever happens."""
 
     def __init__(self, kit: Kit, names: list[str], *, each: int = 2, dp: int = 1, token_delay: int = 0,
-                 stamped: bool = False, wrapper: list[str] | None = None) -> None:
+                 stamped: bool = False, workers: int = 1, wrapper: list[str] | None = None) -> None:
         self.kit, self.names, self.each, self.dp, self.token_delay = kit, names, each, dp, token_delay
-        self.stamped, self.wrapper = stamped, wrapper or []
+        self.stamped, self.workers, self.wrapper = stamped, workers, wrapper or []
         self.relays: dict[str, Running] = {}
         self.engines: Running | None = None
 
@@ -115,7 +115,7 @@ class Stage:
     def _start(self) -> None:
         ports = PORTS.take(2 * self.each * (1 + 2 * self.dp))
         self.http = Engines(ports[:self.each], ports[self.each:2 * self.each])
-        setups = {name: command(self.kit, name, self.http, PORTS.take(3), self.folder)
+        setups = {name: command(self.kit, name, self.http, PORTS.take(3), self.folder, self.workers)
                   for name in self.names if name != "direct"}
         for name, setup in setups.items():
             self.relays[name] = self.start(name, setup, self.wrapper)

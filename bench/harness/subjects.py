@@ -70,8 +70,8 @@ class Command:
     registration: int | None = None
 
 
-def command(kit: Kit, name: str, engines: Engines, ports: list[int], folder: Path) -> Command:
-    """How to start a subject. `ports` are free."""
+def command(kit: Kit, name: str, engines: Engines, ports: list[int], folder: Path, workers: int = 1) -> Command:
+    """How to start a subject. `ports` are free; `workers` are this proxy's."""
     port = ports[0]
     if name.startswith("nginx"):
         return _nginx(kit, name, engines, port, folder)
@@ -90,7 +90,7 @@ def command(kit: Kit, name: str, engines: Engines, ports: list[int], folder: Pat
         return Command(line, port, mode=mode, registration=ports[1])
     line = [str(kit.get("moriio-proxy")), *shlex.split(
         f"serve --host 127.0.0.1 --port {port} --ping-port {ports[1]} --decode-token-budget exact "
-        f"--max-body-bytes {LIMIT} --expect-prefill {len(engines.prefill)} --expect-decode {len(engines.decode)}")]
+        f"--max-body-bytes {LIMIT} --expect-prefill {len(engines.prefill)} --expect-decode {len(engines.decode)} --workers {workers}")]
     return Command(line, port, mode=mode, registration=ports[1])
 
 
