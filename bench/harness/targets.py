@@ -59,6 +59,10 @@ def peak(data: Data, subject: str) -> Series:
     return {number: (kb - rest) * 1024 / (16 * LARGE) for number, kb in peaks.items()}
 
 
+def not_let_in(sample: dict) -> float:
+    return sample["wanted"] - sample["open"]
+
+
 def grown(data: Data, subject: str, case: str, key: str = "p999", beyond: str | None = None) -> Series:
     """How much longer a paced chunk is under way while bodies arrive, in milliseconds; beyond what another sees of that."""
     figure = under_way(key)
@@ -85,6 +89,8 @@ TARGETS = [
     Target("the same, READ", "×", 1.2, lambda data: peak(data, READ)),
     Target("an idle stream, WRITE", "KB", 16, value("idle_streams", WRITE, part("kb_each"))),
     Target("the same, READ", "KB", 16, value("idle_streams", READ, part("kb_each"))),
+    Target("of 8,000 idle streams, not let in, WRITE", "", 0, value("idle_streams", WRITE, not_let_in)),
+    Target("the same, READ", "", 0, value("idle_streams", READ, not_let_in)),
     Target("added time to first output, C=1, WRITE", "µs", 80, lambda data: added(data, WRITE)),
     Target("the same by the floor's", "×", 2, lambda data: ratio(added(data, WRITE), added(data, FLOOR))),
     Target("added time to first output, C=1, READ", "µs", 120, lambda data: added(data, READ)),
