@@ -34,6 +34,16 @@ def memory_kb(pids: list[int], field: str) -> int:
     return total
 
 
+def switches(pids: list[int]) -> int:
+    """Context switches of all threads that live, of their own will or not."""
+    total = 0
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            lines = (task / "status").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+    return total
+
+
 def forget_peak(pids: list[int]) -> None:
     """Lets VmHWM begin again at what is resident."""
     for pid in pids:
