@@ -13,6 +13,10 @@ const BLOCKING: usize = 64;
 /// none that is a panic.
 const STAY: Duration = Duration::from_secs(u32::MAX as u64);
 
+/// So many tasks are polled before sockets are looked at. One that reads a large body takes up to 32 KB at each poll and wakes
+/// itself for more.
+const TASKS: u32 = 16;
+
 thread_local! {
     static INDEX: Cell<usize> = const { Cell::new(0) };
 }
@@ -24,12 +28,13 @@ pub fn index() -> usize {
     INDEX.get()
 }
 
-/// A runtime with one such thread.
+/// A runtime with one thread for what blocks.
 ///
 /// # Errors
 /// The system has no descriptors or no thread for it.
 pub fn runtime(builder: &mut Builder) -> io::Result<Runtime> {
-    let runtime = builder.enable_all().max_blocking_threads(BLOCKING).thread_keep_alive(STAY).build()?;
+    builder.enable_all().max_blocking_threads(BLOCKING).thread_keep_alive(STAY).event_interval(TASKS);
+    let runtime = builder.build()?;
     // The same is asked for in a way that has an error.
     thread::Builder::new().spawn(|| ())?;
     runtime.spawn_blocking(|| ());

@@ -156,7 +156,8 @@ impl Sending {
         let mut turn = 0;
         while self.written.is_none() && !self.unwritable {
             if turn >= TURN {
-                cx.waker().wake_by_ref();
+                // Woken once the sockets have been looked at, and not before as by a wake-up of our own.
+                let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
                 return;
             }
             match connection.poll_write(cx, &self.parts[self.done..], self.begun) {
