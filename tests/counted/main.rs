@@ -1,8 +1,13 @@
-//! What an exchange and a chunk of a stream cost the proxy, in what can be counted: allocations. Time is for `bench/run`.
+//! What an exchange and a chunk of a stream cost the proxy, in what can be counted: allocations and system calls. Time is for
+//! `bench/run`.
 //!
 //! A program of its own, since its allocator counts. The limits lie a little above what was counted last; whoever makes the
 //! proxy cheaper lowers them.
 
+#[path = "../support/binary.rs"]
+#[allow(dead_code, reason = "the rest is for other tests")]
+mod binary;
+mod calls;
 mod stage;
 
 use std::alloc::System;
@@ -19,6 +24,8 @@ use moriio_proxy::settings::options::{Key, ServeOptions};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::sync::oneshot;
 
+use self::binary::Served;
+use self::calls::Calls;
 use self::stage::Stage;
 
 #[global_allocator]
@@ -143,6 +150,14 @@ fn allocations(mode: Mode) -> Costs {
     })
 }
 
+fn system_calls(mode: Mode) -> Costs {
+    let _alone = alone();
+    let proxy = Served::start(&["--engine-ttl", "600s"]);
+    let stage = Stage::new(mode, proxy.http, proxy.registration);
+    let calls = Calls::of_first_thread(proxy.process.child.id());
+    Costs::of(stage, || calls.so_far())
+}
+
 #[test]
 fn allocations_write() {
     allocations(Mode::Write).are_at_most(&Costs { exchange: 90.0, chunk: 1.5 });
@@ -151,4 +166,17 @@ fn allocations_write() {
 #[test]
 fn allocations_read() {
     allocations(Mode::Read).are_at_most(&Costs { exchange: 96.0, chunk: 1.5 });
+}
+
+/// Three waits, and what each of them was for: the request read and two legs written, prefill's answer read, decode's answer read
+/// and written. Then the log's thread is woken.
+#[test]
+fn system_calls_write() {
+    system_calls(Mode::Write).are_at_most(&Costs { exchange: 10.5, chunk: 3.5 });
+}
+
+/// Three waits, and behind each of them something read and something written. Then the log's thread is woken.
+#[test]
+fn system_calls_read() {
+    system_calls(Mode::Read).are_at_most(&Costs { exchange: 10.5, chunk: 3.5 });
 }
