@@ -78,7 +78,7 @@ SECTIONS: dict[str, list[Row]] = {
         Row("with 10,000, extrapolated, MB", "idle_streams", part("mb_at_10000")),
     ],
     "Idle, start, size": [
-        *_cases("idle", ["4 engines", "512 engines"], "{} pinging once a second, CPU ms per s", part("ms_per_s")),
+        *_cases("idle", ["4 engines", "512 engines"], "{} pinging every 3 s, CPU ms per s", part("ms_per_s")),
         Row("start to the first 200 of /health, ms", "static", part("start_ms")),
         Row("the program, MB", "static", part("binary_bytes", scale=1 / 1048576)),
     ],

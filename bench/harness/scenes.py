@@ -1,10 +1,11 @@
 """The scenes with load: what is asked for, of whom, and how often. Each can be run alone."""
 
+import time
 from contextlib import ExitStack
 
 from harness import machine
 from harness.session import Session, together
-from harness.stage import Stage, measure
+from harness.stage import Stage, load, measure
 from harness.subjects import NAMES
 
 # WRITE for vllm-router; its READ only where time to first output is compared.
@@ -13,6 +14,8 @@ TWO_LEGS = ["nginx-mirror", "floor", "moriio-write", "moriio-read"]
 # Rounds of what takes long and varies little.
 FEWER = 3
 LARGE, AGENT = 512 << 10, 4 << 20
+# After so many seconds no connection to an engine rests any more.
+RESTED = 5
 
 
 def exchange(session: Session) -> None:
@@ -38,6 +41,10 @@ def paced(session: Session) -> None:
 def large(session: Session) -> None:
     """512 KB prompts, 16 tokens, 16 clients: CPU, and memory at its peak."""
     with Stage(session.kit, session.wanted(COMPARED)) as stage:
+        # At rest is after small requests: what their code and buffers take is not for the bodies.
+        for name in stage.names:
+            load(session.kit, stage.port(name), connections=16, seconds=session.seconds(0.5))
+        time.sleep(0 if session.quick else RESTED)
         for name, relay in stage.relays.items():
             session.add("large", "rest", name, 0, {"resident_kb": machine.memory_kb(relay.pids, "VmRSS")})
         session.alternate("large", together(stage), connections=16, prompt=LARGE, seconds=session.seconds(1.2))

@@ -85,9 +85,9 @@ class Stage:
     """For one scene. Everything is ended when it is left, whatever happens."""
 
     def __init__(self, kit: Kit, names: list[str], *, each: int = 2, dp: int = 1, token_delay: int = 0,
-                 stamped: bool = False, workers: int = 1, wrapper: list[str] | None = None) -> None:
+                 stamped: bool = False, workers: int = 1, ping_ms: int = 1000, wrapper: list[str] | None = None) -> None:
         self.kit, self.names, self.each, self.dp, self.token_delay = kit, names, each, dp, token_delay
-        self.stamped, self.workers, self.wrapper = stamped, workers, wrapper or []
+        self.stamped, self.workers, self.ping_ms, self.wrapper = stamped, workers, ping_ms, wrapper or []
         self.relays: dict[str, Running] = {}
         self.engines: Running | None = None
 
@@ -120,7 +120,8 @@ class Stage:
         for name, setup in setups.items():
             self.relays[name] = self.start(name, setup, self.wrapper)
         line = [str(self.kit.get("moriio-bench")), "engines", f"--prefill={self.each}", f"--decode={self.each}",
-                f"--dp={self.dp}", f"--port={ports[0]}", f"--token-delay={self.token_delay}"]
+                f"--dp={self.dp}", f"--port={ports[0]}", f"--token-delay={self.token_delay}",
+                f"--ping-interval={self.ping_ms}"]
         line += [f"--register={setup.mode}:127.0.0.1:{setup.registration}" for setup in setups.values() if setup.mode]
         # Where chunks are stamped, nobody may delay engines; what they do for large bodies gives way to all others.
         first = ["nice", f"-n{AHEAD}"] if self.stamped else []

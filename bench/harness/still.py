@@ -19,7 +19,8 @@ BODIES_MB = (20, 200)
 # Between two bodies: without it the load of bodies alone would take the machine, whoever relays them.
 PAUSE_MS = 150
 BODIES_PATIENCE = 120
-IDLE_SECONDS = 3
+# As long as it is between two probes of an engine.
+IDLE_SECONDS = 10
 # Allocations cannot be counted in these: valgrind cannot run what they start.
 UNCOUNTABLE = {"vllm-router": "valgrind does not carry a Python interpreter with a Rust module to its first answer in time"}
 
@@ -99,10 +100,10 @@ def _told(bodies: subprocess.Popen) -> bytes:
 
 
 def idle(session: Session) -> None:
-    """Nothing but engines that ping once a second: 4 of them, and 512."""
+    """Nothing but engines that ping every 3 s, as vLLM's do since 0.20.0: 4 of them, and 512."""
     names = session.wanted(["vllm-router", "moriio-write", "moriio-read"])
     for each in (2, 256):
-        with Stage(session.kit, names, each=each) as stage:
+        with Stage(session.kit, names, each=each, ping_ms=3000) as stage:
             # Registration is over when each has been asked and looked at; then there are only pings.
             time.sleep(1 if session.quick else 4)
             for number in range(session.fewer):
