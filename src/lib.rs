@@ -23,6 +23,7 @@ pub mod settings;
 pub mod error;
 pub mod metrics;
 pub mod worker;
+pub(crate) mod turns;
 pub mod lines;
 pub mod engine;
 pub mod sim;

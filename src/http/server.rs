@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use tokio::sync::{Semaphore, watch};
 
 use super::access;
-use super::body::{LARGE, collect};
+use super::body::collect;
 use super::health::Health;
 use super::queue::Queue;
 use super::respond::respond;
@@ -28,6 +28,7 @@ use crate::pool::rounds::Rounds;
 use crate::pool::{PROBE_WAIT, Pool};
 use crate::routing::{NoPick, Picked, Selector};
 use crate::settings::ServerSettings;
+use crate::turns::LARGE;
 use crate::upstream::{RANK, REQUEST_ID, Repeat};
 
 /// The most bodies that are parsed at once apart from the threads that serve connections, which need processors too.

@@ -10,6 +10,7 @@ use super::framing::{Framing, Malformed};
 use super::idle::Home;
 use crate::engine::Role;
 use crate::error::ProxyError;
+use crate::turns::Turns;
 
 /// The largest answer that is read whole.
 pub(crate) const WHOLE_ANSWER: usize = 64 * 1024 * 1024;
@@ -145,12 +146,13 @@ pub(crate) struct Whole {
     /// The first part: mostly all there is.
     first: Bytes,
     rest: BytesMut,
+    turns: Turns,
 }
 
 impl Whole {
     /// Nothing is read yet.
     pub(crate) fn new(body: Incoming) -> Self {
-        Whole { body, first: Bytes::new(), rest: BytesMut::new() }
+        Whole { body, first: Bytes::new(), rest: BytesMut::new(), turns: Turns::default() }
     }
 
     /// Reads on; all of it at the end.
@@ -158,8 +160,11 @@ impl Whole {
     /// # Errors
     /// When it breaks, or is larger than the proxy keeps in memory.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Unread>> {
-        while let Some(part) = ready!(self.body.poll_part(cx)) {
+        loop {
+            ready!(self.turns.poll(cx));
+            let Some(part) = ready!(self.body.poll_part(cx)) else { break };
             let part = part.map_err(|Broken| Unread::Broken)?;
+            self.turns.took(part.len());
             if self.first.is_empty() {
                 self.first = part;
                 continue;

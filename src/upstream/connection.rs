@@ -15,14 +15,12 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::task::coop::unconstrained;
 
 use crate::engine::HttpAddress;
+use crate::turns::TURN;
 
 /// The most that is read at once.
 const READ: usize = 64 * 1024;
 /// The most slices that are written at once; a leg has some ten.
 const SLICES: usize = 16;
-
-/// So much is written before others on the thread have their turn: a socket takes megabytes at once.
-pub(super) const TURN: usize = 256 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());

@@ -11,12 +11,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header};
 
 use super::answer::{Begun, Incoming, Whole};
-use super::connection::{Connection, TURN};
+use super::connection::Connection;
 use super::failure::{Kind, LegFailure, is_shortage};
 use super::head::Head;
 use super::idle::{Home, Idle};
 use crate::engine::{HttpAddress, Role};
 use crate::error::EngineAnswer;
+use crate::turns::Turns;
 
 /// The pause between two tries where this process has no descriptor left.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -57,6 +58,7 @@ pub struct Sending {
     done: usize,
     /// How much of the next one is.
     begun: usize,
+    turns: Turns,
     /// Whether writing has failed: an answer may have come before.
     unwritable: bool,
     is_reused: bool,
@@ -101,6 +103,7 @@ impl Sending {
             parts,
             done: 0,
             begun: 0,
+            turns: Turns::default(),
             unwritable: false,
             is_reused,
             started: None,
@@ -153,18 +156,15 @@ impl Sending {
     /// Writes as much of the request as goes.
     fn write(&mut self, cx: &mut Context<'_>) {
         let State::Open(connection) = &mut self.state else { return };
-        let mut turn = 0;
         while self.written.is_none() && !self.unwritable {
-            if turn >= TURN {
-                // Woken once the sockets have been looked at, and not before as by a wake-up of our own.
-                let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
+            if self.turns.poll(cx).is_pending() {
                 return;
             }
             match connection.poll_write(cx, &self.parts[self.done..], self.begun) {
                 Poll::Pending => return,
                 Poll::Ready(Err(_)) => self.unwritable = true,
                 Poll::Ready(Ok(count)) => {
-                    turn += count;
+                    self.turns.took(count);
                     self.begun += count;
                     while let Some(part) = self.parts.get(self.done)
                         && self.begun >= part.len()
