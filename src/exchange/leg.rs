@@ -1,16 +1,19 @@
 //! The two legs of an attempt as its driver holds them: each sent, waited for, and given up by dropping it.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use bytes::Bytes;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::api::Api;
 use crate::engine::Role;
 use crate::exchange::opening::{Opening, Step};
+use crate::exchange::prefilled::Prefilled;
 use crate::metrics::LegStatus;
 use crate::pool::InFlight;
+use crate::turns::LARGE;
 use crate::upstream::answer::Whole;
 use crate::upstream::sending::{Progress, Sending};
 use crate::upstream::{LegFailure, Limit, Verdict};
@@ -18,6 +21,9 @@ use crate::upstream::{LegFailure, Limit, Verdict};
 /// Prefill's leg on its way to the end of its answer.
 pub struct PrefillLeg {
     way: PrefillWay,
+    api: Api,
+    /// READ: the params are wanted.
+    is_read: bool,
     /// Its place on the engine.
     guard: InFlight,
     began: Instant,
@@ -28,6 +34,8 @@ pub struct PrefillLeg {
 enum PrefillWay {
     Sending(Box<Sending>),
     Reading(Whole),
+    /// A long answer, on a thread for what takes long.
+    Parsing(JoinHandle<Prefilled>),
 }
 
 /// What prefill's leg has to tell.
@@ -35,20 +43,21 @@ enum PrefillTold {
     /// Its request is being written to an open connection.
     Started,
     /// Its end.
-    Ended(Result<Bytes, LegFailure>),
+    Ended(Result<Prefilled, LegFailure>),
 }
 
 impl PrefillLeg {
     /// A leg whose limit begins now.
-    pub fn new(sending: Sending, guard: InFlight, limit: Limit) -> Self {
-        PrefillLeg { way: PrefillWay::Sending(Box::new(sending)), guard, began: Instant::now(), limit, written: None }
+    pub fn new(sending: Sending, guard: InFlight, limit: Limit, api: Api, is_read: bool) -> Self {
+        let way = PrefillWay::Sending(Box::new(sending));
+        PrefillLeg { way, api, is_read, guard, began: Instant::now(), limit, written: None }
     }
 
     /// When the whole request had been handed over, if it has been.
     pub fn written(&self) -> Option<Instant> {
         match &self.way {
             PrefillWay::Sending(sending) => sending.written(),
-            PrefillWay::Reading(_) => self.written,
+            PrefillWay::Reading(_) | PrefillWay::Parsing(_) => self.written,
         }
     }
 
@@ -90,8 +99,22 @@ impl PrefillLeg {
                     }
                 },
                 PrefillWay::Reading(whole) => {
-                    let result = ready!(whole.poll(cx)).map_err(|why| LegFailure::unread(Role::Prefill, why));
-                    return Poll::Ready(PrefillTold::Ended(result));
+                    let (api, is_read) = (self.api, self.is_read);
+                    match ready!(whole.poll(cx)).map_err(|why| LegFailure::unread(Role::Prefill, why)) {
+                        Ok(answer) if answer.len() >= LARGE => {
+                            let parsing = spawn_blocking(move || Prefilled::of(answer, api, is_read));
+                            self.way = PrefillWay::Parsing(parsing);
+                        }
+                        result => {
+                            let result = result.map(|answer| Prefilled::of(answer, api, is_read));
+                            return Poll::Ready(PrefillTold::Ended(result));
+                        }
+                    }
+                }
+                PrefillWay::Parsing(parsing) => {
+                    // Cut off by the end of the runtime, or a defect: nothing is known of the answer.
+                    let parsed = ready!(Pin::new(parsing).poll(cx)).map_err(|_| LegFailure::broken(Role::Prefill));
+                    return Poll::Ready(PrefillTold::Ended(parsed));
                 }
             }
         }
@@ -127,7 +150,7 @@ pub enum Told {
     /// Its request is being written to an open connection.
     Started(Role),
     /// Prefill's end.
-    Prefill(Result<Bytes, LegFailure>, Option<Instant>),
+    Prefill(Result<Prefilled, LegFailure>, Option<Instant>),
     /// The other's head has come.
     Head(Instant),
     /// One more part of its answer.

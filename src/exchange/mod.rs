@@ -3,6 +3,7 @@
 pub mod drive;
 pub(crate) mod leg;
 pub mod opening;
+pub(crate) mod prefilled;
 pub mod record;
 pub mod relay;
 pub mod transfer;

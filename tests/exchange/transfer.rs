@@ -52,6 +52,17 @@ async fn case_27_a_full_answer_is_passed_as_it_is() {
     assert_eq!(d, expected);
 }
 
+/// So much is parsed on another thread than a short answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn case_27_a_million_tokens_blocks_are_passed_as_they_are() {
+    let blocks: Vec<u32> = (0..200_000).map(|block| 1_000_000 + block).collect();
+    let params = json!({"do_remote_prefill": true, "do_remote_decode": false, "remote_block_ids": [blocks],
+        "remote_engine_id": "10.0.0.1:6301", "tp_size": 8, "remote_dp_rank": 3, "transfer_id": "T"});
+    let (p, d, ..) = hand_over("0.33.0", 4, params).await;
+    assert_eq!(d["remote_block_ids"], json!([blocks]));
+    assert_eq!((&d["transfer_id"], &d["remote_dp_rank"]), (&p["transfer_id"], &json!(3)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn case_28_what_0_23_leaves_out_is_added() {
     let params = json!({"do_remote_prefill": true, "do_remote_decode": false, "remote_block_ids": [4, 5, 6],

@@ -106,7 +106,8 @@ impl Attempt {
         match role {
             Role::Prefill => {
                 self.prefill_written = None;
-                self.prefill = Some(PrefillLeg::new(sending, guard, self.patience.prefill));
+                self.prefill =
+                    Some(PrefillLeg::new(sending, guard, self.patience.prefill, self.api, self.plan == Plan::Read));
             }
             Role::Decode => {
                 self.answer_written = None;

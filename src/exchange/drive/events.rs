@@ -2,17 +2,14 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
-
 use super::Attempt;
-use crate::api::legs::{ParamsError, PrefillParams, cached_tokens, may_say_cached_tokens};
-use crate::api::message;
+use crate::api::legs::ParamsError;
 use crate::engine::Role;
 use crate::error::ProxyError;
 use crate::exchange::leg::{self, PrefillLeg, Told};
 use crate::exchange::opening::Step;
-use crate::exchange::transfer::{Answer, Event, Plan};
-use crate::json::Body;
+use crate::exchange::prefilled::Prefilled;
+use crate::exchange::transfer::{Answer, Event};
 use crate::upstream::LegFailure;
 
 /// What happens.
@@ -82,7 +79,7 @@ impl Attempt {
                     meeting.prefill_answered();
                 }
                 self.look_at_pair();
-                Some(Event::Answered(self.read(&answer)))
+                Some(Event::Answered(self.prefilled(answer)))
             }
             Told::Prefill(Err(failure), written) => {
                 self.prefill_written = written;
@@ -107,21 +104,19 @@ impl Attempt {
         Event::Failed(role, failure.kind)
     }
 
-    /// What prefill's answer has in it.
-    fn read(&mut self, answer: &Bytes) -> Answer {
-        let reads = self.plan == Plan::Read || may_say_cached_tokens(answer);
-        let object = reads.then(|| Body::parse(answer.clone()).map_err(ParamsError::from));
-        if let Some(tokens) = object.as_ref().and_then(|object| cached_tokens(object.as_ref().ok()?)) {
+    /// What follows from prefill's answer.
+    fn prefilled(&mut self, answer: Prefilled) -> Answer {
+        if let Some(tokens) = answer.cached_tokens {
             self.means.metrics.cached_tokens.inc_by(tokens);
         }
-        if let Some(message) = message::complete(self.api, answer) {
-            self.message = Some(message);
+        if answer.message.is_some() {
+            self.message = answer.message;
             return Answer::Message;
         }
-        let Some(object) = object.filter(|_| self.plan == Plan::Read) else { return Answer::Params };
         let engine = &self.prefill_engine;
-        match object.and_then(|object| PrefillParams::from_answer(&object)) {
-            Ok(params) => {
+        match answer.params {
+            None => Answer::Params,
+            Some(Ok(params)) => {
                 if let Some(named) = params.named_rank(engine.registration.dp_size) {
                     if self.rank.is_some_and(|asked| asked != named) {
                         tracing::warn!(engine = %engine.name, asked = self.rank, named, "prefill served on another rank than it was asked to");
@@ -131,7 +126,7 @@ impl Attempt {
                 self.params = Some(params);
                 Answer::Params
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 tracing::warn!(engine = %engine.name, transfer_id = %self.ids.transfer_id, %error, "prefill answered without usable transfer params");
                 self.failure = Some(match error {
                     ParamsError::Unreadable => ProxyError::PrefillUnreadable,

@@ -1,0 +1,33 @@
+//! What is in prefill's answer. A long prompt's has megabytes of block ids, so it may be read on any thread.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::api::Api;
+use crate::api::legs::{ParamsError, PrefillParams, cached_tokens, may_say_cached_tokens};
+use crate::api::message;
+use crate::json::Body;
+
+/// What an exchange has to know of it.
+#[derive(Debug)]
+pub struct Prefilled {
+    /// Prompt tokens whose KV cache prefill had.
+    pub cached_tokens: Option<u64>,
+    /// The answer as a whole message, where nothing is left for decode (protocol O15).
+    pub message: Option<Value>,
+    /// READ: what decode loads the blocks by.
+    pub params: Option<Result<PrefillParams, ParamsError>>,
+}
+
+impl Prefilled {
+    /// Reads an answer; in READ with its params.
+    pub fn of(answer: Bytes, api: Api, is_read: bool) -> Prefilled {
+        let message = message::complete(api, &answer);
+        let is_asked = is_read || may_say_cached_tokens(&answer);
+        let object = is_asked.then(|| Body::parse(answer).map_err(ParamsError::from));
+        let cached_tokens = object.as_ref().and_then(|object| cached_tokens(object.as_ref().ok()?));
+        let params = object.filter(|_| is_read && message.is_none());
+        let params = params.map(|object| object.and_then(|object| PrefillParams::from_answer(&object)));
+        Prefilled { cached_tokens, message, params }
+    }
+}
