@@ -27,6 +27,8 @@ use peers::Peers;
 const PROBE_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// How often a ready engine is probed.
 const PROBE_READY: Duration = Duration::from_secs(10);
+/// How often a ready engine is asked for its release: one that was restarted and not seen to be is known within that.
+const RELEASE_AGAIN: Duration = Duration::from_secs(30);
 
 /// What came of a registration message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +76,8 @@ pub struct ProbeOrder {
     pub registration: Registration,
     /// Whether it is the engine's first probe, which goes before all others.
     pub first: bool,
+    /// Whether its release is to be asked for, too.
+    pub release: bool,
     /// Whether another process claims its address: then its KV ports are asked first, since they tell the two apart.
     pub contested: bool,
 }

@@ -28,8 +28,8 @@ use crate::registration::socket::listener::Heard;
 const ROUNDS_APART: Duration = Duration::from_millis(100);
 /// The least time between two looks for due probes, and the longest while an engine is not ready.
 const LOOKS_APART: Duration = Duration::from_millis(200);
-/// The longest while all are.
-const LOOK: Duration = Duration::from_secs(1);
+/// The longest while all are. What is due wakes it in any case; this is for what changes with time alone and only has to be told.
+const LOOK: Duration = Duration::from_secs(2);
 /// Messages that are dealt with before a snapshot is published, so that a burst costs one.
 const BATCH: usize = 256;
 /// First probes at once; a crowd of engines that never answer delays a real one by its share only.
@@ -302,7 +302,7 @@ mod tests {
     #[tokio::test]
     async fn a_probe_that_panics_has_a_result() {
         let registration = crate::pool::tests::engine_of(1, crate::engine::Role::Prefill, 1, 1).registration.clone();
-        let order = ProbeOrder { incarnation: 1, registration, first: true, contested: false };
+        let order = ProbeOrder { incarnation: 1, registration, first: true, release: true, contested: false };
         assert_eq!(finished(&order, async { Probe::Alive(None) }).await, Probe::Alive(None));
         assert_eq!(finished(&order, async { panic!("a defect") }).await, Probe::Failed(Failure::NoAnswer));
     }

@@ -22,7 +22,8 @@ const VERSION_ANSWER: usize = 4096;
 /// Asks one engine.
 pub(super) async fn probe(client: &reqwest::Client, order: &ProbeOrder) -> Probe {
     match ask(client, &order.registration, order.contested).await {
-        Ok(()) => Probe::Alive(release(client, &order.registration).await),
+        Ok(()) if order.release => Probe::Alive(release(client, &order.registration).await),
+        Ok(()) => Probe::Alive(None),
         Err(failure) => Probe::Failed(failure),
     }
 }

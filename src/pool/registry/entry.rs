@@ -48,6 +48,8 @@ pub(super) struct Entry {
     pub(super) last_ping: Instant,
     pub(super) probing: bool,
     pub(super) next_probe: Instant,
+    /// When a probe is to ask for its release again, which only a restart can change.
+    pub(super) next_release: Instant,
     pub(super) probe_wait: Duration,
     /// Where its pings come from.
     pub(super) peers: Peers,
@@ -82,6 +84,7 @@ impl Entry {
             last_ping: now,
             probing: false,
             next_probe: now,
+            next_release: now,
             probe_wait: PROBE_AGAIN,
             peers,
             refused: None,

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::entry::{Entry, PROBE_AGAIN};
-use super::{PROBE_AGAIN_MAX, PROBE_READY, Probe, ProbeOrder, Registry};
+use super::{PROBE_AGAIN_MAX, PROBE_READY, Probe, ProbeOrder, RELEASE_AGAIN, Registry};
 use crate::engine::versions::{self, EngineVersion};
 use crate::engine::{HttpAddress, Registration};
 use crate::pool::State;
@@ -57,6 +57,9 @@ impl Registry {
         entry.next_probe = now + again;
         entry.probe_wait = PROBE_AGAIN;
         entry.served = Some(now);
+        if release.is_some() {
+            entry.next_release = now + RELEASE_AGAIN;
+        }
         if entry.state != State::Ready || (release.is_some() && entry.version != release) {
             entry.state = State::Ready;
             entry.version = release.or(entry.version);
@@ -99,7 +102,7 @@ impl Registry {
             if entry.probing || !(now >= entry.next_probe || suspect || refusing) {
                 return None;
             }
-            Some(order(entry))
+            Some(order(entry, now >= entry.next_release))
         });
         let due = due.collect();
         self.dirty |= dirty;
@@ -128,17 +131,18 @@ impl Registry {
         let (probing, free): (Vec<_>, Vec<_>) =
             unready.filter(|entry| wanted.contains(&entry.incarnation)).partition(|entry| entry.probing);
         *wanted = probing.into_iter().map(|entry| entry.incarnation).collect();
-        free.into_iter().map(order).collect()
+        free.into_iter().map(|entry| order(entry, true)).collect()
     }
 }
 
-/// An engine's probe is given out.
-fn order(entry: &mut Entry) -> ProbeOrder {
+/// An engine's probe is given out. Of one that is not known to serve the release is asked for in any case.
+fn order(entry: &mut Entry, asks_release: bool) -> ProbeOrder {
     entry.probing = true;
     ProbeOrder {
         incarnation: entry.incarnation,
         registration: entry.registration.clone(),
         first: entry.served.is_none() && entry.state == State::Probing,
+        release: asks_release || entry.state != State::Ready || entry.version.is_none() || entry.refused.is_some(),
         contested: !entry.rivals.is_empty(),
     }
 }
@@ -151,5 +155,33 @@ fn log_ready(registration: &Registration, release: Option<EngineVersion>, traits
     );
     if let Some(warning) = traits.warning(registration.mode) {
         tracing::warn!(engine = %registration.http, "{warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{registry, says};
+    use super::*;
+    use crate::engine::Role;
+
+    #[test]
+    fn a_ready_engine_is_seldom_asked_for_its_release() {
+        const RELEASE: EngineVersion = EngineVersion::new(0, 32, 0);
+        let (mut registry, start) = registry();
+        registry.hear(says(1, Role::Prefill), None, start);
+        let mut look = |seconds: u64, result: Probe| {
+            let now = start + Duration::from_secs(seconds);
+            registry.hear(says(1, Role::Prefill), None, now);
+            let [order] = &registry.due(now)[..] else { panic!("one engine") };
+            registry.probed(&order.registration.http, order.incarnation, result, now);
+            order.release
+        };
+        // Until one is known, then after half a minute.
+        assert!(look(0, Probe::Alive(None)) && look(10, Probe::Alive(Some(RELEASE))));
+        assert!(!look(20, Probe::Alive(None)) && !look(30, Probe::Alive(None)));
+        assert!(look(40, Probe::Alive(None)) && look(50, Probe::Alive(Some(RELEASE))));
+        // And whenever it was not as it should be.
+        assert!(!look(60, Probe::Failed(Failure::Status(503))) && look(62, Probe::Alive(Some(RELEASE))));
+        assert!(!look(72, Probe::Alive(None)));
     }
 }

@@ -13,7 +13,7 @@ const LIMITS: RegistryLimits = RegistryLimits {
     breaker: BreakerLimits { failures: 5, open: Duration::from_secs(5), open_max: Duration::from_secs(30) },
 };
 
-fn says(port: u16, role: Role) -> Registration {
+pub(super) fn says(port: u16, role: Role) -> Registration {
     Registration {
         role,
         http: HttpAddress { host: "10.0.0.1".into(), port },
@@ -31,7 +31,7 @@ fn says(port: u16, role: Role) -> Registration {
     }
 }
 
-fn registry() -> (Registry, Instant) {
+pub(super) fn registry() -> (Registry, Instant) {
     (Registry::new(LIMITS, Arc::new(Metrics::new())), Instant::now())
 }
 
