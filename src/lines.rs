@@ -1,7 +1,7 @@
 //! Lines for stderr and stdout, written in batches by a thread of their own: whoever reads them may be slow or gone, and
 //! nothing may wait for that.
 
-mod fields;
+mod line;
 
 use std::io::{self, ErrorKind, Write};
 use std::mem;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 
-pub use fields::Plain;
+pub use line::Plain;
 
 /// Bytes that may wait or be in writing; lines beyond them are lost.
 const LIMIT: usize = 4 * 1024 * 1024;
