@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use moriio_proxy::settings::options::Key;
 use moriio_proxy::sim::{Engine, Fault, FaultKind};
+use serde_json::json;
 
 use super::crowds::apart;
 use super::wire::Wire;
@@ -27,10 +28,11 @@ async fn probed(served: &Served) {
     }
 }
 
+/// The sum of the lines that begin so.
 async fn metric(served: &Served, line: &str) -> f64 {
     let text = client().get(served.url("/metrics")).send().await.unwrap().text().await.unwrap();
-    let value = text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok());
-    value.unwrap_or(0.0)
+    let values = text.lines().filter(|found| found.starts_with(line)).filter_map(|found| found.rsplit(' ').next());
+    values.map(|value| value.parse::<f64>().unwrap()).sum()
 }
 
 /// Hundredths of a second of processor time.
@@ -173,7 +175,7 @@ async fn probes_are_answered_when_descriptors_are_exhausted() {
 /// Legs that find no descriptor wait for one; if none comes, that is no fault of their engines.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leg_without_a_descriptor_waits_and_blames_nobody() {
-    let (served, engines) = apart(&["--connect-timeout=2s", "--breaker-failures=1", "--retries=0"]).await;
+    let (mut served, engines) = apart(&["--connect-timeout=2s", "--breaker-failures=1", "--retries=0"]).await;
     let process = served.process.child.id();
     let mut wires = Vec::new();
     for _ in 0..8 {
@@ -216,6 +218,20 @@ async fn a_leg_without_a_descriptor_waits_and_blames_nobody() {
     assert!(!engines_now.contains("\"open\""), "no circuit is open: {engines_now}");
     wires[0].send(&framed(&body("after that"))).await;
     assert_eq!(wires[0].answer().await.expect("an answer").status, 200);
+    drop(wires);
+    for gauge in ["moriio_requests_in_flight ", "moriio_legs_in_flight{", "moriio_parked_legs_in_flight "] {
+        assert_eq!(metric(&served, gauge).await, 0.0, "{gauge}");
+    }
+    served.process.signal("TERM");
+    let (_, log) = tokio::task::spawn_blocking(move || served.finish()).await.unwrap();
+    let records = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let short: Vec<_> = records.filter(|record| record["error"] == "proxy_shortage").collect();
+    assert_eq!(short.len(), refused, "{log}");
+    for record in short {
+        assert_eq!((&record["ended"], &record["source"]), (&json!("error"), &json!("proxy")), "{record}");
+        let legs = (record["prefill_leg"].as_str(), record["decode_leg"].as_str());
+        assert!(matches!(legs, (Some("connect"), None) | (Some("2xx"), Some("connect"))), "{record}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
