@@ -1,11 +1,13 @@
 //! The two legs of an attempt as its driver holds them: each sent, waited for, and given up by dropping it.
 
 use std::future::poll_fn;
+use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout_at;
 
 use crate::api::Api;
 use crate::engine::Role;
@@ -61,9 +63,13 @@ impl PrefillLeg {
         }
     }
 
-    /// When its limit passes.
-    pub fn due(&self) -> Instant {
-        self.began + self.limit.time
+    /// When its limit passes. An answer that has come is in time, however long it takes to read.
+    pub fn due(&self) -> Option<Instant> {
+        (!matches!(self.way, PrefillWay::Parsing(_))).then(|| self.began + self.limit.time)
+    }
+
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.due().is_some_and(|due| due <= now)
     }
 
     /// Its limit has passed.
@@ -112,9 +118,14 @@ impl PrefillLeg {
                     }
                 }
                 PrefillWay::Parsing(parsing) => {
-                    // Cut off by the end of the runtime, or a defect: nothing is known of the answer.
-                    let parsed = ready!(Pin::new(parsing).poll(cx)).map_err(|_| LegFailure::broken(Role::Prefill));
-                    return Poll::Ready(PrefillTold::Ended(parsed));
+                    let parsed = match ready!(Pin::new(parsing).poll(cx)) {
+                        Ok(parsed) => parsed,
+                        // A defect ends this exchange as it would have here, and says nothing of the engine.
+                        Err(cut) if cut.is_panic() => resume_unwind(cut.into_panic()),
+                        // The runtime ends.
+                        Err(_) => return Poll::Pending,
+                    };
+                    return Poll::Ready(PrefillTold::Ended(Ok(parsed)));
                 }
             }
         }
@@ -122,10 +133,21 @@ impl PrefillLeg {
 
     /// Runs to its end, of which nobody waits to hear.
     pub async fn see_out(mut self) {
-        let due = self.due().into();
-        let end = async { while let PrefillTold::Started = self.next().await {} };
-        if tokio::time::timeout_at(due, end).await.is_err() {
-            self.overdue();
+        loop {
+            let told = match self.due() {
+                Some(due) => timeout_at(due.into(), self.next()).await.ok(),
+                None => Some(self.next().await),
+            };
+            match told {
+                Some(PrefillTold::Started) => {}
+                Some(PrefillTold::Ended(_)) => return,
+                None if self.is_overdue(Instant::now()) => {
+                    self.overdue();
+                    return;
+                }
+                // Its answer has come meanwhile.
+                None => {}
+            }
         }
     }
 }
@@ -174,7 +196,7 @@ pub async fn prefill(slot: &mut Option<PrefillLeg>) -> Told {
 
 /// What there is to tell of prefill's leg if its limit has passed by now.
 pub fn overdue(slot: &mut Option<PrefillLeg>, now: Instant) -> Option<Told> {
-    let leg = slot.take_if(|leg| leg.due() <= now)?;
+    let leg = slot.take_if(|leg| leg.is_overdue(now))?;
     Some(Told::Prefill(Err(leg.overdue()), leg.written()))
 }
 
@@ -202,4 +224,50 @@ pub async fn answer(slot: &mut Option<AnswerLeg>) -> Told {
     };
     guard.end(failure.kind.status(), failure.kind.verdict());
     Told::Failed(failure, sending.written())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::pool::tests::engine_of;
+
+    /// A leg that is behind its limit already, and whose answer is being read.
+    fn parsing(parse: impl FnOnce() -> Prefilled + Send + 'static) -> PrefillLeg {
+        let mut guard = engine_of(1, Role::Prefill, 1, 1).admit(Instant::now()).unwrap();
+        guard.dispatch();
+        let way = PrefillWay::Parsing(spawn_blocking(parse));
+        let limit = Limit::new(Duration::ZERO, "answer", "--prefill-timeout");
+        PrefillLeg { way, api: Api::Chat, is_read: true, guard, began: Instant::now(), limit, written: None }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_being_read_is_in_time() {
+        let (go, wait) = mpsc::channel();
+        let leg = parsing(move || {
+            wait.recv().unwrap();
+            Prefilled::of(Bytes::from_static(b"{}"), Api::Chat, false)
+        });
+        let end = leg.guard.leg_end();
+        let mut slot = Some(leg);
+        assert!(overdue(&mut slot, Instant::now()).is_none());
+        let seen_out = tokio::spawn(slot.unwrap().see_out());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(end.word(), Some("running"));
+        go.send(()).unwrap();
+        seen_out.await.unwrap();
+        assert_eq!(end.word(), Some("2xx"));
+    }
+
+    #[tokio::test]
+    async fn a_defect_in_reading_an_answer_is_not_its_engines_fault() {
+        let leg = parsing(|| panic!("a defect"));
+        let end = leg.guard.leg_end();
+        assert!(tokio::spawn(leg.see_out()).await.unwrap_err().is_panic());
+        assert_eq!(end.word(), Some("cancelled"));
+    }
 }

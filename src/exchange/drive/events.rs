@@ -46,7 +46,7 @@ impl Attempt {
     }
 
     async fn next(&mut self) -> Happened {
-        let limit = self.prefill.as_ref().map(PrefillLeg::due);
+        let limit = self.prefill.as_ref().and_then(PrefillLeg::due);
         let due = self.transfer.due().into_iter().chain(limit).min();
         tokio::select! {
             biased;
