@@ -218,7 +218,11 @@ impl Metrics {
         );
         r.register("kv_messages", "Messages to engines' notify ports by kind and outcome", self.kv_messages.clone());
         r.register("drained_legs", "Decode legs that outlived their client, by outcome", self.orphans.clone());
-        r.register("attempts", "Attempts beyond the first, by cause", self.attempts.clone());
+        r.register(
+            "attempts",
+            "Attempts beyond the first, by cause: retry, or in READ hand_over to another decode engine",
+            self.attempts.clone(),
+        );
         r.register("policy_decisions", "Pairs picked, by policy", self.decisions.clone());
         r.register("requests_in_flight", "Client requests being served", self.in_flight.clone());
         r.register("requests_queued", "Client requests that wait for a place in flight", self.queued.clone());

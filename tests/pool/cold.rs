@@ -176,7 +176,7 @@ async fn another_decode_engine_brings_its_own_limits() {
         let fault = if is_known { FaultKind::Hang } else { FaultKind::Delay { milliseconds: 2500 } };
         world.decode[other].set_fault(Fault::times(fault, 1));
         let answer = soon(&world).await;
-        assert_eq!(world.proxy.metric("moriio_attempts_total{cause=\"decode_refused\"").await, 1.0);
+        assert_eq!(world.proxy.metric("moriio_attempts_total{cause=\"hand_over\"").await, 1.0);
         if is_known {
             is_late(&answer, "--first-byte-timeout");
         } else {

@@ -135,14 +135,16 @@ impl Attempt {
         written.map_or(Event::Revoked(role), |at| Event::Written(role, at))
     }
 
-    /// READ: takes a decode engine that has not refused the connection.
+    /// READ: takes a decode engine to which this exchange has not yet tried to connect. That holds for want of a descriptor, too: one
+    /// with a resting connection needs none. The time is bounded by that of the hand-over.
     fn another_decode(&mut self) -> bool {
         let pool = self.means.pool.borrow().clone();
         let next = self.means.selector.another_decode(&pool, &self.prefill_engine, &self.refused, Instant::now());
         let Some((guard, meeting)) = next else { return false };
-        self.means.metrics.attempt("decode_refused");
+        self.means.metrics.attempt("hand_over");
         let (from, to) = (&self.decode_engine.name, &guard.engine.name);
-        tracing::warn!(%from, %to, "decode refused the connection: hand-over to another");
+        let why = self.failure.as_ref().map(ProxyError::code);
+        tracing::warn!(%from, %to, why, "no connection to decode: hand-over to another");
         (self.decode_engine, self.answer_end) = (guard.engine.clone(), guard.leg_end());
         meeting.prefill_answered();
         (self.answer_guard, self.meeting) = (Some(guard), Some(meeting));
