@@ -244,7 +244,7 @@ fn start_logging(level: Level, format: LogFormat) -> std::io::Result<()> {
     match format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => {
-            builder.fmt_fields(Plain).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+            builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).event_format(Plain).init();
         }
     }
     Ok(())
