@@ -97,7 +97,7 @@ def pool(session: Session) -> None:
                 shape: (stack.enter_context(Stage(session.kit, [name], each=each, dp=dp)), name)
                 for shape, (each, dp) in shapes.items()
             }
-            session.alternate("pool", columns, cases=True, rounds=session.fewer, connections=64, seconds=session.seconds(1))
+            session.alternate("pool", columns, cases=True, connections=64, seconds=session.seconds(2))
 
 
 def workers(session: Session) -> None:
