@@ -1,7 +1,7 @@
 //! Who has met whom. Two rules of the engines hang on it: a pair's first exchange goes alone (protocol P4), and a pair is
 //! barred while its dialing side remembers an earlier life of the other (protocol P3). Pure; it is locked by its owner.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::engine::{Mode, Role};
@@ -52,12 +52,13 @@ pub enum PairState {
     Stale,
 }
 
-/// All meetings of engines since the start.
+/// All meetings of engines since the start. Every exchange looks into the maps six times, and to compare two numbers is cheaper than to
+/// hash them.
 #[derive(Debug, Default)]
 pub struct PairHistory {
-    met: HashMap<Key, Met>,
+    met: BTreeMap<Key, Met>,
     complained: HashSet<(u64, u64)>,
-    waits: HashMap<Key, Wait>,
+    waits: BTreeMap<Key, Wait>,
 }
 
 /// The key of a pair and the incarnation of its dialed side. WRITE: prefill dials decode; READ: decode dials prefill
