@@ -166,11 +166,14 @@ impl Body {
     }
 
     fn of(text: Bytes, members: Vec<Member>, close: usize) -> Body {
-        let keys = members.iter().fold(0, |keys, member| match member.escaped {
-            true => u64::MAX,
-            false => keys | trait_of(&text[member.key.start + 1..member.key.end - 1]),
-        });
-        Body { text, members, keys, close }
+        let mut body = Body { text, members, keys: 0, close };
+        body.keys = body.members.iter().fold(0, |keys, member| keys | body.trait_of_member(member));
+        body
+    }
+
+    /// Which keys a member can have, by [`trait_of`].
+    fn trait_of_member(&self, member: &Member) -> u64 {
+        if member.escaped { u64::MAX } else { trait_of(&self.text[member.key.start + 1..member.key.end - 1]) }
     }
 
     /// An object without members.
@@ -228,8 +231,10 @@ impl Body {
         debug_assert!(edits.len() <= found.len());
         let mut kept = 0usize;
         let mut previous_end = None;
+        let wanted = edits.iter().fold(0, |keys, edit| keys | trait_of(edit.key().as_bytes()));
         for (position, member) in self.members.iter().enumerate() {
-            let hit = edits.iter().position(|edit| self.is_key(member, edit.key()));
+            let may_hit = wanted & self.trait_of_member(member) != 0;
+            let hit = if may_hit { edits.iter().position(|edit| self.is_key(member, edit.key())) } else { None };
             match hit.map(|index| (index, &edits[index])) {
                 Some((index, Edit::Set(_, value))) => {
                     if let Some(found) = found.get_mut(index) {
@@ -268,6 +273,11 @@ impl Body {
         out.keep_until(self.text.len());
         out.finish()
     }
+}
+
+/// Whether a text is the same in JSON and in the log but for the quotes around it. Every byte is looked at, so that many are at once.
+pub(crate) fn is_plain(text: &str) -> bool {
+    text.bytes().fold(true, |is_plain, byte| is_plain & matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\'))
 }
 
 /// One bit by a key's length and first byte, in which many keys differ.
