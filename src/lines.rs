@@ -11,6 +11,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 
 pub use line::Plain;
+pub(crate) use line::is_plain;
 
 /// Bytes that may wait or be in writing; lines beyond them are lost.
 const LIMIT: usize = 4 * 1024 * 1024;

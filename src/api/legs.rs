@@ -18,6 +18,7 @@ use crate::api::fields::values::forces_one_tool;
 use crate::api::request::{Limits, Request};
 use crate::engine::{Registration, Role};
 use crate::json::{Body, BodyError, Edit, Json, Segments};
+use crate::lines::is_plain;
 
 /// The engines of one attempt.
 #[derive(Clone, Copy, Debug)]
@@ -42,11 +43,13 @@ pub struct Ids {
 impl Ids {
     /// New ids. Unless `plain`, the request id embeds both addresses for engines that read them there (protocol I3).
     pub fn fresh(pair: &Pair<'_>, plain: bool) -> Ids {
-        let id = Uuid::new_v4().simple();
+        let (mut id, mut transfer_id) = (Uuid::encode_buffer(), Uuid::encode_buffer());
+        let id = &*Uuid::new_v4().simple().encode_lower(&mut id);
+        let transfer_id = &*Uuid::new_v4().simple().encode_lower(&mut transfer_id);
         Ids {
-            transfer_id: format!("tx-{}", Uuid::new_v4().simple()),
+            transfer_id: ["tx-", transfer_id].concat(),
             request_id: match plain {
-                true => id.to_string(),
+                true => id.to_owned(),
                 false => format!("___prefill_addr_{}___decode_addr_{}_{id}", pair.prefill.kv.text, pair.decode.kv.text),
             },
         }
@@ -139,6 +142,13 @@ fn less(field: &Field, from: &Limits, to: &Limits) -> Option<Edit> {
 
 /// A text as JSON.
 fn quoted(text: &str) -> String {
+    if is_plain(text) {
+        let mut out = String::with_capacity(text.len() + 2);
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+        return out;
+    }
     // A text always encodes.
     serde_json::to_string(text).unwrap_or_default()
 }

@@ -275,11 +275,6 @@ impl Body {
     }
 }
 
-/// Whether a text is the same in JSON and in the log but for the quotes around it. Every byte is looked at, so that many are at once.
-pub(crate) fn is_plain(text: &str) -> bool {
-    text.bytes().fold(true, |is_plain, byte| is_plain & matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\'))
-}
-
 /// One bit by a key's length and first byte, in which many keys differ.
 fn trait_of(key: &[u8]) -> u64 {
     let first = key.first().copied().unwrap_or(0);

@@ -110,8 +110,8 @@ fn is_named(field: &Field) -> bool {
     field.name() != "message" && !field.name().starts_with("r#")
 }
 
-/// Whether a text is the same when it is quoted. Every byte is looked at, so that many are at once.
-fn is_plain(text: &str) -> bool {
+/// Whether a text is the same in JSON and in the log but for the quotes around it. Every byte is looked at, so that many are at once.
+pub(crate) fn is_plain(text: &str) -> bool {
     text.bytes().fold(true, |is_plain, byte| is_plain & matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\'))
 }
 
