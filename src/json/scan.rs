@@ -6,6 +6,12 @@ use std::ops::Range;
 /// Bytes of a string that are looked at together; the compiler makes vector instructions of it.
 const BLOCK: usize = 32;
 
+/// A string without a special byte for so long is passed by memchr, which knows the machine's widest vectors but costs more to begin.
+const LONG: usize = 1024;
+
+/// Bytes that memchr passes before they are looked at for what else a string may not have: no more than stay near.
+const PIECE: usize = 4096;
+
 /// A one in each byte of a word.
 const ONES: u64 = u64::MAX / 0xff;
 
@@ -268,6 +274,10 @@ impl Scan<'_> {
                 }
                 seen |= u64::from(all);
                 at += BLOCK;
+                if at - self.at >= LONG {
+                    at += plain_pieces(&self.text[at..], &mut seen);
+                    break;
+                }
             }
             if self.text.len() - at < 8 {
                 break;
@@ -282,6 +292,28 @@ impl Scan<'_> {
         }
         (self.at, self.seen) = (at, seen);
     }
+}
+
+/// How much of `text` surely stands for itself in a string, with all of its bytes added to `seen`.
+fn plain_pieces(text: &[u8], seen: &mut u64) -> usize {
+    let mut passed = 0;
+    for piece in text.chunks(PIECE) {
+        let plain = &piece[..memchr::memchr2(b'"', b'\\', piece).unwrap_or(piece.len())];
+        let (mut all, mut lowest) = (0, u8::MAX);
+        for byte in plain {
+            all |= byte;
+            lowest = lowest.min(*byte);
+        }
+        if lowest < b' ' {
+            break;
+        }
+        *seen |= u64::from(all);
+        passed += plain.len();
+        if plain.len() < PIECE {
+            break;
+        }
+    }
+    passed
 }
 
 /// The top bit of each byte that is a quote, a backslash or a control character; exact up to the first of them.

@@ -113,6 +113,23 @@ fn every_byte_is_judged_wherever_it_stands_in_a_string() {
     }
 }
 
+#[test]
+fn every_byte_is_judged_wherever_it_stands_in_a_long_string() {
+    for length in [LONG - 1, LONG + 8, LONG + PIECE, LONG + 2 * PIECE + 40] {
+        let edges = [0, LONG, LONG + PIECE, LONG + 2 * PIECE, length];
+        let near = edges.iter().flat_map(|edge| edge.saturating_sub(70)..=edge + 70);
+        for at in near.filter(|at| *at <= length) {
+            let mut text = format!("{{\"k\":\"{}", "x".repeat(length)).into_bytes();
+            text.insert(6 + at, b'?');
+            text.extend_from_slice(b"\",\"l\":[1]}");
+            for byte in [0, 0x1f, b' ', b'"', b'\\', 0x7f, 0x80, 0xff] {
+                text[6 + at] = byte;
+                check(&text);
+            }
+        }
+    }
+}
+
 /// Pieces of JSON and of what is nearly JSON.
 fn piece() -> impl Strategy<Value = Vec<u8>> {
     let words = [
@@ -135,6 +152,7 @@ fn value() -> impl Strategy<Value = serde_json::Value> {
         any::<i64>().prop_map(Into::into),
         any::<f64>().prop_map(Into::into),
         "\\PC{0,80}".prop_map(Into::into),
+        (0..3 * PIECE, "\\PC{0,9}").prop_map(|(long, text)| format!("{}{text}", "x".repeat(long)).into()),
         "[\"\\\\\n\u{1f}a-c]{0,60}".prop_map(Into::into),
     ];
     leaf.prop_recursive(4, 24, 5, |inner| {
