@@ -62,10 +62,10 @@ def _commit() -> str:
     return said or "unknown"
 
 
-def _report(session: Session, begin: float, given: list[str], failed: list[str]) -> dict:
+def _report(session: Session, commit: str, begin: float, given: list[str], failed: list[str]) -> dict:
     """All there is to know of a run so far."""
     return {
-        "command": shlex.join(["bench/run", *given]), "commit": _commit(), "quick": session.quick,
+        "command": shlex.join(["bench/run", *given]), "commit": commit, "quick": session.quick,
         "date": time.strftime("%Y-%m-%d", time.gmtime(begin)), "seconds": round(time.time() - begin),
         "machine": machine.facts(), "versions": session.kit.versions(), "failed": failed, "samples": session.samples,
     }
@@ -79,6 +79,8 @@ def _run(arguments: argparse.Namespace, given: list[str]) -> dict:
         kit.get(program)
     session = Session(kit, rounds=arguments.rounds, quick=arguments.quick, subjects=arguments.subjects)
     begin, broken = time.time(), []
+    # Asked before a result is written, which may be one of the files that git knows.
+    commit = _commit()
     for name in arguments.scenes:
         install.say(f"bench: {name}, after {time.time() - begin:.0f} s")
         try:
@@ -88,7 +90,7 @@ def _run(arguments: argparse.Namespace, given: list[str]) -> dict:
             broken.append(f"{name}: {error}")
             install.say(f"bench: {broken[-1]}")
         # Whatever ends the run later, this scene is not lost.
-        result = _report(session, begin, given, broken + _our_failures(session))
+        result = _report(session, commit, begin, given, broken + _our_failures(session))
         _write(result, arguments.out)
     return result
 
