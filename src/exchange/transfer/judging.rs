@@ -58,6 +58,8 @@ pub(super) struct Judging {
     calm: Option<Instant>,
     /// When decode was last asked: what it says may be as old as that, however long its answer takes.
     asked: Instant,
+    /// When it was asked before that.
+    earlier: Option<Instant>,
     /// When what was seen may be acted on; nothing while decode is being asked.
     next: Option<Instant>,
 }
@@ -76,6 +78,7 @@ impl Judging {
             seen: Seen::Nothing,
             calm: None,
             asked: now,
+            earlier: None,
             next: None,
         }
     }
@@ -115,8 +118,11 @@ impl Judging {
     /// What is to be done, once no byte has come since the last look.
     pub(super) fn verdict(&mut self, now: Instant) -> Verdict {
         let asked = std::mem::replace(&mut self.asked, now);
+        let earlier = self.earlier.replace(asked);
         self.next = None;
-        let calm = self.calm.is_some_and(|since| asked >= since + self.writes);
+        // A leg that went to work between the looks may not be through its first step, which can be a long one: what was made
+        // between them is the others'. From here on no push can have sent it there.
+        let calm = self.calm.zip(earlier).is_some_and(|(since, earlier)| earlier >= since + self.writes);
         match self.seen {
             Seen::AtWork if asked >= self.begun + SURELY_TAKEN_UP => Verdict::Close,
             Seen::Waits if calm => Verdict::Wake,
