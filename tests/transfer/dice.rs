@@ -29,7 +29,7 @@ questions! {
     Others AnotherConnects
     Client ClientAt ClientAfter Slow
     ReleaseTold ReleaseTakes WakeTold WakeTakes GaugesFail GaugesTake Latency Ties
-    OtherLimits
+    OtherLimits FirstStep
 }
 
 /// How many there are.

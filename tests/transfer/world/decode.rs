@@ -248,6 +248,12 @@ impl World<'_> {
             self.hangs_since = Some(self.now);
             return;
         }
+        let step = self.dice.of(Die::FirstStep);
+        if step.one_of_1000(60) {
+            // One for which the engine has to build something: nobody gets a token meanwhile.
+            self.hangs_since = Some(self.now);
+            return self.after(step.again(1).spread(100 * MS, 20 * SECOND), Next::Decode(DecodeStep::FirstToken));
+        }
         let at = self.next_step();
         self.at(at, Next::Decode(DecodeStep::FirstToken));
     }
@@ -257,7 +263,7 @@ impl World<'_> {
         if self.decode.stage != Stage::Running {
             return;
         }
-        self.first_token = Some(self.now);
+        (self.first_token, self.hangs_since) = (Some(self.now), None);
         if !self.terms.streams {
             let time = self.dice.of(Die::DecodeComputes).spread(10 * MS, 200 * SECOND);
             return self.after(time, Next::Decode(DecodeStep::Answer));
