@@ -1,4 +1,4 @@
-//! A line as text: byte for byte what tracing's own formatter writes, at a quarter of its price where nothing is to be escaped or
+//! A line as text: byte for byte what tracing's own formatter writes, at less than half its price where nothing is to be escaped or
 //! coloured. Every exchange has one, with twenty fields.
 
 use std::cell::RefCell;
