@@ -50,8 +50,8 @@ impl Attempt {
         let due = self.transfer.due().into_iter().chain(limit).min();
         tokio::select! {
             biased;
-            told = leg::prefill(&mut self.prefill) => Happened::Leg(told),
             told = leg::answer(&mut self.answer) => Happened::Leg(told),
+            told = leg::prefill(&mut self.prefill) => Happened::Leg(told),
             (message, acknowledged) = filled(&mut self.acknowledgement) => {
                 Happened::Event(Event::Acknowledged(message, acknowledged))
             }
