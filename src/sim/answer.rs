@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::ask::Ask;
+use super::books::lock;
 use super::core::{Blocks, Core, Gauge};
 use super::fault::LegFaults;
 use super::link::Link;
@@ -24,6 +25,7 @@ pub(crate) struct Answer {
     pub(crate) core: Arc<Core>,
     pub(crate) link: Arc<Link>,
     pub(crate) ask: Ask,
+    pub(crate) rank: usize,
     pub(crate) faults: LegFaults,
     pub(crate) voice: Voice,
     pub(crate) transfer_params: Value,
@@ -68,6 +70,12 @@ impl Answer {
 
     /// Lets the time of a token pass, and does what the script wants done before it.
     async fn pass(&mut self, position: usize) {
+        if self.core.has_lost(self.rank) {
+            match self.core.settings.lost_ranks_hang {
+                true => std::future::pending::<()>().await,
+                false => match self.link.cut(false).await {},
+            }
+        }
         if let Some((tokens, reset)) = self.faults.cut_after
             && position >= tokens.min(self.ask.limit)
         {
@@ -76,7 +84,7 @@ impl Answer {
         if self.faults.hang_after.is_some_and(|tokens| position >= tokens.min(self.ask.limit)) {
             // One request hangs only where the scheduler is done with it and its answer gets lost on the way.
             self.holds.mapped = None;
-            let _lost = Gauge::new(&self.core, |state| &mut state.lost);
+            let _lost = Gauge::new(&self.core, self.core.host_of(self.rank), |load| &mut load.lost);
             std::future::pending::<()>().await;
         }
         if position == self.ask.limit {
@@ -88,6 +96,7 @@ impl Answer {
         }
         // An engine counts with each step, whether or not the text is sent token by token.
         self.core.books.count(|counters| counters.tokens += 1);
+        lock(&self.core.state).loads[self.core.host_of(self.rank)].tokens += 1;
     }
 
     fn id(&self) -> String {

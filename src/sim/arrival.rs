@@ -54,7 +54,7 @@ impl Arrival {
 impl Drop for Arrival {
     fn drop(&mut self) {
         let Some(blocks) = self.blocks.take() else { return };
-        if self.core.token.is_cancelled() {
+        if self.core.has_lost(blocks.rank) {
             return;
         }
         let lost = blocks.into_ids().len() as u64;

@@ -13,7 +13,7 @@ pub(crate) struct Ask {
     pub(crate) surface: Surface,
     /// The request id given, from the header or else the body; of responses from the body alone.
     pub(crate) request_id: Option<String>,
-    /// The data-parallel rank asked for.
+    /// The data-parallel rank asked for, as the host that was asked counts them.
     pub(crate) rank: Option<usize>,
     pub(crate) prompt: Prompt,
     pub(crate) limit: usize,
@@ -33,7 +33,7 @@ impl Ask {
         surface: Surface,
         headers: &HeaderMap,
         body: &[u8],
-        dp: u32,
+        ranks: u32,
         minor: u32,
     ) -> Result<Self, Refusal> {
         let body: Map<String, Value> =
@@ -73,8 +73,8 @@ impl Ask {
             .and_then(|rank| rank.trim().parse::<i64>().ok());
         let rank = match rank.map(usize::try_from) {
             None => None,
-            Some(Ok(rank)) if rank < dp as usize => Some(rank),
-            Some(_) => return Err(Refusal::Later(format!("data_parallel_rank is out of range [0, {dp})"))),
+            Some(Ok(rank)) if rank < ranks as usize => Some(rank),
+            Some(_) => return Err(Refusal::Rank(format!("data_parallel_rank is out of range [0, {ranks})"))),
         };
         Ok(Self {
             surface,
@@ -157,6 +157,8 @@ pub(crate) enum Refusal {
     Body(String),
     /// The body is valid, and what it asks for is not.
     Later(String),
+    /// The same of the rank asked for.
+    Rank(String),
 }
 
 impl From<String> for Refusal {

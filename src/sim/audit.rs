@@ -41,7 +41,7 @@ const KNOWN_PARAMS: [&str; 20] = [
     "_p_side_truncated",
 ];
 
-const NUMBERS: [&str; 7] = [
+const NUMBERS: [&str; 8] = [
     "remote_port",
     "remote_handshake_port",
     "remote_notify_port",
@@ -49,12 +49,13 @@ const NUMBERS: [&str; 7] = [
     "remote_tp_size",
     "tp_size",
     "remote_dp_rank",
+    "remote_dp_size_local",
 ];
 
 /// Notes everything wrong with a leg that can be told from the leg alone.
 pub(crate) fn leg(core: &Core, ask: &Ask, facts: Facts) {
     let note = |text: String| core.books.violation(text);
-    headers(core, ask, facts, &note);
+    headers(core, ask, &note);
     siblings(ask, &note);
     forbidden::fields(ask, facts, &note);
     let Some(params) = ask.params() else { return };
@@ -93,7 +94,7 @@ pub(crate) fn leg(core: &Core, ask: &Ask, facts: Facts) {
     }
 }
 
-fn headers(core: &Core, ask: &Ask, facts: Facts, note: &dyn Fn(String)) {
+fn headers(core: &Core, ask: &Ask, note: &dyn Fn(String)) {
     let count = ask.headers.get_all("x-request-id").iter().count();
     if count > 1 {
         note(format!("{count} X-Request-Id headers"));
@@ -104,9 +105,6 @@ fn headers(core: &Core, ask: &Ask, facts: Facts, note: &dyn Fn(String)) {
     if ask.headers.contains_key("x-data-parallel-rank") {
         if core.settings.dp == 1 {
             note("rank header on an engine with one rank".into());
-        }
-        if !facts.prefill {
-            note("rank header on a decode leg".into());
         }
     }
 }

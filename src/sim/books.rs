@@ -23,6 +23,8 @@ pub struct Counters {
     pub pings: u64,
     /// Generation requests received, whatever became of them.
     pub legs: u64,
+    /// Of those, legs that a rank was found for, by the number of the rank.
+    pub legs_by_rank: Vec<u64>,
     /// Of those, prefill legs taken up.
     pub prefill_legs: u64,
     /// Of those, decode legs taken up.
@@ -57,6 +59,8 @@ pub struct Counters {
     pub released: u64,
     /// Releases of transfers that were over: real engines since 0.26 keep each for ever.
     pub stray_releases: u64,
+    /// Releases that came to another rank than the transfer's, which keeps its blocks.
+    pub misplaced_releases: u64,
     /// Transfers freed by the defer timeout.
     pub reaped: u64,
     /// KV written where it does not belong, or pushed to another engine than asked for it.
@@ -108,6 +112,8 @@ pub struct ReceivedLeg {
     pub path: String,
     /// All headers, in order, names in lower case.
     pub headers: Vec<(String, String)>,
+    /// To which of the engine's hosts it came, from 0.
+    pub host: usize,
     /// The body's length.
     pub body_length: usize,
     /// The body's first 64 KiB.

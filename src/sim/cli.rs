@@ -32,7 +32,13 @@ pub struct Options {
     /// The address to bind and to advertise
     #[arg(long, default_value = "127.0.0.1")]
     pub host: IpAddr,
-    /// Data-parallel ranks of each engine
+    /// The addresses of all hosts of each engine, the master's first, in place of --host
+    #[arg(long, value_name = "HOST,...", value_delimiter = ',')]
+    pub hosts: Vec<IpAddr>,
+    /// Each host serves HTTP for its own ranks, not the master for all
+    #[arg(long)]
+    pub children_serve: bool,
+    /// Data-parallel ranks of each engine, on all its hosts together
     #[arg(long, default_value_t = 1)]
     pub dp: u32,
     /// Tensor-parallel ranks of each engine
@@ -114,6 +120,8 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
         let settings = Settings {
             release: options.release.clone(),
             host: options.host,
+            hosts: options.hosts.clone(),
+            children_serve: options.children_serve,
             http_port,
             dp: options.dp,
             tp: options.tp,
@@ -154,14 +162,24 @@ fn describe(engine: &Engine) -> String {
         Role::Prefill => "prefill",
         Role::Decode => "decode",
     };
-    format!(
+    let mut line = format!(
         "{role} http://{} handshake {} notify {} mode {} release {}",
         engine.http_address(),
         engine.handshake_port(),
         engine.notify_port(),
         settings.mode.name(),
         settings.release
-    )
+    );
+    if let [_, children @ ..] = settings.hosts.as_slice()
+        && !children.is_empty()
+    {
+        let children: Vec<String> = children.iter().map(IpAddr::to_string).collect();
+        line += &format!(" children {}", children.join(","));
+    }
+    for address in engine.http_addresses().iter().skip(1) {
+        line += &format!(" http://{address}");
+    }
+    line
 }
 
 /// Reads `30s`, `500ms` or bare seconds.

@@ -97,7 +97,7 @@ async fn list(State(engines): State<Engines>) -> Response {
             let (settings, ports) = (engine.settings(), engine.ports());
             json!({
                 "number": number, "role": settings.role, "mode": settings.mode, "release": settings.release,
-                "http_address": ports.http.address(), "handshake_port": ports.handshake_base(),
+                "http_address": ports.http_address(), "hosts": settings.hosts, "handshake_port": ports.handshake_base(),
                 "notify_port": ports.notify_base(), "dp": settings.dp, "tp": settings.tp, "alive": engine.alive(),
             })
         })

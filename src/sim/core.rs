@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::future::{Future, pending};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -15,14 +16,30 @@ use super::books::{Books, Counters, lock};
 use super::peer::Metadata;
 use super::ports::Ports;
 use super::settings::{Mode, Role, Settings};
-use super::state::{Pool, State};
+use super::state::{Load, Pool, Slot, State};
 use super::zmtp::{HIGH_WATER_MARK, Message, dealer};
+
+/// The processes of an engine on one of its hosts.
+#[derive(Clone)]
+pub(crate) struct Site {
+    /// By which peers tell these processes from those before them.
+    pub(crate) nonce: u64,
+    /// Whether they have gone without the engine.
+    pub(crate) lost: CancellationToken,
+    tasks: watch::Sender<usize>,
+}
+
+impl Site {
+    fn new() -> Self {
+        let nonce = uuid::Uuid::new_v4().as_u64_pair().0;
+        Self { nonce, lost: CancellationToken::new(), tasks: watch::Sender::new(0) }
+    }
+}
 
 /// One life of an engine.
 pub(crate) struct Core {
     pub(crate) settings: Settings,
     pub(crate) minor: u32,
-    pub(crate) nonce: u64,
     pub(crate) started: SystemTime,
     pub(crate) books: Arc<Books>,
     pub(crate) ports: Arc<Ports>,
@@ -40,21 +57,23 @@ pub(crate) struct Core {
     pub(crate) meeting: Mutex<HashSet<(String, u16)>>,
     pub(crate) data_streams: Mutex<HashMap<String, Vec<TcpStream>>>,
     dealers: Mutex<HashMap<(String, u16), mpsc::Sender<Message>>>,
+    /// By host.
+    sites: Mutex<Vec<Site>>,
     tasks: watch::Sender<usize>,
 }
 
 impl Core {
     pub(crate) fn new(settings: Settings, minor: u32, books: Arc<Books>, ports: Arc<Ports>) -> Self {
-        let nonce = uuid::Uuid::new_v4().as_u64_pair().0;
-        let start = (nonce % u64::from(settings.blocks)) as u32;
+        let sites: Vec<Site> = settings.hosts.iter().map(|_| Site::new()).collect();
+        let start = (sites[0].nonce % u64::from(settings.blocks)) as u32;
         let pools = (0..settings.dp).map(|_| Pool::new(settings.blocks, start)).collect();
+        books.count(|counters| counters.legs_by_rank.resize(settings.dp as usize, 0));
         Self {
             minor,
-            nonce,
             started: SystemTime::now(),
             books,
             ports,
-            state: Mutex::new(State::new(pools)),
+            state: Mutex::new(State::new(pools, sites.len())),
             token: CancellationToken::new(),
             freed: Notify::new(),
             frozen: watch::Sender::new(0),
@@ -63,6 +82,7 @@ impl Core {
             meeting: Mutex::default(),
             data_streams: Mutex::default(),
             dealers: Mutex::default(),
+            sites: Mutex::new(sites),
             tasks: watch::Sender::new(0),
             settings,
         }
@@ -74,6 +94,64 @@ impl Core {
 
     pub(crate) fn write(&self) -> bool {
         self.settings.mode == Mode::Write
+    }
+
+    /// The data-parallel and the tensor-parallel rank that listen at a slot.
+    pub(crate) fn ranks(&self, slot: Slot) -> (usize, u32) {
+        let local = self.settings.local_dp();
+        let first = slot.host * local as usize;
+        if local > 1 { (first + slot.offset as usize, 0) } else { (first, slot.offset) }
+    }
+
+    pub(crate) fn ranks_of(&self, host: usize) -> Range<usize> {
+        let local = self.settings.local_dp() as usize;
+        host * local..(host + 1) * local
+    }
+
+    /// On which of the hosts a rank lives.
+    pub(crate) fn host_of(&self, rank: usize) -> usize {
+        rank / self.settings.local_dp() as usize
+    }
+
+    pub(crate) fn site(&self, host: usize) -> Site {
+        lock(&self.sites)[host].clone()
+    }
+
+    pub(crate) fn site_of(&self, rank: usize) -> Site {
+        self.site(self.host_of(rank))
+    }
+
+    /// Whether the processes of this rank are gone, without the engine or with it.
+    pub(crate) fn has_lost(&self, rank: usize) -> bool {
+        self.token.is_cancelled() || self.site_of(rank).lost.is_cancelled()
+    }
+
+    /// The processes on a host end, and the others go on.
+    pub(crate) async fn lose(&self, host: usize) {
+        let site = self.site(host);
+        site.lost.cancel();
+        // The sender lives in `site`, so waiting cannot fail.
+        let _ = site.tasks.subscribe().wait_for(|tasks| *tasks == 0).await;
+        lock(&self.state).lose(host, self.ranks_of(host));
+        self.freed.notify_waiters();
+    }
+
+    /// Others take the place of the processes that were lost on a host.
+    pub(crate) fn replace(&self, host: usize) {
+        lock(&self.sites)[host] = Site::new();
+    }
+
+    /// Runs `work` until it ends, or the engine or this one of its hosts does.
+    pub(crate) fn spawn_on(&self, host: usize, work: impl Future<Output = ()> + Send + 'static) {
+        let site = self.site(host);
+        let guard = TaskGuard::new(site.tasks);
+        self.spawn(async move {
+            tokio::select! {
+                () = site.lost.cancelled() => {}
+                () = work => {}
+            }
+            drop(guard);
+        });
     }
 
     /// Runs `work` until it ends or the engine does.
@@ -143,9 +221,10 @@ impl Core {
         counters.held = state.held.len() as u64;
         counters.leaked = state.leaked;
         counters.parked = state.parked.len() as u64;
-        counters.running = state.running;
-        counters.waiting = state.waiting;
-        counters.connections = state.connections;
+        let sum = |field: fn(&Load) -> u64| state.loads.iter().map(field).sum();
+        counters.running = sum(|load| load.running);
+        counters.waiting = sum(|load| load.waiting);
+        counters.connections = sum(|load| load.connections);
         counters.used_blocks = state.pools.iter().map(Pool::used).sum();
         counters.frozen = *self.frozen.borrow();
     }
@@ -196,7 +275,7 @@ impl Blocks {
             if let Some(ids) = ids {
                 return Self::of(core, rank, ids);
             }
-            waiting.get_or_insert_with(|| Gauge::new(core, |state| &mut state.waiting));
+            waiting.get_or_insert_with(|| Gauge::new(core, core.host_of(rank), |load| &mut load.waiting));
             freed.await;
         }
     }
@@ -221,21 +300,22 @@ impl Drop for Blocks {
     }
 }
 
-/// One up on a gauge, down again when dropped.
+/// One up on a host's gauge, down again when dropped.
 pub(crate) struct Gauge {
     core: Arc<Core>,
-    field: fn(&mut State) -> &mut u64,
+    host: usize,
+    field: fn(&mut Load) -> &mut u64,
 }
 
 impl Gauge {
-    pub(crate) fn new(core: &Arc<Core>, field: fn(&mut State) -> &mut u64) -> Self {
-        *field(&mut lock(&core.state)) += 1;
-        Self { core: core.clone(), field }
+    pub(crate) fn new(core: &Arc<Core>, host: usize, field: fn(&mut Load) -> &mut u64) -> Self {
+        *field(&mut lock(&core.state).loads[host]) += 1;
+        Self { core: core.clone(), host, field }
     }
 }
 
 impl Drop for Gauge {
     fn drop(&mut self) {
-        *(self.field)(&mut lock(&self.core.state)) -= 1;
+        *(self.field)(&mut lock(&self.core.state).loads[self.host]) -= 1;
     }
 }

@@ -45,12 +45,14 @@ pub(crate) enum Failure {
     Refused(String),
 }
 
-/// Serves one connection.
-pub(crate) async fn serve(core: Arc<Core>, mut stream: TcpStream) {
+/// Serves one connection to a host.
+pub(crate) async fn serve(core: Arc<Core>, mut stream: TcpStream, host: usize) {
+    let (nonce, ranks) = (core.site(host).nonce, core.ranks_of(host));
     let _ = stream.set_nodelay(true);
     while let Ok((head, bytes)) = receive(&mut stream).await {
         let answer = match serde_json::from_slice::<Access>(&head) {
-            Ok(access) if access.nonce != core.nonce => ("stale", Vec::new()),
+            Ok(access) if access.nonce != nonce => ("stale", Vec::new()),
+            Ok(access) if !ranks.contains(&(access.dp_rank as usize)) => ("no such rank", Vec::new()),
             Ok(access) if access.write => (write(&core, &access, &bytes), Vec::new()),
             Ok(access) => read(&core, &access),
             Err(_) => ("unreadable", Vec::new()),

@@ -11,8 +11,9 @@ use super::books::{Books, Counters, ReceivedLeg, lock};
 use super::core::Core;
 use super::fault::{Fault, FaultKind};
 use super::listen::listen_raw;
-use super::ports::Ports;
+use super::ports::{Ports, Reserved};
 use super::settings::Settings;
+use super::state::Slot;
 use super::{data, handshake, held, http, notify, register};
 
 /// A running simulated engine. Dropping it ends it at once.
@@ -37,9 +38,10 @@ impl Engine {
     /// Starts an engine. With a boot delay it returns before any port is open, as pings begin first.
     pub async fn start(settings: Settings) -> io::Result<Self> {
         settings.check()?;
+        let settings = settings.settled();
         let minor = settings.minor()?;
         let books = Arc::new(Books::new());
-        let ports = Arc::new(reserve(&settings)?);
+        let ports = Arc::new(Ports::reserve(&settings)?);
         let core = Arc::new(Core::new(settings.clone(), minor, books.clone(), ports.clone()));
         let delay = settings.boot_delay;
         let inner = Arc::new(Inner { settings, minor, books, life: Mutex::new(Life { core: core.clone(), ports }) });
@@ -50,9 +52,14 @@ impl Engine {
         Ok(Self { inner })
     }
 
-    /// Where the engine serves HTTP.
+    /// Where the engine serves HTTP, and says so.
     pub fn http_address(&self) -> SocketAddr {
-        self.inner.ports().http.address()
+        self.inner.ports().http_address()
+    }
+
+    /// Where each host serves HTTP that does, the master first.
+    pub fn http_addresses(&self) -> Vec<SocketAddr> {
+        self.inner.ports().http.iter().map(Reserved::address).collect()
     }
 
     /// The first handshake port.
@@ -119,6 +126,22 @@ impl Engine {
         self.inner.restart(same_ports).await
     }
 
+    /// Ends what runs on a child host, with all that its ranks held, while the master goes on as if nothing had happened.
+    pub async fn lose_host(&self, index: usize) -> io::Result<()> {
+        self.inner.child(index)?.lose(index).await;
+        Ok(())
+    }
+
+    /// Starts a lost child host again, on its ports and with nothing of what it knew.
+    pub async fn restore_host(&self, index: usize) -> io::Result<()> {
+        let core = self.inner.child(index)?;
+        core.lose(index).await;
+        core.replace(index);
+        open(&core, index);
+        let ports = &core.ports;
+        reached(&core, ports.http.get(index).unwrap_or(&ports.hosts[index].data).address()).await
+    }
+
     /// Ends the engine and waits until its sockets are closed.
     pub async fn stop(self) {
         self.inner.crash().await;
@@ -166,6 +189,14 @@ impl Inner {
         counters
     }
 
+    /// The living engine, if it has such a host besides its master's.
+    fn child(&self, index: usize) -> io::Result<Arc<Core>> {
+        if index == 0 || index >= self.settings.hosts.len() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no child host {index}")));
+        }
+        Ok(self.core())
+    }
+
     pub(crate) async fn crash(&self) {
         let core = self.core();
         core.token.cancel();
@@ -177,7 +208,7 @@ impl Inner {
         let ports = if same_ports {
             self.ports()
         } else {
-            Arc::new(reserve(&Settings { http_port: 0, ..self.settings.clone() })?)
+            Arc::new(Ports::reserve(&Settings { http_port: 0, ..self.settings.clone() })?)
         };
         let core = Arc::new(Core::new(self.settings.clone(), self.minor, self.books.clone(), ports.clone()));
         *lock(&self.life) = Life { core: core.clone(), ports };
@@ -190,10 +221,6 @@ impl Inner {
     }
 }
 
-fn reserve(settings: &Settings) -> io::Result<Ports> {
-    Ports::reserve(settings.host, settings.http_port, settings.dp.max(settings.tp) as u16)
-}
-
 /// Starts pinging, and opens the ports after the delay.
 fn boot(core: &Arc<Core>, delay: Duration) {
     core.books.count(|counters| counters.incarnation += 1);
@@ -203,35 +230,53 @@ fn boot(core: &Arc<Core>, delay: Duration) {
         if !delay.is_zero() {
             sleep(delay).await;
         }
-        for offset in 0..booting.ports.handshake.len() {
-            let rank = offset as u32;
-            let core = booting.clone();
-            booting.spawn(listen_raw(
-                core.clone(),
-                move |core| core.ports.handshake[offset].listen(),
-                Some(|core| &core.books.handshake_closed),
-                move |core, stream| handshake::serve(core, stream, rank),
-            ));
-            booting.spawn(listen_raw(
-                core,
-                move |core| core.ports.notify[offset].listen(),
-                Some(|core| &core.books.notify_closed),
-                move |core, stream| notify::serve(core, stream, rank),
-            ));
-        }
-        booting.spawn(listen_raw(booting.clone(), |core| core.ports.data.listen(), None, data::serve));
+        (0..booting.settings.hosts.len()).for_each(|host| open(&booting, host));
         booting.spawn(held::reap(booting.clone()));
-        booting.spawn(http::listen(booting.clone()));
     });
 }
 
-/// Waits until the HTTP port accepts, unless the script keeps it closed.
+/// Opens the ports of a host: the KV ports of its own ranks alone.
+fn open(core: &Arc<Core>, host: usize) {
+    for offset in 0..core.settings.local_dp().max(core.settings.tp) {
+        let (slot, port) = (Slot { host, offset }, offset as usize);
+        let listening = listen_raw(
+            core.clone(),
+            host,
+            move |core| core.ports.hosts[host].handshake[port].listen(),
+            Some(|core| &core.books.handshake_closed),
+            move |core, stream| handshake::serve(core, stream, slot),
+        );
+        core.spawn_on(host, listening);
+        let listening = listen_raw(
+            core.clone(),
+            host,
+            move |core| core.ports.hosts[host].notify[port].listen(),
+            Some(|core| &core.books.notify_closed),
+            move |core, stream| notify::serve(core, stream, slot),
+        );
+        core.spawn_on(host, listening);
+    }
+    let data = move |core, stream| data::serve(core, stream, host);
+    core.spawn_on(host, listen_raw(core.clone(), host, move |core| core.ports.hosts[host].data.listen(), None, data));
+    if host < core.ports.http.len() {
+        core.spawn_on(host, http::listen(core.clone(), host));
+    }
+}
+
+/// Waits until all HTTP ports accept, unless the script keeps them closed.
 async fn opened(core: &Arc<Core>) -> io::Result<()> {
+    for port in &core.ports.http {
+        reached(core, port.address()).await?;
+    }
+    Ok(())
+}
+
+async fn reached(core: &Core, address: SocketAddr) -> io::Result<()> {
     loop {
         if core.token.is_cancelled() {
             return Err(io::Error::other(core.books.counters().died_of.unwrap_or_else(|| "stopped".into())));
         }
-        if *core.books.refuse.borrow() || tokio::net::TcpStream::connect(core.ports.http.address()).await.is_ok() {
+        if *core.books.refuse.borrow() || tokio::net::TcpStream::connect(address).await.is_ok() {
             return Ok(());
         }
         sleep(Duration::from_millis(5)).await;

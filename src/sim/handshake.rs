@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use super::books::lock;
 use super::core::Core;
 use super::peer::{Metadata, Peer};
+use super::state::Slot;
 use super::zmtp::Connection;
 
 const GET: &[u8] = b"get_meta_msg";
@@ -54,21 +55,21 @@ struct AgentMetadata {
     attn_backend_name: String,
 }
 
-/// Serves one connection to the handshake port of the rank at `offset`.
-pub(crate) async fn serve(core: Arc<Core>, stream: TcpStream, offset: u32) {
+/// Serves one connection to a handshake port.
+pub(crate) async fn serve(core: Arc<Core>, stream: TcpStream, slot: Slot) {
     let Ok(mut connection) = Connection::greet(stream, "ROUTER").await else {
         return;
     };
     while let Ok(message) = connection.receive().await {
-        let deaf = lock(&core.state).deaf.contains(&(true, offset));
+        let deaf = lock(&core.state).deaf.contains(&(true, slot));
         if deaf {
             continue;
         }
         if message.len() != 1 || message[0] != GET {
-            go_deaf(&core, true, offset, &format!("handshake message of {} frames", message.len()));
+            go_deaf(&core, true, slot, &format!("handshake message of {} frames", message.len()));
             continue;
         }
-        let Ok((metadata, regions)) = describe(&core, offset) else {
+        let Ok((metadata, regions)) = describe(&core, slot) else {
             return;
         };
         for body in [metadata, regions] {
@@ -80,27 +81,28 @@ pub(crate) async fn serve(core: Arc<Core>, stream: TcpStream, offset: u32) {
 }
 
 /// A listener thread ends for good, and with it whatever comes to this port.
-pub(crate) fn go_deaf(core: &Core, handshake: bool, offset: u32, why: &str) {
-    if lock(&core.state).deaf.insert((handshake, offset)) {
+pub(crate) fn go_deaf(core: &Core, handshake: bool, slot: Slot, why: &str) {
+    if lock(&core.state).deaf.insert((handshake, slot)) {
         core.books.count(|counters| counters.deaf += 1);
         let port = if handshake { "handshake" } else { "notify" };
-        core.books.violation(format!("{port} listener {offset} died of: {why}"));
+        core.books.violation(format!("{port} listener {} of host {} died of: {why}", slot.offset, slot.host));
     }
 }
 
-fn describe(core: &Core, offset: u32) -> Result<(Bytes, Bytes), rmp_serde::encode::Error> {
-    let (dp_rank, tp_rank) = if core.settings.dp > 1 { (offset, 0) } else { (0, offset) };
+fn describe(core: &Core, slot: Slot) -> Result<(Bytes, Bytes), rmp_serde::encode::Error> {
+    let (dp_rank, tp_rank) = core.ranks(slot);
+    let host = core.settings.hosts[slot.host];
     let own = Metadata {
-        host: core.settings.host.to_string(),
-        port: core.ports.data.port(),
-        nonce: core.nonce,
+        host: host.to_string(),
+        port: core.ports.hosts[slot.host].data.port(),
+        nonce: core.site(slot.host).nonce,
         dp_size: core.settings.dp,
         tp_size: core.settings.tp,
-        dp_rank,
+        dp_rank: dp_rank as u32,
         tp_rank,
     };
     let metadata = AgentMetadata {
-        engine_id: format!("{}:{}", core.settings.host, core.ports.handshake_base()),
+        engine_id: format!("{host}:{}", core.ports.handshake_base()),
         agent_metadata: Bin(serde_json::to_vec(&own).unwrap_or_default()),
         kv_caches_base_addr: vec![0],
         num_blocks: core.settings.blocks,
@@ -134,38 +136,34 @@ pub(crate) fn shares(own: u32, mine: u32, theirs: u32) -> std::ops::Range<u32> {
     }
 }
 
-/// The handshake port of a peer's rank.
-fn port_of(peer: &Peer, base: u16, dp: u32, tp: u32) -> u16 {
-    (u32::from(base) + dp * peer.tp + tp).min(65535) as u16
-}
-
 /// What is remembered of a peer's rank.
 pub(crate) fn session(core: &Core, peer: &Peer, dp: u32, tp: u32) -> Option<Arc<Metadata>> {
-    let port = port_of(peer, peer.handshake?, dp, tp);
-    lock(&core.sessions).get(&(peer.host.clone(), port)).cloned()
+    let place = peer.handshake_place(peer.handshake?, dp, tp);
+    lock(&core.sessions).get(&place).cloned()
 }
 
-/// The ports that must still be dialed before this engine can talk to all ranks of `peer`.
-fn missing(core: &Core, peer: &Peer) -> Vec<u16> {
+/// What must still be dialed before this engine can talk to all ranks of `peer`.
+fn missing(core: &Core, peer: &Peer) -> Vec<(String, u16)> {
     let Some(base) = peer.handshake else { return Vec::new() };
     let sessions = lock(&core.sessions);
-    let mut ports: Vec<u16> = (0..peer.dp_size)
-        .flat_map(|dp| (0..core.settings.tp).map(move |own| (dp, own)))
-        .flat_map(|(dp, own)| shares(own, core.settings.tp, peer.tp).map(move |tp| (dp, tp)))
-        .map(|(dp, tp)| port_of(peer, base, dp, tp))
-        .filter(|port| !sessions.contains_key(&(peer.host.clone(), *port)))
-        .collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports
+    let mut places = Vec::new();
+    for dp in 0..peer.dp_size {
+        for tp in (0..core.settings.tp).flat_map(|own| shares(own, core.settings.tp, peer.tp)) {
+            let place = peer.handshake_place(base, dp, tp);
+            if !sessions.contains_key(&place) && !places.contains(&place) {
+                places.push(place);
+            }
+        }
+    }
+    places
 }
 
 /// Makes sure that a peer is known. The step waits for it, and the step is everybody's.
 pub(crate) async fn meet(core: &Arc<Core>, peer: &Peer) {
-    let (ports, Some(base)) = (missing(core, peer), peer.handshake) else {
+    let (places, Some(base)) = (missing(core, peer), peer.handshake) else {
         return;
     };
-    if ports.is_empty() {
+    if places.is_empty() {
         return;
     }
     let key = (peer.host.clone(), base);
@@ -175,7 +173,7 @@ pub(crate) async fn meet(core: &Arc<Core>, peer: &Peer) {
     let (sender, met) = oneshot::channel::<()>();
     let worker = core.clone();
     core.spawn(async move {
-        dial_all(&worker, &key.0, ports).await;
+        dial_all(&worker, places).await;
         lock(&worker.meeting).remove(&key);
         drop(sender);
     });
@@ -227,21 +225,20 @@ fn note_overlap(core: &Core, peer: &Peer) {
 }
 
 /// There is one handshake thread, and it waits for ever.
-async fn dial_all(core: &Core, host: &str, ports: Vec<u16>) {
+async fn dial_all(core: &Core, places: Vec<(String, u16)>) {
     let _thread = core.handshake_thread.lock().await;
-    for port in ports {
-        let key = (host.to_string(), port);
-        if lock(&core.sessions).contains_key(&key) {
+    for place in places {
+        if lock(&core.sessions).contains_key(&place) {
             continue;
         }
         let metadata = loop {
-            match dial(host, port).await {
+            match dial(&place.0, place.1).await {
                 Ok(metadata) => break metadata,
                 Err(_) => sleep(REDIAL).await,
             }
         };
         core.books.count(|counters| counters.handshakes += 1);
-        lock(&core.sessions).insert(key, Arc::new(metadata));
+        lock(&core.sessions).insert(place, Arc::new(metadata));
     }
 }
 
@@ -250,7 +247,9 @@ pub(crate) fn audit_sizes(core: &Core, peer: &Peer, metadata: &Metadata) {
     if metadata.tp_size != peer.tp {
         core.books.violation(format!("leg says the peer's tp size is {}, it is {}", peer.tp, metadata.tp_size));
     }
-    if metadata.dp_size != peer.dp_size {
+    // In READ a rank may be presented as an engine of its own.
+    let alone = !core.write() && (peer.dp_size, peer.dp_rank) == (1, 0);
+    if metadata.dp_size != peer.dp_size && !alone {
         core.books.violation(format!("leg says the peer's dp size is {}, it is {}", peer.dp_size, metadata.dp_size));
     }
 }

@@ -25,6 +25,9 @@ pub(crate) fn hold(core: &Arc<Core>, transfer: &str, rank: usize, blocks: Vec<u3
     {
         let mut state = lock(&core.state);
         state.mapped.remove(transfer);
+        if let Some(peer) = &held.target {
+            state.layouts.insert(rank, peer.layout.clone());
+        }
         if let Some(older) = state.held.insert(transfer.to_string(), held) {
             // The audit has spoken already; the older one's blocks are stranded as on a real engine.
             state.leaked += older.blocks.len() as u64;
@@ -73,13 +76,18 @@ pub(crate) fn apply_releases(
     core: &Arc<Core>,
     mut state: MutexGuard<'_, State>,
     transfer: &str,
-    releases: &[(u32, Release)],
+    releases: &[(usize, u32, Release)],
 ) {
     let Some(held) = state.held.get_mut(transfer) else {
         return;
     };
-    let mut wrong = None;
-    for (tp_rank, release) in releases {
+    let (mut wrong, mut misplaced) = (None, None);
+    for (rank, tp_rank, release) in releases {
+        // Each data-parallel rank is a scheduler of its own, and knows its own transfers only.
+        if *rank != held.rank {
+            misplaced = Some((*rank, held.rank));
+            continue;
+        }
         let consumer = release.consumer_tp.unwrap_or(1);
         let entry = held.releases.entry(*tp_rank).or_insert((0, 1));
         entry.0 += 1;
@@ -91,6 +99,10 @@ pub(crate) fn apply_releases(
     }
     let complete = (0..core.settings.tp).all(|tp| held.releases.get(&tp).is_some_and(|(came, needed)| came >= needed));
     drop(state);
+    if let Some((rank, own)) = misplaced {
+        core.books.count(|counters| counters.misplaced_releases += 1);
+        core.books.violation(format!("release of {transfer} came to rank {rank}, it is on {own}"));
+    }
     if let Some((claimed, consumer)) = wrong {
         core.books.violation(format!("prefill leg says decode's tp size is {claimed}, it is {consumer}"));
     }

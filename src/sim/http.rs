@@ -30,22 +30,23 @@ use super::link::Link;
 use super::listen::becomes;
 use super::messages;
 use super::response::{error, json_response};
+use super::state::{Load, Pool};
 use super::surface::Surface;
 use super::text::Prompt;
 
-/// Opens the HTTP port and closes it whenever the script says so.
-pub(crate) async fn listen(core: Arc<Core>) {
+/// Opens a host's HTTP port and closes it whenever the script says so.
+pub(crate) async fn listen(core: Arc<Core>, host: usize) {
     let mut refuse = core.books.refuse.subscribe();
     loop {
         becomes(&mut refuse, false).await;
-        let listener = match core.ports.http.listen() {
+        let listener = match core.ports.http[host].listen() {
             Ok(listener) => listener,
             Err(error) => match core.die(format!("HTTP port: {error}")).await {},
         };
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => core.spawn(serve(core.clone(), stream)),
+                    Ok((stream, _)) => core.spawn_on(host, serve(core.clone(), stream, host)),
                     Err(_) => sleep(Duration::from_millis(100)).await,
                 },
                 () = becomes(&mut refuse, true) => break,
@@ -54,10 +55,10 @@ pub(crate) async fn listen(core: Arc<Core>) {
     }
 }
 
-async fn serve(core: Arc<Core>, stream: TcpStream) {
+async fn serve(core: Arc<Core>, stream: TcpStream, host: usize) {
     let _ = stream.set_nodelay(true);
-    let _open = Gauge::new(&core, |state| &mut state.connections);
-    let link = Arc::new(Link::default());
+    let _open = Gauge::new(&core, host, |load| &mut load.connections);
+    let link = Arc::new(Link { host, ..Link::default() });
     let handler = {
         let (core, link) = (core.clone(), link.clone());
         service_fn(move |request| {
@@ -114,7 +115,7 @@ async fn route(core: Arc<Core>, link: Arc<Link>, request: Request<Incoming>) -> 
             *response.status_mut() = if sick { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
             response
         }
-        ("GET", "/metrics") => Response::new(Body::from(metrics(&core))),
+        ("GET", "/metrics") => Response::new(Body::from(metrics(&core, link.host))),
         ("GET", "/version") => ok(json!({"version": core.settings.release})),
         ("GET", "/v1/models") => ok(json!({"object": "list", "data": [card]})),
         ("POST", "/tokenize") => tokenize(&body),
@@ -132,17 +133,24 @@ fn may_ask(core: &Core, head: &http::request::Parts) -> bool {
     !guarded || sent.and_then(|sent| sent.strip_prefix("Bearer ")) == Some(key)
 }
 
-/// The gauges that tell of a queue, of blocks and of a restart, in a real engine's words.
-fn metrics(core: &Core) -> String {
-    let mut counters = core.books.counters();
-    core.gauges(&mut counters);
+/// The gauges that tell of a queue, of blocks and of a restart, in a real engine's words: a host that serves for its own ranks
+/// tells of these, a master of all.
+fn metrics(core: &Core, host: usize) -> String {
     let model = &core.settings.model;
-    let blocks = u64::from(core.settings.blocks) * u64::from(core.settings.dp);
-    let usage = counters.used_blocks as f64 / blocks as f64;
+    let (hosts, ranks) = match core.settings.children_serve {
+        true => (host..host + 1, core.ranks_of(host)),
+        false => (0..core.settings.hosts.len(), 0..core.settings.dp as usize),
+    };
+    let blocks = u64::from(core.settings.blocks) * ranks.len() as u64;
     let started = core.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let running = counters.running.saturating_sub(lock(&core.state).lost);
-    let (waiting, parked, tokens) = (counters.waiting, counters.parked, counters.tokens);
+    let state = lock(&core.state);
+    let usage = state.pools[ranks.clone()].iter().map(Pool::used).sum::<u64>() as f64 / blocks as f64;
+    let sum = |field: fn(&Load) -> u64| state.loads[hosts.clone()].iter().map(field).sum::<u64>();
+    let running = sum(|load| load.running.saturating_sub(load.lost));
+    let (waiting, tokens) = (sum(|load| load.waiting), sum(|load| load.tokens));
+    let parked = state.parked.values().filter(|waiter| ranks.contains(&waiter.rank)).count() as u64;
     let ready = waiting + parked;
+    drop(state);
     format!(
         "process_start_time_seconds {started:.3}\n\
          vllm:num_requests_running{{engine=\"0\",model_name=\"{model}\"}} {running}.0\n\
@@ -189,9 +197,9 @@ async fn generate(
     head: &http::request::Parts,
     body: Bytes,
 ) -> Response<Body> {
-    let ask = Ask::parse(surface, &head.headers, &body, core.settings.dp, core.minor);
+    let ask = Ask::parse(surface, &head.headers, &body, core.settings.header_range(), core.minor);
     let params = ask.as_ref().ok().and_then(Ask::params).cloned().map_or(Value::Null, Value::Object);
-    let faults = core.books.enter(received(head, &body, params));
+    let faults = core.books.enter(received(head, &body, params, link.host));
     if head.uri.query().is_some() {
         core.books.violation("query string on a leg");
     }
@@ -215,9 +223,12 @@ async fn generate(
                 Some(ask) => reject(&core, &ask),
                 None => core.books.count(|counters| counters.rejected += 1),
             }
+            if let Refusal::Rank(message) = &refusal {
+                core.books.violation(message.as_str());
+            }
             return match refusal {
                 Refusal::Body(message) => error(StatusCode::BAD_REQUEST, &message),
-                Refusal::Later(message) => {
+                Refusal::Later(message) | Refusal::Rank(message) => {
                     messages::worded(surface, core.minor, error(StatusCode::BAD_REQUEST, &message)).await
                 }
             };
@@ -234,7 +245,7 @@ async fn generate(
     if streams && fits { early::answer(leg) } else { messages::worded(surface, minor, leg.run().await).await }
 }
 
-fn received(head: &http::request::Parts, body: &Bytes, transfer_params: Value) -> ReceivedLeg {
+fn received(head: &http::request::Parts, body: &Bytes, transfer_params: Value, host: usize) -> ReceivedLeg {
     let headers = head
         .headers
         .iter()
@@ -243,6 +254,7 @@ fn received(head: &http::request::Parts, body: &Bytes, transfer_params: Value) -
         sequence: 0,
         path: head.uri.path().to_string(),
         headers: headers.collect(),
+        host,
         body_length: body.len(),
         body: String::from_utf8_lossy(&body[..body.len().min(BODY_KEPT)]).into_owned(),
         transfer_params,

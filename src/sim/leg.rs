@@ -24,8 +24,9 @@ use super::mapped::Mapped;
 use super::notice::remote_blocks_message;
 use super::notify::complete_early;
 use super::params::{Facts, Plan, plan};
-use super::peer::Peer;
+use super::peer::{Peer, port};
 use super::response::{error, json_response};
+use super::span;
 use super::state::Stage;
 use super::text::{Block, Voice};
 use super::transfer::{self, Debt};
@@ -42,17 +43,36 @@ pub(crate) struct Leg {
 
 impl Leg {
     /// Does what the leg asks for.
-    pub(crate) async fn run(mut self) -> Response<Body> {
+    pub(crate) async fn run(self) -> Response<Body> {
         let core = self.core.clone();
         if self.ask.blocks() > core.settings.blocks as usize {
             core.books.count(|counters| counters.rejected += 1);
             return error(StatusCode::BAD_REQUEST, "This model's maximum context length is exceeded.");
         }
-        let rank = self.ask.rank.unwrap_or_else(|| {
-            let mut state = lock(&core.state);
-            state.next_rank += 1;
-            (state.next_rank - 1) % core.settings.dp as usize
+        let rank = self.rank();
+        core.books.count(|counters| counters.legs_by_rank[rank] += 1);
+        let lost = core.site_of(rank).lost;
+        tokio::select! {
+            biased;
+            () = lost.cancelled() => lost_rank(&core).await,
+            answer = self.run_on(rank) => answer,
+        }
+    }
+
+    /// The rank that was asked for, or whose turn it is among those that the host serves for.
+    fn rank(&self) -> usize {
+        let settings = &self.core.settings;
+        let (host, count) = (self.link.host, settings.header_range() as usize);
+        let number = self.ask.rank.unwrap_or_else(|| {
+            let mut state = lock(&self.core.state);
+            state.unpinned[host] += 1;
+            (state.unpinned[host] - 1) % count
         });
+        if settings.children_serve { host * count + number } else { number }
+    }
+
+    async fn run_on(mut self, rank: usize) -> Response<Body> {
+        let core = self.core.clone();
         if core.settings.plain {
             if core.prefill() {
                 (self.ask.limit, self.ask.stream) = (1, false);
@@ -61,8 +81,7 @@ impl Leg {
             self.fill(&blocks);
             return self.generate(blocks).await;
         }
-        let (minor, tp, mode) = (core.minor, core.settings.tp, core.settings.mode);
-        let facts = Facts { prefill: core.prefill(), mode, minor, tp, rank };
+        let facts = facts(&core, rank);
         audit::leg(&core, &self.ask, facts);
         let plan = match plan(facts, &self.ask) {
             Ok(plan) => plan,
@@ -70,6 +89,7 @@ impl Leg {
         };
         if let Plan::Prefill { peer: Some(peer), .. } | Plan::Decode { peer, .. } = &plan {
             audit_first_contact(&core, peer);
+            span::audit(&core, &self.ask, facts, peer);
         }
         core.thawed().await;
         match plan {
@@ -145,7 +165,7 @@ impl Leg {
         core.books.count(|counters| counters.prefill_legs += 1);
         let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
         let _mapped = Mapped::enter(&core, transfer, Stage::Computing);
-        let running = Gauge::new(&core, |state| &mut state.running);
+        let running = Gauge::new(&core, core.host_of(rank), |load| &mut load.running);
         if !core.settings.prefill_delay.is_zero() {
             sleep(core.settings.prefill_delay).await;
         }
@@ -173,7 +193,7 @@ impl Leg {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             return error(status, "scripted, after the work");
         }
-        self.answer(voice, transfer_params, None, running).give().await
+        self.answer(rank, voice, transfer_params, None, running).give().await
     }
 
     /// What prefill tells of its blocks, by release.
@@ -183,13 +203,13 @@ impl Leg {
             return Value::Null;
         }
         let (handshake, notify) = (core.ports.handshake_base(), core.ports.notify_base());
+        let host = core.settings.hosts[core.host_of(rank)].to_string();
         let mut params = json!({
             "do_remote_prefill": true, "do_remote_decode": false,
             "remote_block_ids": if core.minor >= 30 { json!([ids]) } else { json!(ids) },
-            "remote_engine_id": format!("{}:{handshake}", core.settings.host),
+            "remote_engine_id": format!("{host}:{handshake}"),
             "tp_size": core.settings.tp,
         });
-        let host = core.settings.host.to_string();
         if core.minor <= 19 {
             params["remote_host"] = json!(host);
             params["remote_port"] = json!(handshake.to_string());
@@ -205,7 +225,7 @@ impl Leg {
         if core.minor >= 28 {
             params["remote_dp_rank"] = json!(rank);
             params["remote_dp_rank_override"] = json!(true);
-            params["remote_dp_size_local"] = json!(core.settings.dp);
+            params["remote_dp_size_local"] = json!(core.settings.local_dp());
         }
         if core.minor >= 31 {
             params["remote_prefill_cached_tokens"] = json!(0);
@@ -220,7 +240,7 @@ impl Leg {
         let core = self.core.clone();
         core.books.count(|counters| counters.decode_legs += 1);
         let (request, peer) = (self.internal_id(), peer.clone());
-        let debt = Debt { core: core.clone(), request, transfer: transfer.into(), peer };
+        let debt = Debt { core: core.clone(), rank, request, transfer: transfer.into(), peer };
         let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
         meet(&core, &debt.peer).await;
         core.thawed().await;
@@ -229,7 +249,7 @@ impl Leg {
         let (prompt_blocks, prompt) = (self.ask.prompt.blocks(), self.ask.prompt.digest);
         let fails = self.faults.load_fails;
         let (loaded, outcome) = oneshot::channel();
-        core.spawn(async move {
+        core.spawn_on(core.host_of(rank), async move {
             let local = (rank, &blocks.ids[..prompt_blocks]);
             let result = match fails {
                 true => Err("scripted: the load failed".into()),
@@ -284,10 +304,10 @@ impl Leg {
         let own = (20..=22).contains(&core.minor);
         let base = if own { core.ports.notify_base() } else { peer.notify };
         let ranks = if core.minor <= 32 { core.settings.tp } else { peer.tp };
+        let own_host = core.settings.host.to_string();
+        let (host, local) = if own { (own_host.as_str(), peer.dp_rank) } else { peer.place(peer.dp_rank) };
         for tp in 0..ranks {
-            let port = (u32::from(base) + peer.dp_rank + tp).min(65535) as u16;
-            let own_host = core.settings.host.to_string();
-            core.notify(if own { &own_host } else { &peer.host }, port, message.clone());
+            core.notify(host, port(base, local + tp), message.clone());
         }
     }
 
@@ -319,18 +339,27 @@ impl Leg {
 
     /// Generates from whatever KV the blocks hold.
     async fn generate(self, blocks: Blocks) -> Response<Body> {
-        let running = Gauge::new(&self.core, |state| &mut state.running);
+        let rank = blocks.rank;
+        let running = Gauge::new(&self.core, self.core.host_of(rank), |load| &mut load.running);
         let voice = self.voice(&blocks);
-        self.answer(voice, Value::Null, Some(blocks), running).give().await
+        self.answer(rank, voice, Value::Null, Some(blocks), running).give().await
     }
 
-    fn answer(self, voice: Voice, transfer_params: Value, blocks: Option<Blocks>, running: Gauge) -> Answer {
+    fn answer(
+        self,
+        rank: usize,
+        voice: Voice,
+        transfer_params: Value,
+        blocks: Option<Blocks>,
+        running: Gauge,
+    ) -> Answer {
         let holds =
             Holds { core: self.core.clone(), blocks, completed: false, running: Some(running), mapped: self.mapped };
         Answer {
             core: self.core,
             link: self.link,
             ask: self.ask,
+            rank,
             faults: self.faults,
             voice,
             transfer_params,
@@ -342,7 +371,16 @@ impl Leg {
 
 fn facts(core: &Core, rank: usize) -> Facts {
     let (minor, tp, mode) = (core.minor, core.settings.tp, core.settings.mode);
-    Facts { prefill: core.prefill(), mode, minor, tp, rank }
+    Facts { prefill: core.prefill(), mode, minor, tp, rank, local_dp: core.settings.local_dp() }
+}
+
+/// What a leg comes to whose rank is on a host that is no more.
+async fn lost_rank(core: &Core) -> Response<Body> {
+    if core.settings.lost_ranks_hang {
+        return pending().await;
+    }
+    core.books.count(|counters| counters.failed += 1);
+    error(StatusCode::INTERNAL_SERVER_ERROR, "EngineCore encountered an issue.")
 }
 
 /// Counts a 400. Decode then tells prefill that nobody will come for its blocks, if it can make out who that is.

@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 /// A handler's hold on its connection.
 #[derive(Default)]
 pub(crate) struct Link {
+    /// To which of the engine's hosts it leads.
+    pub(crate) host: usize,
     pub(crate) requests: AtomicU64,
     pub(crate) reset: AtomicBool,
     pub(crate) cut: Notify,

@@ -18,9 +18,10 @@ pub(crate) async fn becomes(flag: &mut watch::Receiver<bool>, value: bool) {
 /// The flag by which the script closes a port.
 pub(crate) type Door = fn(&Core) -> &watch::Sender<bool>;
 
-/// Opens a KV port, and closes it with all its connections whenever the script says so.
+/// Opens a KV port on a host, and closes it with all its connections whenever the script says so.
 pub(crate) async fn listen_raw<Work>(
     core: Arc<Core>,
+    host: usize,
     port: impl Fn(&Core) -> io::Result<TcpListener>,
     door: Option<Door>,
     serve: impl Fn(Arc<Core>, TcpStream) -> Work,
@@ -41,7 +42,7 @@ pub(crate) async fn listen_raw<Work>(
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
                         let (work, mut closed) = (serve(core.clone(), stream), connections.clone());
-                        core.spawn(async move {
+                        core.spawn_on(host, async move {
                             tokio::select! {
                                 () = work => {}
                                 () = becomes(&mut closed, true) => {}

@@ -4,6 +4,9 @@
 //! text from the KV that really reached it, so a wrong pairing shows as wrong text, as a hang, or as a death, whichever
 //! the real engine would have. Whatever a correct proxy never does is recorded as a violation besides.
 //!
+//! An engine's ranks may be spread over hosts, which here are addresses of loopback: `Settings::hosts`. What is true of an engine
+//! is known to the others' audits (`roster`), so that a leg is judged also where the peer it means can never be reached.
+//!
 //! ```no_run
 //! # async fn demo() -> std::io::Result<()> {
 //! use moriio_proxy::sim::{Engine, Fault, FaultKind, Mode, Role, Settings};
@@ -15,7 +18,8 @@
 //! # }
 //! ```
 //!
-//! Read `leg` for the way of a request, `transfer` for the way of its KV, `params` for what differs between releases.
+//! Read `leg` for the way of a request, `transfer` for the way of its KV, `params` for what differs between releases, `span` for what
+//! several hosts demand.
 
 mod answer;
 mod arrival;
@@ -45,8 +49,10 @@ mod ports;
 mod register;
 mod render;
 mod response;
+mod roster;
 mod settings;
 mod side;
+mod span;
 mod state;
 mod surface;
 mod text;

@@ -19,7 +19,7 @@ pub(crate) fn remote_blocks_message(
 ) -> Bytes {
     let message = json!({
         "req_id": request, "transfer_id": transfer, "type": "remote_blocks",
-        "block_notify_list": blocks, "decode_rank": rank, "sim_nonce": core.nonce,
+        "block_notify_list": blocks, "decode_rank": rank, "sim_nonce": core.site_of(rank).nonce,
         "sim_peer_tp": peer.tp, "sim_peer_dp": peer.dp_size,
     });
     encode(&message)

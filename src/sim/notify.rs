@@ -11,42 +11,42 @@ use super::core::Core;
 use super::handshake::go_deaf;
 use super::held;
 use super::mapped::perish;
-use super::state::{Allocation, Release, Stage};
+use super::state::{Allocation, Release, Slot, Stage};
 use super::transfer;
 use super::zmtp::Connection;
 
 /// Messages kept for requests that have not come. Real engines know no limit, and look at each in every step.
 const EARLY_KEPT: usize = 4096;
 
-/// Serves one connection to the notify port at `offset`.
-pub(crate) async fn serve(core: Arc<Core>, stream: TcpStream, offset: u32) {
+/// Serves one connection to a notify port.
+pub(crate) async fn serve(core: Arc<Core>, stream: TcpStream, slot: Slot) {
     let Ok(mut connection) = Connection::greet(stream, "ROUTER").await else {
         return;
     };
     while let Ok(message) = connection.receive().await {
-        let deaf = lock(&core.state).deaf.contains(&(false, offset));
+        let deaf = lock(&core.state).deaf.contains(&(false, slot));
         if deaf {
             continue;
         }
         let handled = match message.as_slice() {
-            [payload] => handle(&core, offset, payload),
+            [payload] => handle(&core, slot, payload),
             frames => Err(format!("a message of {} frames", frames.len())),
         };
         if let Err(reason) = handled {
-            go_deaf(&core, false, offset, &reason);
+            go_deaf(&core, false, slot, &reason);
         }
     }
 }
 
 /// An error is what the listener thread dies of.
-fn handle(core: &Arc<Core>, offset: u32, payload: &Bytes) -> Result<(), String> {
+fn handle(core: &Arc<Core>, slot: Slot, payload: &Bytes) -> Result<(), String> {
     match rmp_serde::from_slice::<Value>(payload) {
-        Ok(message @ Value::Object(_)) => map(core, offset, &message),
-        _ => text(core, offset, payload),
+        Ok(message @ Value::Object(_)) => map(core, slot, &message),
+        _ => text(core, slot, payload),
     }
 }
 
-fn map(core: &Arc<Core>, offset: u32, message: &Value) -> Result<(), String> {
+fn map(core: &Arc<Core>, slot: Slot, message: &Value) -> Result<(), String> {
     let kind = match message.get("type") {
         Some(kind) => kind.as_str().unwrap_or_default(),
         None if message.get("req_id").is_some() => "remote_blocks",
@@ -58,16 +58,17 @@ fn map(core: &Arc<Core>, offset: u32, message: &Value) -> Result<(), String> {
     };
     let number = |key: &str| message.get(key).and_then(Value::as_u64).map(|number| number as u32);
     match (kind, core.prefill()) {
-        ("remote_blocks", true) => remote_blocks(core, offset, transfer()?, message),
+        ("remote_blocks", true) => remote_blocks(core, slot, transfer()?, message),
         ("write_done", false) if core.minor >= 24 => {
-            write_done(core, offset, &transfer()?, number("num_writers"));
+            write_done(core, slot, &transfer()?, number("num_writers"));
             Ok(())
         }
         ("write_failed", false) if core.minor >= 33 => {
             let transfer = transfer()?;
             let mut state = lock(&core.state);
-            let waiter = state.parked.remove(&transfer);
-            if let Some(waiter) = waiter {
+            let (rank, _) = core.ranks(slot);
+            let here = state.parked.get(&transfer).is_some_and(|waiter| waiter.rank == rank);
+            if here && let Some(waiter) = state.parked.remove(&transfer) {
                 state.mapped.insert(transfer, Stage::Woken { rank: waiter.rank });
                 drop(state);
                 // The request may be gone already; then nobody needs to know.
@@ -76,14 +77,14 @@ fn map(core: &Arc<Core>, offset: u32, message: &Value) -> Result<(), String> {
             Ok(())
         }
         ("release", true) if core.minor >= 24 => {
-            release(core, offset, &transfer()?, Release { consumer_tp: number("consumer_tp_size") });
+            release(core, slot, &transfer()?, Release { consumer_tp: number("consumer_tp_size") });
             Ok(())
         }
         (kind, prefill) => Err(format!("message of type {kind:?} on {}", if prefill { "prefill" } else { "decode" })),
     }
 }
 
-fn text(core: &Arc<Core>, offset: u32, payload: &Bytes) -> Result<(), String> {
+fn text(core: &Arc<Core>, slot: Slot, payload: &Bytes) -> Result<(), String> {
     let text = std::str::from_utf8(payload).map_err(|_| "bytes that are neither msgpack nor text".to_string())?;
     let fits = match core.minor {
         ..=17 => text.starts_with("cmpl"),
@@ -94,22 +95,17 @@ fn text(core: &Arc<Core>, offset: u32, payload: &Bytes) -> Result<(), String> {
         return Err(format!("text {text:?}"));
     }
     if !core.prefill() {
-        write_done(core, offset, text, None);
+        write_done(core, slot, text, None);
         return Ok(());
     }
     if core.minor <= 22 && !lock(&core.state).held.contains_key(text) {
         return Err(format!("release of unknown {text:?}"));
     }
-    release(core, offset, text, Release { consumer_tp: None });
+    release(core, slot, text, Release { consumer_tp: None });
     Ok(())
 }
 
-/// Which data-parallel and tensor-parallel rank listens at `offset`.
-fn ranks(core: &Core, offset: u32) -> (usize, u32) {
-    if core.settings.dp > 1 { (offset as usize, 0) } else { (0, offset) }
-}
-
-fn remote_blocks(core: &Arc<Core>, offset: u32, transfer: String, message: &Value) -> Result<(), String> {
+fn remote_blocks(core: &Arc<Core>, slot: Slot, transfer: String, message: &Value) -> Result<(), String> {
     core.books.count(|counters| counters.remote_blocks += 1);
     let blocks: Vec<u32> = match message.get("block_notify_list") {
         Some(Value::Array(list)) => list.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
@@ -124,7 +120,7 @@ fn remote_blocks(core: &Arc<Core>, offset: u32, transfer: String, message: &Valu
             core.books.violation(format!("decode leg says {key} is {claimed}, prefill has {size}"));
         }
     }
-    let (rank, tp_rank) = ranks(core, offset);
+    let (rank, tp_rank) = core.ranks(slot);
     {
         let mut state = lock(&core.state);
         if state.ended.contains(&transfer) {
@@ -147,9 +143,9 @@ fn remote_blocks(core: &Arc<Core>, offset: u32, transfer: String, message: &Valu
     Ok(())
 }
 
-fn write_done(core: &Arc<Core>, offset: u32, transfer: &str, writers: Option<u32>) {
+fn write_done(core: &Arc<Core>, slot: Slot, transfer: &str, writers: Option<u32>) {
     core.books.count(|counters| counters.write_done += 1);
-    let (rank, tp_rank) = ranks(core, offset);
+    let (rank, tp_rank) = core.ranks(slot);
     complete(core, transfer, rank, tp_rank, writers);
 }
 
@@ -186,12 +182,12 @@ fn complete(core: &Arc<Core>, transfer: &str, rank: usize, tp_rank: u32, writers
     }
 }
 
-fn release(core: &Arc<Core>, offset: u32, transfer: &str, release: Release) {
+fn release(core: &Arc<Core>, slot: Slot, transfer: &str, release: Release) {
     core.books.count(|counters| counters.releases += 1);
-    let (_, tp_rank) = ranks(core, offset);
+    let (rank, tp_rank) = core.ranks(slot);
     let mut state = lock(&core.state);
     if state.held.contains_key(transfer) {
-        return held::apply_releases(core, state, transfer, &[(tp_rank, release)]);
+        return held::apply_releases(core, state, transfer, &[(rank, tp_rank, release)]);
     }
     match (state.mapped.get(transfer), core.minor) {
         (Some(_), ..=27) => {
@@ -203,7 +199,7 @@ fn release(core: &Arc<Core>, offset: u32, transfer: &str, release: Release) {
         (None, ..=25) => {}
         _ if state.ended.contains(transfer) => core.books.count(|counters| counters.stray_releases += 1),
         _ if state.early_releases.len() < EARLY_KEPT => {
-            state.early_releases.entry(transfer.to_string()).or_default().push((tp_rank, release));
+            state.early_releases.entry(transfer.to_string()).or_default().push((rank, tp_rank, release));
         }
         _ => {}
     }

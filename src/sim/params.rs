@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::ask::Ask;
-use super::peer::Peer;
+use super::peer::{Layout, Peer};
 use super::settings::Mode;
 
 /// What an engine makes of a leg.
@@ -27,6 +27,8 @@ pub(crate) struct Facts {
     pub(crate) minor: u32,
     pub(crate) tp: u32,
     pub(crate) rank: usize,
+    /// Ranks on each of this engine's hosts.
+    pub(crate) local_dp: u32,
 }
 
 /// Reads a leg. An error is what the engine process dies of.
@@ -103,7 +105,8 @@ fn notifies(facts: Facts, params: &Map<String, Value>, peer: &Peer) -> Result<bo
         return leader.as_bool().ok_or_else(|| "is_request_leader is no bool".into());
     }
     let overridden = params.get("remote_dp_rank_override").and_then(Value::as_bool).unwrap_or(false);
-    Ok(!overridden || facts.rank as u32 == peer.dp_rank)
+    let rank = facts.rank as u32;
+    Ok(if overridden { rank == peer.dp_rank } else { rank < facts.local_dp })
 }
 
 /// Flat before 0.30, nested since: an engine handed the other shape dies.
@@ -153,14 +156,35 @@ fn peer(facts: Facts, params: &Map<String, Value>, request_id: &str) -> Result<P
     };
     let reads_rank = facts.mode == Mode::Write || facts.minor >= 27;
     let dp_rank = number(params, "remote_dp_rank")?.filter(|_| reads_rank).unwrap_or(0);
-    Ok(Peer {
-        host,
-        handshake,
-        notify,
-        dp_size: number(params, "remote_dp_size")?.unwrap_or(1).max(1),
-        tp: tp.clamp(1, 64),
-        dp_rank,
-    })
+    let dp_size = number(params, "remote_dp_size")?.unwrap_or(1).max(1);
+    let layout = layout(facts, params, &host, dp_size)?;
+    Ok(Peer { host, handshake, notify, dp_size, tp: tp.clamp(1, 64), dp_rank, layout })
+}
+
+/// Looked at in WRITE since 0.28; READ dials all ranks on one host.
+fn layout(facts: Facts, params: &Map<String, Value>, host: &str, dp_size: u32) -> Result<Layout, String> {
+    if facts.minor < 28 {
+        return Ok(Layout::default());
+    }
+    let wrong = |value: &Value| format!("TypeError: remote_hosts is {value}");
+    let hosts = match params.get("remote_hosts") {
+        None => vec![host.to_owned()],
+        Some(value) => {
+            let list = value.as_array().ok_or_else(|| wrong(value))?;
+            let names: Option<Vec<String>> = list.iter().map(|name| name.as_str().map(str::to_owned)).collect();
+            names.ok_or_else(|| wrong(value))?
+        }
+    };
+    let local = match params.get("remote_dp_size_local") {
+        None => 0,
+        Some(value) => value.as_i64().ok_or_else(|| format!("TypeError: remote_dp_size_local is {value}"))?,
+    };
+    if facts.mode == Mode::Read {
+        return Ok(Layout::default());
+    }
+    // 0 stands for all on one host, less than that for no list at all.
+    let local = if local == 0 { Some(dp_size) } else { u32::try_from(local).ok() };
+    Ok(Layout { hosts, local })
 }
 
 type Address = (String, Option<u16>, u16);

@@ -6,6 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
+use super::roster::{Entry, Listing};
+use super::settings::Settings;
+
 const PROBES: usize = 1000;
 /// Ports that kernels do not give to outgoing connections: those come and go, and linger when they have gone.
 const QUIET_PORTS: std::ops::Range<u16> = 10_240..32_000;
@@ -38,18 +41,19 @@ impl Reserved {
         Ok(Self { address, _socket: socket })
     }
 
-    /// Takes `count` consecutive free ports.
-    pub(crate) fn range(host: IpAddr, count: u16) -> io::Result<Vec<Self>> {
-        if count == 1 {
-            return Ok(vec![Self::new(host, 0)?]);
+    /// Takes `count` consecutive ports that are free on all hosts.
+    pub(crate) fn ranges(hosts: &[IpAddr], count: u16) -> io::Result<Vec<Vec<Self>>> {
+        if let ([host], 1) = (hosts, count) {
+            return Ok(vec![vec![Self::new(*host, 0)?]]);
         }
         for _ in 0..PROBES {
             let place = uuid::Uuid::new_v4().as_u128() % QUIET_PORTS.len() as u128;
             let base = QUIET_PORTS.start + place as u16;
-            let range: io::Result<Vec<Self>> =
-                (base..base + count).map(|port| Self::exclusive(SocketAddr::new(host, port))).collect();
-            if let Ok(range) = range {
-                return Ok(range);
+            let range = |host: &IpAddr| -> io::Result<Vec<Self>> {
+                (base..base + count).map(|port| Self::exclusive(SocketAddr::new(*host, port))).collect()
+            };
+            if let Ok(ranges) = hosts.iter().map(range).collect() {
+                return Ok(ranges);
             }
         }
         Err(io::Error::new(io::ErrorKind::AddrInUse, "no free range of ports"))
@@ -79,29 +83,55 @@ fn bound(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// All ports of one engine.
-pub(crate) struct Ports {
-    pub(crate) http: Reserved,
+/// The ports of one host for the engines' own talk.
+pub(crate) struct KvPorts {
     pub(crate) data: Reserved,
     pub(crate) handshake: Vec<Reserved>,
     pub(crate) notify: Vec<Reserved>,
 }
 
+/// All ports of one engine.
+pub(crate) struct Ports {
+    /// One for each host that serves, the master's first.
+    pub(crate) http: Vec<Reserved>,
+    /// One for each host.
+    pub(crate) hosts: Vec<KvPorts>,
+    _listing: Listing,
+}
+
 impl Ports {
-    pub(crate) fn reserve(host: IpAddr, http: u16, ranks: u16) -> io::Result<Self> {
-        Ok(Self {
-            http: Reserved::new(host, http)?,
-            data: Reserved::new(host, 0)?,
-            handshake: Reserved::range(host, ranks)?,
-            notify: Reserved::range(host, ranks)?,
-        })
+    /// Takes the ports of settled settings. Each host gets as many as there are ranks on all, so that nobody answers who
+    /// dials a rank where it does not live.
+    pub(crate) fn reserve(settings: &Settings) -> io::Result<Self> {
+        let (hosts, count) = (&settings.hosts, settings.dp.max(settings.tp) as u16);
+        let serving = if settings.children_serve { hosts.len() } else { 1 };
+        let http =
+            hosts[..serving].iter().map(|host| Reserved::new(*host, settings.http_port)).collect::<io::Result<_>>()?;
+        let (handshake, notify) = (Reserved::ranges(hosts, count)?, Reserved::ranges(hosts, count)?);
+        let entry = Entry {
+            hosts: hosts.clone(),
+            dp: settings.dp,
+            local_dp: settings.local_dp(),
+            handshake: handshake[0][0].port(),
+            notify: notify[0][0].port(),
+        };
+        let kv = hosts
+            .iter()
+            .zip(handshake)
+            .zip(notify)
+            .map(|((host, handshake), notify)| Ok(KvPorts { data: Reserved::new(*host, 0)?, handshake, notify }));
+        Ok(Self { http, hosts: kv.collect::<io::Result<_>>()?, _listing: Listing::enter(entry) })
+    }
+
+    pub(crate) fn http_address(&self) -> SocketAddr {
+        self.http[0].address()
     }
 
     pub(crate) fn handshake_base(&self) -> u16 {
-        self.handshake[0].port()
+        self.hosts[0].handshake[0].port()
     }
 
     pub(crate) fn notify_base(&self) -> u16 {
-        self.notify[0].port()
+        self.hosts[0].notify[0].port()
     }
 }

@@ -47,7 +47,7 @@ pub(crate) fn ping(core: &Core, index: u64) -> Bytes {
             kind: "register",
             role: settings.role.letter(),
             index: index.to_string(),
-            request_address: format!("http://{}/v1/completions", core.ports.http.address()),
+            request_address: format!("http://{}/v1/completions", core.ports.http_address()),
             handshake_port,
             notify_port,
             dp_size: settings.dp,
@@ -58,7 +58,7 @@ pub(crate) fn ping(core: &Core, index: u64) -> Bytes {
         rmp_serde::to_vec_named(&DialectB {
             kind: settings.role.letter(),
             // Never bracketed, not even for IPv6.
-            http_address: format!("{}:{}", settings.host, core.ports.http.port()),
+            http_address: format!("{}:{}", settings.host, core.ports.http_address().port()),
             zmq_address: format!("host:{},handshake:{handshake_port},notify:{notify_port}", settings.host),
             dp_size: settings.dp,
             tp_size: settings.tp,
@@ -68,22 +68,28 @@ pub(crate) fn ping(core: &Core, index: u64) -> Bytes {
     payload.unwrap_or_default().into()
 }
 
-/// Pings for the whole life of an engine.
+/// Pings for the whole life of an engine, over as many sockets as there are API servers. Only the master does it.
 pub(crate) async fn run(core: Arc<Core>) {
     let Some((host, port)) = core.settings.registration.rsplit_once(':') else {
         return;
     };
     let Ok(port) = port.parse() else { return };
     let host = host.trim_start_matches('[').trim_end_matches(']').to_string();
-    let (sender, receiver) = mpsc::channel(HIGH_WATER_MARK);
-    core.spawn(dealer(host, port, receiver));
+    let mut senders = Vec::new();
+    for _ in 0..core.settings.api_servers {
+        let (sender, receiver) = mpsc::channel(HIGH_WATER_MARK);
+        core.spawn(dealer(host.clone(), port, receiver));
+        senders.push(sender);
+    }
     let mut silent = core.books.silent.subscribe();
     let mut index = 0;
     loop {
         becomes(&mut silent, false).await;
         index += 1;
-        if sender.try_send(vec![ping(&core, index)]).is_ok() {
-            core.books.count(|counters| counters.pings += 1);
+        for sender in &senders {
+            if sender.try_send(vec![ping(&core, index)]).is_ok() {
+                core.books.count(|counters| counters.pings += 1);
+            }
         }
         sleep(core.settings.ping_interval + core.books.lateness()).await;
     }

@@ -59,9 +59,15 @@ pub struct Settings {
     pub registration: String,
     /// The address to bind and to advertise.
     pub host: IpAddr,
-    /// The HTTP port; 0 takes a free one.
+    /// The addresses of all hosts that the ranks are spread over, the master's first, which then is `host`. Empty: `host` alone.
+    pub hosts: Vec<IpAddr>,
+    /// Whether each host serves HTTP for its own ranks (hybrid load balancing), or the master for all (headless children).
+    pub children_serve: bool,
+    /// Whether legs for the ranks of a lost host are never answered, or with 500.
+    pub lost_ranks_hang: bool,
+    /// The HTTP port, on each host that serves; 0 takes a free one for each.
     pub http_port: u16,
-    /// Data-parallel ranks.
+    /// Data-parallel ranks, on all hosts together and on each as many.
     pub dp: u32,
     /// Tensor-parallel ranks: a power of two up to 32.
     pub tp: u32,
@@ -69,6 +75,8 @@ pub struct Settings {
     pub blocks: u32,
     /// Time between two pings.
     pub ping_interval: Duration,
+    /// How many sockets send each ping, as API servers of some images do.
+    pub api_servers: u32,
     /// Time per output token.
     pub token_delay: Duration,
     /// Time a prefill takes.
@@ -98,11 +106,15 @@ impl Settings {
             release: "0.32.0".into(),
             registration: registration.into(),
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            hosts: Vec::new(),
+            children_serve: false,
+            lost_ranks_hang: false,
             http_port: 0,
             dp: 1,
             tp: 1,
             blocks: 100_000,
             ping_interval: Duration::from_secs(3),
+            api_servers: 1,
             token_delay: Duration::ZERO,
             prefill_delay: Duration::ZERO,
             boot_delay: Duration::ZERO,
@@ -131,19 +143,55 @@ impl Settings {
         if minor < 17 {
             return Err(invalid(format!("release {} never worked with MoRI-IO", self.release)));
         }
-        if !(1..=16).contains(&self.dp) {
-            return Err(invalid("dp must lie between 1 and 16"));
+        if !(1..=32).contains(&self.dp) {
+            return Err(invalid("dp must lie between 1 and 32"));
         }
+        self.check_hosts(minor)?;
         if !self.tp.is_power_of_two() || self.tp > 32 {
             return Err(invalid("tp must be a power of two up to 32"));
         }
-        if self.dp > 1 && self.tp > 1 {
+        if self.local_dp() > 1 && self.tp > 1 {
             return Err(invalid("dp and tp above 1 on one host collide on the KV ports"));
         }
         if self.blocks == 0 {
             return Err(invalid("blocks must be positive"));
         }
         Ok(())
+    }
+
+    fn check_hosts(&self, minor: u32) -> io::Result<()> {
+        let mut hosts = self.hosts.clone();
+        hosts.sort_unstable();
+        hosts.dedup();
+        if hosts.len() < self.hosts.len() {
+            return Err(invalid("an address stands twice among the hosts"));
+        }
+        if hosts.len() > 1 && minor < 28 {
+            return Err(invalid(format!("release {} knows one host only", self.release)));
+        }
+        if hosts.len() > 1 && !self.dp.is_multiple_of(hosts.len() as u32) {
+            return Err(invalid("each host must have as many ranks as the others"));
+        }
+        Ok(())
+    }
+
+    /// Lets `host` and `hosts` name the same master.
+    pub(crate) fn settled(mut self) -> Self {
+        match self.hosts.first() {
+            Some(master) => self.host = *master,
+            None => self.hosts.push(self.host),
+        }
+        self
+    }
+
+    /// Data-parallel ranks on each host.
+    pub(crate) fn local_dp(&self) -> u32 {
+        self.dp / self.hosts.len().max(1) as u32
+    }
+
+    /// How many ranks the header can name that says which one is to work: a child that serves counts its own.
+    pub(crate) fn header_range(&self) -> u32 {
+        if self.children_serve { self.local_dp() } else { self.dp }
     }
 }
 

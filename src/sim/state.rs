@@ -1,11 +1,12 @@
 //! What one life of an engine changes: its memory, and its tables of transfers.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::peer::Peer;
+use super::peer::{Layout, Peer};
 use super::text::{BLOCK_BYTES, Block};
 
 /// How many ended transfers prefill remembers.
@@ -51,6 +52,11 @@ impl Pool {
             self.content.remove(id);
         }
         self.free.extend(ids);
+    }
+
+    /// The process that had this memory is gone. Whoever still holds blocks of it gives them back in time.
+    fn forget(&mut self) {
+        self.content.clear();
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -138,13 +144,33 @@ pub(crate) enum Stage {
     },
 }
 
+/// A place among the KV listeners of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Slot {
+    pub(crate) host: usize,
+    /// Above the base.
+    pub(crate) offset: u32,
+}
+
+/// What the ranks of one host have to do, and what they have done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Load {
+    pub(crate) running: u64,
+    pub(crate) waiting: u64,
+    /// Requests among the running ones whose answers got lost between the scheduler and the client.
+    pub(crate) lost: u64,
+    pub(crate) connections: u64,
+    pub(crate) tokens: u64,
+}
+
 /// Everything that one life changes.
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) pools: Vec<Pool>,
     pub(crate) held: HashMap<String, Held>,
     pub(crate) allocations: HashMap<String, Allocation>,
-    pub(crate) early_releases: HashMap<String, Vec<(u32, Release)>>,
+    /// Releases that came before their transfer was held, or to another rank: rank, tensor-parallel rank, release.
+    pub(crate) early_releases: HashMap<String, Vec<(usize, u32, Release)>>,
     pub(crate) mapped: HashMap<String, Stage>,
     pub(crate) parked: HashMap<String, Waiter>,
     /// Completions that came before their request: rank, tensor-parallel rank, writers.
@@ -152,19 +178,43 @@ pub(crate) struct State {
     pub(crate) targets: HashMap<String, Target>,
     pub(crate) ended: HashSet<String>,
     ended_order: VecDeque<String>,
-    pub(crate) running: u64,
-    pub(crate) waiting: u64,
+    /// By host.
+    pub(crate) loads: Vec<Load>,
     pub(crate) leaked: u64,
-    /// Requests among the running ones whose answers got lost between the scheduler and the client.
-    pub(crate) lost: u64,
-    pub(crate) connections: u64,
-    pub(crate) next_rank: usize,
-    pub(crate) deaf: HashSet<(bool, u32)>,
+    /// Legs without a rank so far, by the host that got them.
+    pub(crate) unpinned: Vec<usize>,
+    pub(crate) deaf: HashSet<(bool, Slot)>,
+    /// WRITE prefill: how the peer of each rank's latest leg is spread.
+    pub(crate) layouts: HashMap<usize, Layout>,
 }
 
 impl State {
-    pub(crate) fn new(pools: Vec<Pool>) -> Self {
-        Self { pools, ..Self::default() }
+    pub(crate) fn new(pools: Vec<Pool>, hosts: usize) -> Self {
+        Self { pools, loads: vec![Load::default(); hosts], unpinned: vec![0; hosts], ..Self::default() }
+    }
+
+    /// What the ranks of a host had is gone with them.
+    pub(crate) fn lose(&mut self, host: usize, ranks: Range<usize>) {
+        for pool in &mut self.pools[ranks.clone()] {
+            pool.forget();
+        }
+        let (gone, held) = std::mem::take(&mut self.held).into_iter().partition(|(_, held)| ranks.contains(&held.rank));
+        self.held = held;
+        let gone: HashMap<String, Held> = gone;
+        for held in gone.into_values() {
+            self.pools[held.rank].give(held.blocks);
+        }
+        self.allocations.retain(|_, allocation| !ranks.contains(&allocation.rank));
+        self.parked.retain(|_, waiter| !ranks.contains(&waiter.rank));
+        self.targets.retain(|_, target| !ranks.contains(&target.rank));
+        for releases in self.early_releases.values_mut() {
+            releases.retain(|(rank, ..)| !ranks.contains(rank));
+        }
+        for completions in self.early_completions.values_mut() {
+            completions.retain(|(rank, ..)| !ranks.contains(rank));
+        }
+        self.layouts.retain(|rank, _| !ranks.contains(rank));
+        self.deaf.retain(|(_, slot)| slot.host != host);
     }
 
     /// Remembers that a transfer is over.

@@ -7,7 +7,7 @@ use super::core::Core;
 use super::data::{self, Access, Failure, shard};
 use super::handshake::{audit_sizes, session, shares};
 use super::notice;
-use super::peer::{Metadata, Peer};
+use super::peer::{Metadata, Peer, port};
 use super::state::Allocation;
 use super::text::{BLOCK_BYTES, Block};
 
@@ -17,13 +17,10 @@ pub(crate) fn report_failure(core: &Core, peer: &Peer, transfer: &str) {
     }
     for dp in 0..peer.dp_size {
         for tp in 0..peer.tp {
-            core.notify(&peer.host, notify_port(peer, dp + tp), notice::write_failed_message(transfer));
+            let (host, local) = peer.place(dp);
+            core.notify(host, port(peer.notify, local + tp), notice::write_failed_message(transfer));
         }
     }
-}
-
-fn notify_port(peer: &Peer, offset: u32) -> u16 {
-    (u32::from(peer.notify) + offset).min(65535) as u16
 }
 
 /// Starts the push of a transfer once both its KV and its allocation are there.
@@ -49,9 +46,8 @@ pub(crate) fn push_if_due(core: &Arc<Core>, transfer: &str) {
     let Some(peer) = held.target.take() else { return };
     let blocks = held.blocks.clone();
     drop(state);
-    let (core, transfer) = (core.clone(), transfer.to_string());
-    let worker = core.clone();
-    core.spawn(async move { push(worker, transfer, blocks, peer, allocation).await });
+    let (worker, transfer, host) = (core.clone(), transfer.to_string(), core.host_of(allocation.rank));
+    core.spawn_on(host, async move { push(worker, transfer, blocks, peer, allocation).await });
 }
 
 async fn push(core: Arc<Core>, transfer: String, blocks: Vec<u32>, peer: Peer, allocation: Allocation) {
@@ -61,7 +57,7 @@ async fn push(core: Arc<Core>, transfer: String, blocks: Vec<u32>, peer: Peer, a
                 counters.transfers += 1;
                 counters.blocks_moved += blocks.len() as u64;
             });
-            report_done(&core, &transfer, &peer, allocation.decode_rank);
+            report_done(&core, &transfer, &peer, &allocation);
             core.free_held(&transfer);
         }
         Err(Failure::Stale(reason)) => {
@@ -126,17 +122,24 @@ fn overlap(own: u32, mine: u32, other: u32, theirs: u32) -> std::ops::Range<usiz
     start..one.end.min(two.end).max(start)
 }
 
-fn report_done(core: &Core, transfer: &str, peer: &Peer, decode_rank: u32) {
+fn report_done(core: &Core, transfer: &str, peer: &Peer, allocation: &Allocation) {
     let size = core.settings.tp;
     let writers = (size / peer.tp).max(1);
+    // A worker of these releases has one place for hosts and local size, and the latest leg's are in it.
+    let latest = lock(&core.state).layouts.get(&allocation.rank).cloned().filter(|_| (28..=30).contains(&core.minor));
+    let layout = latest.as_ref().unwrap_or(&peer.layout);
+    let (host, local) = peer.place_by(layout, allocation.decode_rank);
+    if (host, local) != peer.place(allocation.decode_rank) {
+        core.books.violation(format!("write_done of {transfer} goes to {host}: two decode engines at a time"));
+    }
     for own in 0..size {
         let message = notice::write_done_message(core.minor, transfer, writers);
         if core.minor < 33 {
-            core.notify(&peer.host, notify_port(peer, decode_rank + own), message);
+            core.notify(host, port(peer.notify, local + own), message);
             continue;
         }
         for tp in shares(own, size, peer.tp) {
-            core.notify(&peer.host, notify_port(peer, decode_rank + tp), message.clone());
+            core.notify(host, port(peer.notify, local + tp), message.clone());
         }
     }
 }
@@ -144,6 +147,7 @@ fn report_done(core: &Core, transfer: &str, peer: &Peer, decode_rank: u32) {
 /// What READ decode owes to prefill: a release, also when the request ends before anything was read or the load fails.
 pub(crate) struct Debt {
     pub(crate) core: Arc<Core>,
+    pub(crate) rank: usize,
     pub(crate) request: String,
     pub(crate) transfer: String,
     pub(crate) peer: Peer,
@@ -151,7 +155,7 @@ pub(crate) struct Debt {
 
 impl Drop for Debt {
     fn drop(&mut self) {
-        if !self.core.token.is_cancelled() {
+        if !self.core.has_lost(self.rank) {
             release(&self.core, &self.request, &self.transfer, &self.peer);
         }
     }
@@ -162,8 +166,9 @@ pub(crate) fn release(core: &Core, request: &str, transfer: &str, peer: &Peer) {
     let size = core.settings.tp;
     for own in 0..size {
         for tp in shares(own, size, peer.tp) {
+            // Never folded: of a peer over several hosts it finds the first host's ranks alone.
             let offset = if core.minor <= 24 { own } else { peer.dp_rank * peer.tp + tp };
-            core.notify(&peer.host, notify_port(peer, offset), notice::release_message(core, request, transfer));
+            core.notify(&peer.host, port(peer.notify, offset), notice::release_message(core, request, transfer));
         }
     }
 }

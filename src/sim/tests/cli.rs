@@ -32,4 +32,8 @@ async fn engines_run_until_told_to_stop() {
     run(options(&nowhere).unwrap(), std::future::ready(())).await.unwrap();
     let wrong = options(&["--dp", "2", "--tp", "2"]).unwrap();
     assert!(matches!(run(wrong, std::future::ready(())).await, Err(RunError::Engine { number: 0, .. })));
+    let wide = ["--registration", "127.0.0.1:9", "--hosts", "127.0.5.1,127.0.5.2", "--dp", "4", "--children-serve"];
+    let wide = options(&wide).unwrap();
+    assert_eq!((wide.hosts.len(), wide.children_serve), (2, true));
+    run(wide, std::future::ready(())).await.unwrap();
 }

@@ -134,7 +134,7 @@ const VIOLATIONS: [Violation; 21] = [
         |legs| _ = params(legs, false).insert("do_remote_prefill".into(), json!(false)),
         "without do_remote_prefill",
     ),
-    (false, |legs| legs.rank = Some(0), "rank header on a decode leg"),
+    (false, |legs| legs.rank = Some(0), "rank header on a decode leg without"),
     (false, |legs| _ = params(legs, false).insert("remote_dp_rank_override".into(), json!(true)), "override"),
     (false, |legs| _ = params(legs, false).insert("remote_host".into(), json!("10.9.8.7")), "different peers"),
 ];

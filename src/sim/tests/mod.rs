@@ -12,6 +12,7 @@ mod cli;
 mod failure;
 mod faults;
 mod fields;
+mod hosts;
 mod mistakes;
 mod pairs;
 mod registration;
