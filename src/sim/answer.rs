@@ -1,6 +1,7 @@
 //! Answers in OpenAI's shapes, at once or token by token.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -10,8 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::ask::Ask;
-use super::books::lock;
-use super::core::{Blocks, Core, Gauge};
+use super::core::{Blocks, Core, Gauge, Site};
 use super::fault::LegFaults;
 use super::link::Link;
 use super::mapped::Mapped;
@@ -25,7 +25,7 @@ pub(crate) struct Answer {
     pub(crate) core: Arc<Core>,
     pub(crate) link: Arc<Link>,
     pub(crate) ask: Ask,
-    pub(crate) rank: usize,
+    pub(crate) site: Arc<Site>,
     pub(crate) faults: LegFaults,
     pub(crate) voice: Voice,
     pub(crate) transfer_params: Value,
@@ -70,7 +70,7 @@ impl Answer {
 
     /// Lets the time of a token pass, and does what the script wants done before it.
     async fn pass(&mut self, position: usize) {
-        if self.core.has_lost(self.rank) {
+        if self.core.has_lost(&self.site) {
             match self.core.settings.lost_ranks_hang {
                 true => std::future::pending::<()>().await,
                 false => match self.link.cut(false).await {},
@@ -84,7 +84,7 @@ impl Answer {
         if self.faults.hang_after.is_some_and(|tokens| position >= tokens.min(self.ask.limit)) {
             // One request hangs only where the scheduler is done with it and its answer gets lost on the way.
             self.holds.mapped = None;
-            let _lost = Gauge::new(&self.core, self.core.host_of(self.rank), |load| &mut load.lost);
+            let _lost = Gauge::new(&self.core, self.site.host, |load| &mut load.lost);
             std::future::pending::<()>().await;
         }
         if position == self.ask.limit {
@@ -96,7 +96,7 @@ impl Answer {
         }
         // An engine counts with each step, whether or not the text is sent token by token.
         self.core.books.count(|counters| counters.tokens += 1);
-        lock(&self.core.state).loads[self.core.host_of(self.rank)].tokens += 1;
+        self.site.tokens.fetch_add(1, Ordering::Relaxed);
     }
 
     fn id(&self) -> String {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::books::lock;
-use super::core::{Blocks, Core};
+use super::core::{Blocks, Core, Site};
 use super::mapped::Mapped;
 use super::peer::Peer;
 use super::state::{Stage, Target, Waiter};
@@ -14,6 +14,7 @@ use super::text::Prompt;
 /// A parked request. Dropped while parked, it loses its blocks for good, as real engines do.
 pub(crate) struct Arrival {
     core: Arc<Core>,
+    site: Arc<Site>,
     transfer: String,
     blocks: Option<Blocks>,
     mapped: Option<Mapped>,
@@ -38,7 +39,16 @@ impl Arrival {
         state.parked.insert(transfer.to_string(), waiter);
         state.targets.insert(transfer.to_string(), target);
         drop(state);
-        (Self { core: core.clone(), transfer: transfer.to_string(), blocks: Some(blocks), mapped }, woken)
+        (
+            Self {
+                core: core.clone(),
+                site: core.site_of(rank),
+                transfer: transfer.to_string(),
+                blocks: Some(blocks),
+                mapped,
+            },
+            woken,
+        )
     }
 
     /// Ends the parking; says whether all KV had come.
@@ -54,7 +64,7 @@ impl Arrival {
 impl Drop for Arrival {
     fn drop(&mut self) {
         let Some(blocks) = self.blocks.take() else { return };
-        if self.core.has_lost(blocks.rank) {
+        if self.core.has_lost(&self.site) {
             return;
         }
         let lost = blocks.into_ids().len() as u64;

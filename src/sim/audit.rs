@@ -102,10 +102,8 @@ fn headers(core: &Core, ask: &Ask, note: &dyn Fn(String)) {
     for name in FOREIGN_HEADERS.iter().filter(|name| ask.headers.contains_key(**name)) {
         note(format!("foreign header {name}"));
     }
-    if ask.headers.contains_key("x-data-parallel-rank") {
-        if core.settings.dp == 1 {
-            note("rank header on an engine with one rank".into());
-        }
+    if core.settings.dp == 1 && ask.headers.contains_key("x-data-parallel-rank") {
+        note("rank header on an engine with one rank".into());
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::ops::Range;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -20,19 +21,22 @@ use super::state::{Load, Pool, Slot, State};
 use super::zmtp::{HIGH_WATER_MARK, Message, dealer};
 
 /// The processes of an engine on one of its hosts.
-#[derive(Clone)]
 pub(crate) struct Site {
+    pub(crate) host: usize,
     /// By which peers tell these processes from those before them.
     pub(crate) nonce: u64,
     /// Whether they have gone without the engine.
     pub(crate) lost: CancellationToken,
+    /// Output tokens made.
+    pub(crate) tokens: AtomicU64,
     tasks: watch::Sender<usize>,
 }
 
 impl Site {
-    fn new() -> Self {
+    fn new(host: usize) -> Arc<Self> {
         let nonce = uuid::Uuid::new_v4().as_u64_pair().0;
-        Self { nonce, lost: CancellationToken::new(), tasks: watch::Sender::new(0) }
+        let (lost, tasks) = (CancellationToken::new(), watch::Sender::new(0));
+        Arc::new(Self { host, nonce, lost, tokens: AtomicU64::new(0), tasks })
     }
 }
 
@@ -58,13 +62,13 @@ pub(crate) struct Core {
     pub(crate) data_streams: Mutex<HashMap<String, Vec<TcpStream>>>,
     dealers: Mutex<HashMap<(String, u16), mpsc::Sender<Message>>>,
     /// By host.
-    sites: Mutex<Vec<Site>>,
+    sites: Mutex<Vec<Arc<Site>>>,
     tasks: watch::Sender<usize>,
 }
 
 impl Core {
     pub(crate) fn new(settings: Settings, minor: u32, books: Arc<Books>, ports: Arc<Ports>) -> Self {
-        let sites: Vec<Site> = settings.hosts.iter().map(|_| Site::new()).collect();
+        let sites: Vec<Arc<Site>> = (0..settings.hosts.len()).map(Site::new).collect();
         let start = (sites[0].nonce % u64::from(settings.blocks)) as u32;
         let pools = (0..settings.dp).map(|_| Pool::new(settings.blocks, start)).collect();
         books.count(|counters| counters.legs_by_rank.resize(settings.dp as usize, 0));
@@ -113,17 +117,17 @@ impl Core {
         rank / self.settings.local_dp() as usize
     }
 
-    pub(crate) fn site(&self, host: usize) -> Site {
+    pub(crate) fn site(&self, host: usize) -> Arc<Site> {
         lock(&self.sites)[host].clone()
     }
 
-    pub(crate) fn site_of(&self, rank: usize) -> Site {
+    pub(crate) fn site_of(&self, rank: usize) -> Arc<Site> {
         self.site(self.host_of(rank))
     }
 
-    /// Whether the processes of this rank are gone, without the engine or with it.
-    pub(crate) fn has_lost(&self, rank: usize) -> bool {
-        self.token.is_cancelled() || self.site_of(rank).lost.is_cancelled()
+    /// Whether these processes are gone, without the engine or with it.
+    pub(crate) fn has_lost(&self, site: &Site) -> bool {
+        self.token.is_cancelled() || site.lost.is_cancelled()
     }
 
     /// The processes on a host end, and the others go on.
@@ -138,15 +142,17 @@ impl Core {
 
     /// Others take the place of the processes that were lost on a host.
     pub(crate) fn replace(&self, host: usize) {
-        lock(&self.sites)[host] = Site::new();
+        lock(&self.sites)[host] = Site::new(host);
     }
 
     /// Runs `work` until it ends, or the engine or this one of its hosts does.
     pub(crate) fn spawn_on(&self, host: usize, work: impl Future<Output = ()> + Send + 'static) {
         let site = self.site(host);
-        let guard = TaskGuard::new(site.tasks);
+        let guard = TaskGuard::new(site.tasks.clone());
         self.spawn(async move {
             tokio::select! {
+                // First, or what is cut off might answer once more.
+                biased;
                 () = site.lost.cancelled() => {}
                 () = work => {}
             }

@@ -147,10 +147,11 @@ fn metrics(core: &Core, host: usize) -> String {
     let usage = state.pools[ranks.clone()].iter().map(Pool::used).sum::<u64>() as f64 / blocks as f64;
     let sum = |field: fn(&Load) -> u64| state.loads[hosts.clone()].iter().map(field).sum::<u64>();
     let running = sum(|load| load.running.saturating_sub(load.lost));
-    let (waiting, tokens) = (sum(|load| load.waiting), sum(|load| load.tokens));
+    let waiting = sum(|load| load.waiting);
     let parked = state.parked.values().filter(|waiter| ranks.contains(&waiter.rank)).count() as u64;
     let ready = waiting + parked;
     drop(state);
+    let tokens: u64 = hosts.map(|host| core.site(host).tokens.load(Ordering::Relaxed)).sum();
     format!(
         "process_start_time_seconds {started:.3}\n\
          vllm:num_requests_running{{engine=\"0\",model_name=\"{model}\"}} {running}.0\n\

@@ -51,10 +51,10 @@ impl Leg {
         }
         let rank = self.rank();
         core.books.count(|counters| counters.legs_by_rank[rank] += 1);
-        let lost = core.site_of(rank).lost;
+        let site = core.site_of(rank);
         tokio::select! {
             biased;
-            () = lost.cancelled() => lost_rank(&core).await,
+            () = site.lost.cancelled() => lost_rank(&core).await,
             answer = self.run_on(rank) => answer,
         }
     }
@@ -240,7 +240,7 @@ impl Leg {
         let core = self.core.clone();
         core.books.count(|counters| counters.decode_legs += 1);
         let (request, peer) = (self.internal_id(), peer.clone());
-        let debt = Debt { core: core.clone(), rank, request, transfer: transfer.into(), peer };
+        let debt = Debt { core: core.clone(), site: core.site_of(rank), request, transfer: transfer.into(), peer };
         let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
         meet(&core, &debt.peer).await;
         core.thawed().await;
@@ -355,11 +355,12 @@ impl Leg {
     ) -> Answer {
         let holds =
             Holds { core: self.core.clone(), blocks, completed: false, running: Some(running), mapped: self.mapped };
+        let site = self.core.site_of(rank);
         Answer {
             core: self.core,
             link: self.link,
             ask: self.ask,
-            rank,
+            site,
             faults: self.faults,
             voice,
             transfer_params,

@@ -1,4 +1,4 @@
-//! What is demanded of legs where an engine or its peer spans several hosts, whether or not a real engine would notice.
+//! What is demanded of legs where an engine or its peer has several ranks or hosts, whether or not a real engine would notice.
 
 use std::net::IpAddr;
 
@@ -15,8 +15,12 @@ use super::settings::Mode;
 pub(crate) fn audit(core: &Core, ask: &Ask, facts: Facts, peer: &Peer) {
     let note = |text: String| core.books.violation(text);
     let Some(params) = ask.params() else { return };
-    if facts.mode == Mode::Write && !facts.prefill {
-        contract(core, ask, facts, peer, &note);
+    match (facts.mode, facts.prefill) {
+        (Mode::Write, false) => contract(core, ask, facts, peer, &note),
+        (Mode::Write, true) if ask.rank.is_none() && core.settings.header_range() > 1 => {
+            note("WRITE prefill leg without a rank: decode cannot know whom to ask".into());
+        }
+        _ => {}
     }
     let Some(entry) = roster::find(&peer.host, peer.handshake, peer.notify) else { return };
     match (facts.mode, facts.prefill) {

@@ -152,7 +152,7 @@ pub(crate) struct Slot {
     pub(crate) offset: u32,
 }
 
-/// What the ranks of one host have to do, and what they have done.
+/// What the ranks of one host have to do.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Load {
     pub(crate) running: u64,
@@ -160,7 +160,6 @@ pub(crate) struct Load {
     /// Requests among the running ones whose answers got lost between the scheduler and the client.
     pub(crate) lost: u64,
     pub(crate) connections: u64,
-    pub(crate) tokens: u64,
 }
 
 /// Everything that one life changes.

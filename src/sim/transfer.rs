@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::books::lock;
-use super::core::Core;
+use super::core::{Core, Site};
 use super::data::{self, Access, Failure, shard};
 use super::handshake::{audit_sizes, session, shares};
 use super::notice;
@@ -147,7 +147,7 @@ fn report_done(core: &Core, transfer: &str, peer: &Peer, allocation: &Allocation
 /// What READ decode owes to prefill: a release, also when the request ends before anything was read or the load fails.
 pub(crate) struct Debt {
     pub(crate) core: Arc<Core>,
-    pub(crate) rank: usize,
+    pub(crate) site: Arc<Site>,
     pub(crate) request: String,
     pub(crate) transfer: String,
     pub(crate) peer: Peer,
@@ -155,7 +155,7 @@ pub(crate) struct Debt {
 
 impl Drop for Debt {
     fn drop(&mut self) {
-        if !self.core.has_lost(self.rank) {
+        if !self.core.has_lost(&self.site) {
             release(&self.core, &self.request, &self.transfer, &self.peer);
         }
     }

@@ -86,6 +86,18 @@ async fn read_from_one_rank_at_a_time() {
     }
 }
 
+/// Up to 0.26 decode reads rank 0 alone, which every rank is by itself.
+#[tokio::test]
+async fn one_rank_at_a_time_is_readable_from_0_24_on() {
+    for release in ["0.24.0", "0.26.0", "0.27.0"] {
+        let wide = Wide::start(Mode::Read, release, false, (1, 1)).await;
+        for rank in [0, 1, 1, 0] {
+            wide.read(rank, None).await;
+        }
+        wide.clean().await;
+    }
+}
+
 #[tokio::test]
 async fn prefills_answer_names_the_host_and_the_global_rank() {
     let wide = Wide::start(Mode::Read, "0.32.0", false, (2, 2)).await;

@@ -35,7 +35,7 @@ async fn the_master_goes_on_without_a_child() {
                 let sent = wide.spawn(&leg);
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 assert!(!sent.is_finished() && !parked.is_finished());
-                (sent.abort(), parked.abort());
+                [sent, parked].iter().for_each(tokio::task::JoinHandle::abort);
             }
         }
         // Whom prefill has met it can still serve on the host that is left.
@@ -71,7 +71,7 @@ async fn a_host_that_is_back_is_a_stranger_to_those_who_met_it() {
         wide.read(1, None).await;
         let answer = wide.send(&wide.prefill_leg(&transfer(), 3)).await;
         assert_eq!(answer.0, 200);
-        assert_eq!(wide.send(&wide.aliased(&answer.1, None)).await.0, 500);
+        assert_eq!(wide.send(&wide.aliased(&answer.1, 3, None)).await.0, 500);
         // Its other rank was never met.
         wide.read(2, None).await;
         wide.clean().await;
@@ -85,7 +85,7 @@ async fn streams_of_a_lost_rank_end() {
     let prefill = Engine::start(settings(Role::Prefill, Mode::Read, "0.32.0", 2)).await.unwrap();
     let wide = Wide { prefill, decode: Engine::start(decode).await.unwrap(), client: reqwest::Client::new() };
     let answer = wide.send(&wide.prefill_leg(&transfer(), 0)).await.1;
-    let mut leg = wide.aliased(&answer, Some(2));
+    let mut leg = wide.aliased(&answer, 0, Some(2));
     (leg.body["stream"], leg.body["max_tokens"]) = (json!(true), json!(10_000));
     let url = format!("http://{}/v1/completions", leg.to);
     let request = wide.client.post(url).header("X-data-parallel-rank", "2").header("X-Request-Id", "x");

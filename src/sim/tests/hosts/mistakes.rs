@@ -113,7 +113,7 @@ async fn read_without_an_alias_freezes_decode() {
     for keys in [&["remote_hosts"][..], &["remote_hosts", "remote_dp_size_local"]] {
         let wide = Wide::start(Mode::Read, "0.33.0", false, (2, 2)).await;
         let answer = wide.send(&wide.prefill_leg(&transfer(), 3)).await.1;
-        let mut leg = wide.aliased(&answer, None);
+        let mut leg = wide.aliased(&answer, 3, None);
         leg.body["kv_transfer_params"] = answer["kv_transfer_params"].clone();
         keys.iter().for_each(|key| _ = object(&mut leg.body).shift_remove(*key));
         let sent = wide.spawn(&leg);
@@ -143,7 +143,7 @@ async fn wrong_aliases() {
     for (change, both, expected) in cases {
         let wide = Wide::start(Mode::Read, "0.32.0", false, (2, 2)).await;
         let answer = wide.send(&wide.prefill_leg(&transfer(), 3)).await.1;
-        let mut leg = wide.aliased(&answer, None);
+        let mut leg = wide.aliased(&answer, 3, None);
         let params = object(&mut leg.body);
         change(params);
         if expected == "it is on 3" || expected == "of different ranks" {
