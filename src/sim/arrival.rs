@@ -67,10 +67,11 @@ impl Drop for Arrival {
         if self.core.has_lost(&self.site) {
             return;
         }
-        let lost = blocks.into_ids().len() as u64;
+        let (rank, ids) = (blocks.rank, blocks.into_ids());
+        let lost = ids.len() as u64;
         let mut state = lock(&self.core.state);
         state.parked.remove(&self.transfer);
-        state.leaked += lost;
+        state.pools[rank].leak(ids);
         drop(state);
         self.core.books.count(|counters| {
             counters.leaked_requests += 1;

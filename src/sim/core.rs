@@ -225,7 +225,7 @@ impl Core {
     pub(crate) fn gauges(&self, counters: &mut Counters) {
         let state = lock(&self.state);
         counters.held = state.held.len() as u64;
-        counters.leaked = state.leaked;
+        counters.leaked = state.pools.iter().map(Pool::leaked).sum();
         counters.parked = state.parked.len() as u64;
         let sum = |field: fn(&Load) -> u64| state.loads.iter().map(field).sum();
         counters.running = sum(|load| load.running);

@@ -30,7 +30,7 @@ pub(crate) fn hold(core: &Arc<Core>, transfer: &str, rank: usize, blocks: Vec<u3
         }
         if let Some(older) = state.held.insert(transfer.to_string(), held) {
             // The audit has spoken already; the older one's blocks are stranded as on a real engine.
-            state.leaked += older.blocks.len() as u64;
+            state.pools[older.rank].leak(older.blocks);
         }
     }
     apply_early(core, transfer);

@@ -19,12 +19,13 @@ pub(crate) struct Pool {
     next: u32,
     free: Vec<u32>,
     content: HashMap<u32, Block>,
+    leaked: Vec<u32>,
 }
 
 impl Pool {
     /// An empty pool of `limit` blocks, whose numbers begin at `start`.
     pub(crate) fn new(limit: u32, start: u32) -> Self {
-        Self { limit, start, next: 0, free: Vec::new(), content: HashMap::new() }
+        Self { limit, start, next: 0, free: Vec::new(), content: HashMap::new(), leaked: Vec::new() }
     }
 
     pub(crate) fn take(&mut self, count: usize) -> Option<Vec<u32>> {
@@ -54,9 +55,19 @@ impl Pool {
         self.free.extend(ids);
     }
 
+    /// Blocks that nobody will ever give back.
+    pub(crate) fn leak(&mut self, ids: Vec<u32>) {
+        self.leaked.extend(ids);
+    }
+
+    pub(crate) fn leaked(&self) -> u64 {
+        self.leaked.len() as u64
+    }
+
     /// The process that had this memory is gone. Whoever still holds blocks of it gives them back in time.
     fn forget(&mut self) {
         self.content.clear();
+        self.free.append(&mut self.leaked);
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -179,7 +190,6 @@ pub(crate) struct State {
     ended_order: VecDeque<String>,
     /// By host.
     pub(crate) loads: Vec<Load>,
-    pub(crate) leaked: u64,
     /// Legs without a rank so far, by the host that got them.
     pub(crate) unpinned: Vec<usize>,
     pub(crate) deaf: HashSet<(bool, Slot)>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{Contract, Engine, Mode, Role, Wide, settings, transfer};
-use crate::sim::tests::until;
+use crate::sim::tests::{soon, until};
 
 #[tokio::test]
 async fn the_master_goes_on_without_a_child() {
@@ -20,17 +20,23 @@ async fn the_master_goes_on_without_a_child() {
         let parked = wide.spawn(&wide.decode_leg(&transfer(), 0, Contract::Leader(Some(3))));
         until(&wide.decode, "parked", |counters| counters.parked == 1).await;
 
+        let left = wide.spawn(&wide.decode_leg(&transfer(), 0, Contract::Leader(Some(2))));
+        until(&wide.decode, "parked", |counters| counters.parked == 2).await;
+        left.abort();
+        until(&wide.decode, "leaked", |counters| counters.parked == 1 && counters.leaked > 0).await;
+        let leaked = wide.decode.counters().leaked_blocks;
+
         wide.decode.lose_host(1).await.unwrap();
         let (pings, counters) = (wide.decode.counters().pings, wide.decode.counters());
-        assert_eq!((counters.parked, counters.used_blocks, counters.leaked_blocks), (0, 0, 0));
+        assert_eq!((counters.parked, counters.used_blocks, counters.leaked, counters.leaked_blocks), (0, 0, 0, leaked));
         until(&wide.decode, "pinging", |counters| counters.pings > pings).await;
         let leg = wide.decode_leg(&transfer(), 0, Contract::Leader(Some(3)));
         match (serve, hangs) {
             (true, _) => {
-                assert!(parked.await.is_err(), "its own connection is cut");
+                assert!(soon(parked).await.is_err(), "its own connection is cut");
                 assert!(wide.spawn(&leg).await.is_err(), "nobody listens");
             }
-            (false, false) => assert_eq!((parked.await.unwrap().0, wide.send(&leg).await.0), (500, 500)),
+            (false, false) => assert_eq!((soon(parked).await.unwrap().0, wide.send(&leg).await.0), (500, 500)),
             (false, true) => {
                 let sent = wide.spawn(&leg);
                 tokio::time::sleep(Duration::from_millis(300)).await;

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Contract, Engine, Mode, Role, Wide, hosts, noted, object, params, post, settings, tell, transfer};
 use crate::sim::Settings;
-use crate::sim::tests::{text, until};
+use crate::sim::tests::{soon, text, until};
 
 /// What a mistake leaves alone.
 struct Spoilt<'a> {
@@ -97,7 +97,7 @@ async fn a_rank_off_the_first_host_does_not_ask_for_itself() {
         let decode = wide.spawn(&second);
         assert_eq!(wide.send(&first).await.0, 200);
         if asks {
-            assert_eq!(super::said(&decode.await.unwrap().1), text(5));
+            assert_eq!(super::said(&soon(decode).await.unwrap().1), text(5));
             continue;
         }
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
@@ -165,6 +165,17 @@ async fn wrong_aliases() {
 }
 
 #[tokio::test]
+async fn a_write_prefill_must_be_pinned() {
+    for (serve, mode) in [(false, Mode::Write), (true, Mode::Write), (false, Mode::Read)] {
+        let wide = Wide::start(mode, "0.32.0", serve, (2, 2)).await;
+        let mut leg = wide.prefill_leg(&transfer(), 0);
+        leg.rank = None;
+        assert_eq!(wide.send(&leg).await.0, 200);
+        assert_eq!(noted(&wide.prefill, "without a rank"), mode == Mode::Write, "{:?}", wide.prefill.violations());
+    }
+}
+
+#[tokio::test]
 async fn a_child_that_serves_counts_its_own_ranks() {
     let wide = Wide::start(Mode::Write, "0.32.0", true, (2, 2)).await;
     let mut leg = wide.prefill_leg(&transfer(), 3);
@@ -214,7 +225,7 @@ async fn an_early_release_is_its_ranks_own() {
         let sent = wide.spawn(&wide.prefill_leg(&id, 3));
         until(&wide.prefill, "computing", |counters| counters.running == 1).await;
         tell(&wide.prefill, host, 1, &json!({"type": "release", "transfer_id": id})).await;
-        assert_eq!(sent.await.unwrap().0, 200);
+        assert_eq!(soon(sent).await.unwrap().0, 200);
         // The right one frees at once, the wrong one of the first round never does.
         until(&wide.prefill, "told", |counters| counters.misplaced_releases == 1 && counters.held == held).await;
     }
@@ -234,7 +245,7 @@ async fn a_wake_reaches_its_own_rank_alone() {
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         assert_eq!(wide.decode.counters().parked, 1);
         tell(&wide.decode, 1, 1, &wake).await;
-        assert_eq!(leg.await.unwrap().0, if kind == "write_done" { 200 } else { 500 });
+        assert_eq!(soon(leg).await.unwrap().0, if kind == "write_done" { 200 } else { 500 });
     }
 }
 
@@ -258,7 +269,7 @@ async fn completions_of_two_decode_engines_mix_up_to_0_30() {
             decode.abort();
             continue;
         }
-        assert_eq!(super::said(&decode.await.unwrap().1), text(5), "{release}");
+        assert_eq!(super::said(&soon(decode).await.unwrap().1), text(5), "{release}");
         let mut leg = wide.decode_leg(&two, 1, Contract::Leader(Some(3)));
         leg.to = other.http_address();
         assert_eq!(super::said(&post(wide.client.clone(), leg).await.1), text(5), "{release}");
