@@ -7,6 +7,7 @@ pub mod pairs;
 pub mod reason;
 pub mod registry;
 pub mod rounds;
+mod state;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
@@ -20,38 +21,12 @@ use crate::engine::versions::{self, EngineVersion, Traits};
 use crate::engine::{KvEndpoint, Mode, Registration, Role};
 use crate::metrics::{EngineMetrics, LegStatus, Metrics};
 use crate::pool::breaker::{Admission, Breaker, Circuit};
-use crate::pool::reason::{Failure, Reason};
+use crate::pool::reason::Reason;
 use crate::settings::BreakerLimits;
 use crate::upstream::Verdict;
 use crate::upstream::gauges::LastLook;
 
-/// Where an engine stands between its first ping and its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    /// Registered; its first probe has not answered yet.
-    Probing,
-    /// Alive and usable.
-    Ready,
-    /// Registered, but its HTTP server or a KV port does not answer as it should.
-    Unhealthy(Failure),
-    /// Registered with another mode than the pool's: kept, unused.
-    OtherMode,
-}
-
-impl State {
-    /// The words of all states, for gauges that must fall back to zero.
-    pub const WORDS: [&str; 4] = ["probing", "ready", "unhealthy", "other_mode"];
-
-    /// The word for metrics and status pages.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            State::Probing => "probing",
-            State::Ready => "ready",
-            State::Unhealthy(_) => "unhealthy",
-            State::OtherMode => "other_mode",
-        }
-    }
-}
+pub use state::State;
 
 /// What lives as long as the engine is registered, however often its record is replaced: its load and its breaker.
 #[derive(Debug)]
