@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Shows on real engines what docs/protocol.md says of engines over several hosts: two engines of two hosts with a rank each, in
-network namespaces, driven by hand as the proxy does it, beside an undivided engine.
+network namespaces, driven by hand as the proxy does it and then through the proxy, beside an undivided engine.
 
-    sudo python3 tests/verify/wide --kit REALVLLM --home REALVLLM_HOME --mode write --children headless
+    sudo python3 tests/verify/wide --kit REALVLLM --home REALVLLM_HOME --mode write --children headless --proxy BINARY
 
 Needs root, Linux's `ip`, a folder with vLLM's build for CPUs and a stand-in for RDMA. Prints a line for each check, and exits
 with the number of failed ones.
@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import hosts  # noqa: E402
+import proxied  # noqa: E402
 from stage import DECODE, HANDSHAKE, HTTP, NOTIFY, PREFILL, SINGLE, Stage, get, post  # noqa: E402
 
 WORDS = "the proxy prefill decode engine token request answer block rank leg peer what why when how many".split()
@@ -158,7 +159,7 @@ class Checks:
         self.free("after the wakings", 90)
 
 
-def check(stage: Stage, count: int) -> int:
+def check(stage: Stage, count: int, proxy: Path | None) -> int:
     checks = Checks(stage, count)
     if stage.mode == "write":
         for at_once in (1, 8):
@@ -175,6 +176,8 @@ def check(stage: Stage, count: int) -> int:
     checks.release()
     if stage.mode == "write":
         checks.wake()
+    if proxy:
+        proxied.check(checks, proxy.resolve())
     return checks.failed
 
 
@@ -185,6 +188,7 @@ def main() -> int:
     options.add_argument("--version", default="0.32.0", help="vLLM's (0.32.0)")
     options.add_argument("--mode", choices=["read", "write"], required=True)
     options.add_argument("--children", choices=["headless", "http"], required=True)
+    options.add_argument("--proxy", type=Path, help="the proxy's program; without it all is done by hand")
     options.add_argument("--count", type=int, default=40, help="texts a check (40)")
     given = options.parse_args()
     work = given.home / f"wide-{given.version}"
@@ -193,7 +197,7 @@ def main() -> int:
         for role in ("prefill", "decode"):
             stage.engine(role)
         stage.wait()
-        return check(stage, given.count)
+        return check(stage, given.count, given.proxy)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,13 @@ class Stage:
             [*hosts.on(address), *map(str, command)], stdout=log, stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})})
 
+    def end(self, name: str):
+        """Ends one, if it was started."""
+        process = self.processes.pop(name, None)
+        if process:
+            process.terminate()
+            process.wait(40)
+
     def _vllm(self, name: str, address: str, arguments: list):
         shim = self.home / f"shim-{self.version}"
         stub = shim / "libtcmalloc-libiomp-stub.so"
