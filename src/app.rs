@@ -186,7 +186,7 @@ impl App {
         (listener, heard, news): (Listener, mpsc::Receiver<Heard>, Arc<Notify>),
         (workers, metrics): (usize, Arc<Metrics>),
     ) -> Result<Self, String> {
-        let Parts { door, server, origins, allowed, presumed, registry, .. } = parts;
+        let Parts { door, server, origins, allowed, spans, presumed, registry, .. } = parts;
         let Parts { picking, times, serial_write, kv_release, .. } = parts;
         let address = clients.local_addr().map_err(|error| error.to_string())?;
         let selector = Selector::new(picking);
@@ -214,7 +214,7 @@ impl App {
         let announcer = Announcer::start(server.conduct.announces).map_err(|error| error.to_string())?;
         let teller = Teller::new(presumed, server.expected, announcer.clone(), server.conduct.names_side);
         let discovery =
-            Discovery::new((registry, news), pairs, metrics.clone(), client, allowed, rounds.clone(), teller);
+            Discovery::new((registry, news), pairs, metrics.clone(), client, (allowed, spans), rounds.clone(), teller);
         background.start_apart("membership", ended(discovery.run(heard))).map_err(|error| error.to_string())?;
         let listener = Arc::new(listener);
         let listening = listener.clone();

@@ -219,6 +219,7 @@ async fn a_closed_notify_port_is_seen_at_once() {
         mode: engine::Mode::Read,
         dialect: Dialect::B,
         index: None,
+        hosts: None,
     };
     let traits = versions::traits(Some(EngineVersion::new(0, 32, 0)), Dialect::B);
     let release = async |id: &str| notifier.release(&registration(engine), traits, 0, id).await;

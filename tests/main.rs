@@ -22,3 +22,4 @@ mod process;
 mod relay;
 mod tidy;
 mod transfer;
+mod wide;

@@ -48,7 +48,7 @@ fn decode_leg_from_answer(bencher: Bencher, blocks: u64) {
     let answer = answer(blocks, json!(null));
     let request = Request::parse(Api::Chat, Bytes::from(chat(2048)), TokenBudget::Exact).expect("a request");
     let (prefill, decode) = (registered(0, "P", 1), registered(1, "D", 1));
-    let pair = Pair { prefill: &prefill, decode: &decode, rank: None };
+    let pair = Pair { prefill: &prefill, decode: &decode, rank: None, decode_rank: None };
     let ids = Ids::fresh(&pair, false);
     bencher.bench(|| -> Result<Segments, ParamsError> {
         let params = PrefillParams::from_answer(&Body::parse(black_box(&answer).clone())?)?;

@@ -17,7 +17,7 @@ use super::support::{SIZES, chat, plain, registered, wide};
 fn both_legs(bencher: Bencher, size: usize) {
     let text = Bytes::from(chat(size));
     let (prefill, decode) = (registered(0, "P", 1), registered(1, "D", 1));
-    let pair = Pair { prefill: &prefill, decode: &decode, rank: None };
+    let pair = Pair { prefill: &prefill, decode: &decode, rank: None, decode_rank: None };
     bencher.counter(BytesCount::new(text.len())).bench(|| {
         let request = Request::parse(Api::Chat, text.clone(), TokenBudget::Exact).expect("a request");
         let ids = Ids::fresh(&pair, false);

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use divan::Bencher;
+use moriio_proxy::engine::hosts::Contract;
 use moriio_proxy::routing::Selector;
 use moriio_proxy::settings::PickRules;
 
@@ -12,7 +13,13 @@ use super::support::pool;
 #[divan::bench(args = [2, 512])]
 fn pick(bencher: Bencher, slots: u16) {
     let pool = pool(slots);
-    let selector = Selector::new(PickRules { engine_in_flight: 0, first_contact: false, allow_stale: false });
+    let selector = Selector::new(PickRules {
+        engine_in_flight: 0,
+        first_contact: false,
+        allow_stale: false,
+        contract: Contract::Leader,
+        route_ranks: 0,
+    });
     let now = Instant::now();
     bencher.bench(|| drop(selector.pick(&pool, &[], now).expect("a pair")));
 }

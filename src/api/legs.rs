@@ -29,6 +29,15 @@ pub struct Pair<'a> {
     pub decode: &'a Registration,
     /// The data-parallel rank that prefill is asked for; only where it has more than one.
     pub rank: Option<u32>,
+    /// The rank that decode's leg is pinned to, by the same-rank contract only (protocol H4).
+    pub decode_rank: Option<u32>,
+}
+
+impl Pair<'_> {
+    /// Whether either side's ranks live on several hosts.
+    fn spans(&self) -> bool {
+        self.prefill.spans() || self.decode.spans()
+    }
 }
 
 /// The names of one attempt; never used again, not even for a retry.
@@ -66,9 +75,8 @@ impl Ids {
     }
 }
 
-/// The value of the prefill leg's rank header. Decode's leg carries none: its engine balances its own ranks.
-pub(crate) fn leg_rank_header(pair: &Pair<'_>) -> Option<u32> {
-    // A rank header is a range error on an engine with one rank.
+/// Prefill's rank as decode is told it; none where there is only one.
+fn prefill_rank(pair: &Pair<'_>) -> Option<u32> {
     pair.rank.filter(|_| pair.prefill.dp_size > 1)
 }
 
@@ -180,11 +188,31 @@ fn built_params(leg: Role, pair: &Pair<'_>, ids: &Ids) -> String {
         out,
         r#","remote_port":{port},"remote_handshake_port":{port},"remote_notify_port":{notify},"remote_dp_size":{dp_size},"remote_tp_size":{tp_size},"tp_size":{tp_size}"#
     );
-    if let (Role::Decode, Some(rank)) = (leg, leg_rank_header(pair)) {
+    if let (Role::Decode, Some(rank)) = (leg, prefill_rank(pair)) {
         let _ = write!(out, r#","remote_dp_rank":{rank}"#);
+    }
+    if pair.spans() {
+        span(&mut out, leg, pair, peer);
     }
     out.push('}');
     out
+}
+
+/// What a leg is told of hosts where either side spans several: those of its peer, and on decode's leg who of its ranks tells prefill
+/// (protocol H4). A side of one host is a list of one.
+fn span(out: &mut String, leg: Role, pair: &Pair<'_>, peer: &Registration) {
+    out.push_str(r#","remote_hosts":["#);
+    for (at, host) in peer.host_addresses().enumerate() {
+        out.push_str(if at == 0 { "" } else { "," });
+        *out += &quoted(host);
+    }
+    // Writing to a String cannot fail.
+    let _ = write!(out, r#"],"remote_dp_size_local":{}"#, peer.local_ranks());
+    out.push_str(match (leg, pair.decode_rank) {
+        (Role::Prefill, _) => "",
+        (Role::Decode, None) => r#","is_request_leader":true"#,
+        (Role::Decode, Some(_)) => r#","remote_dp_rank_override":true"#,
+    });
 }
 
 /// Why prefill's answer gives decode nothing to read.
@@ -238,20 +266,26 @@ impl PrefillParams {
         serde_json::from_slice::<u32>(rank).ok().filter(|rank| *rank < dp_size)
     }
 
+    /// The host of the rank that has the blocks.
+    fn host<'a>(&self, pair: &Pair<'a>) -> &'a str {
+        let rank = self.named_rank(pair.prefill.dp_size).or(prefill_rank(pair));
+        if pair.prefill.spans() { pair.prefill.place(rank.unwrap_or(0)).0 } else { &pair.prefill.kv.host }
+    }
+
     /// Prefill's object with what it left out. A `null` counts as left out: engines index these keys without a check,
     /// and a null host, port or size ends their process just as an absent one.
     fn completed(&self, pair: &Pair<'_>, ids: &Ids) -> Segments {
         let prefill = pair.prefill;
-        let mut edits = Vec::with_capacity(8);
+        let mut edits = if prefill.spans() { self.aliased(pair) } else { Vec::with_capacity(8) };
         let mut fill = |key: &'static str, value: &dyn Fn() -> String| {
-            if self.object.get_some(key).is_none() {
+            if self.object.get_some(key).is_none() && !edits.iter().any(|edit: &Edit| edit.key() == key) {
                 edits.push(Edit::Set(key, Json::Text(value())));
             }
         };
         let port = prefill.kv.handshake;
         fill("transfer_id", &|| quoted(&ids.transfer_id));
         fill("remote_engine_id", &|| quoted(&format!("{}:{port}", prefill.kv.host)));
-        fill("remote_host", &|| quoted(&prefill.kv.host));
+        fill("remote_host", &|| quoted(self.host(pair)));
         fill("remote_port", &|| port.to_string());
         fill("remote_handshake_port", &|| port.to_string());
         fill("remote_notify_port", &|| prefill.kv.notify.to_string());
@@ -264,7 +298,10 @@ impl PrefillParams {
                 edits.push(Edit::Set(key, Json::Fixed(value)));
             }
         }
-        let pinned = leg_rank_header(pair);
+        if prefill.spans() {
+            return self.object.edit(&edits);
+        }
+        let pinned = prefill_rank(pair);
         match (self.object.get("remote_dp_rank"), self.named_rank(prefill.dp_size)) {
             (Some(_), Some(_)) => {}
             (Some(_), None) => edits.push(Edit::Set("remote_dp_rank", Json::Text(pinned.unwrap_or(0).to_string()))),
@@ -275,6 +312,23 @@ impl PrefillParams {
             edits.push(Edit::Remove("remote_dp_size_local"));
         }
         self.object.edit(&edits)
+    }
+
+    /// READ from an engine over several hosts: decode would look for each of its ranks on one host, at ports that nobody listens
+    /// at, and wait for ever. So the rank that has the blocks is presented as an engine of one rank (protocol H5).
+    fn aliased(&self, pair: &Pair<'_>) -> Vec<Edit> {
+        let prefill = pair.prefill;
+        let rank = self.named_rank(prefill.dp_size).or(prefill_rank(pair)).unwrap_or(0);
+        let (_, local) = prefill.place(rank);
+        let number = |number: u32| Json::Text(number.to_string());
+        vec![
+            Edit::Set("remote_handshake_port", number(u32::from(prefill.kv.handshake) + local)),
+            Edit::Set("remote_notify_port", number(u32::from(prefill.kv.notify) + local)),
+            Edit::Set("remote_dp_rank", Json::Fixed("0")),
+            Edit::Set("remote_dp_size", Json::Fixed("1")),
+            Edit::Remove("remote_dp_size_local"),
+            Edit::Remove("remote_hosts"),
+        ]
     }
 }
 

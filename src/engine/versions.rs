@@ -3,10 +3,8 @@
 //! An unknown release gets the most careful row: ids that embed both addresses, one exchange at first contact, no message
 //! to its listeners. A row is exact for final releases; a pre-release counts as the release before it.
 
+use crate::engine::{Dialect, Mode};
 use std::fmt::Write as _;
-use std::ops::RangeInclusive;
-
-use crate::engine::{Dialect, Mode, Registration};
 
 /// A vLLM version. Pre-releases sort below the final release of the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,7 +126,7 @@ pub struct Traits {
     /// to free what still runs or was left (an assertion of their scheduler; source of 0.24.0 to 0.32.0).
     pub early_release: bool,
     /// Whether a decode leg's waiting ends with a `write_done` map (protocol K10, K11). It must go to every notify port of
-    /// decode's data-parallel rank, one for each tensor-parallel rank: [`notify_ports`]. It must come once: the engine ends
+    /// decode's data-parallel rank, one for each tensor-parallel rank: [`crate::engine::Registration::notify_ports`]. It must come once: the engine ends
     /// at a second one for a request that is at work (seen on 0.32.0, the same assertion since 0.18.0).
     pub wake: bool,
     /// Whether decode understands `write_failed` (protocol K10).
@@ -138,6 +136,8 @@ pub struct Traits {
     /// Whether prefill may get a request for one token without transfer params, and so answer for its prompt by itself
     /// (protocol V4, O14).
     pub alone: bool,
+    /// Whether its ranks may live on several hosts (protocol H3).
+    pub over_hosts: bool,
     /// What was run on real engines (`docs/verification.md`); empty where the source was only read.
     pub proved: &'static str,
 }
@@ -182,6 +182,7 @@ static UNKNOWN: Traits = Traits {
     write_failed: false,
     plain_requests: false,
     alone: false,
+    over_hosts: false,
     proved: "",
 };
 
@@ -302,6 +303,7 @@ const SINCE_31: Traits = Traits {
     write_failed: false,
     plain_requests: false,
     alone: true,
+    over_hosts: true,
     proved: "",
 };
 
@@ -329,22 +331,11 @@ pub fn bound_pairs(prefill: &Traits, dialect: Dialect) -> bool {
     prefill.bound_pairs && dialect == Dialect::B
 }
 
-/// The notify ports of one data-parallel rank, one for each tensor-parallel rank: base + rank + tp (protocol A5).
-///
-/// Release goes to all of those of prefill's rank, un-park and `write_failed` to all of those of decode's rank. Where
-/// decode's rank is not known, because its leg is not pinned, send to the ports of every rank.
-pub(crate) fn notify_ports(engine: &Registration, rank: u32) -> RangeInclusive<u16> {
-    let first = u32::from(engine.kv.notify).saturating_add(rank);
-    let last = first.saturating_add(engine.tp_size.max(1) - 1);
-    let port = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
-    port(first)..=port(last)
-}
-
 /// The table as Markdown, for the reference; a test there compares.
 pub fn reference_table() -> String {
     let mut table = String::from(
-        "| vLLM | READ | WRITE | Request id | First contact | WRITE pairs | Release | Un-park | `write_failed` | Plain requests | Prefill alone | Run on real engines |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
+        "| vLLM | READ | WRITE | Request id | First contact | WRITE pairs | Release | Un-park | `write_failed` | Plain requests | Prefill alone | Over hosts | Run on real engines |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for row in ROWS.iter().chain([&UNKNOWN]) {
         let yes = |flag: bool| if flag { "yes" } else { "no" };
@@ -357,7 +348,7 @@ pub fn reference_table() -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             table,
-            "| {} | {} | {} | {} | {} | {} | {release} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {release} | {} | {} | {} | {} | {} | {} |",
             row.name,
             row.read.as_str(),
             row.write.as_str(),
@@ -368,6 +359,7 @@ pub fn reference_table() -> String {
             yes(row.write_failed),
             yes(row.plain_requests),
             yes(row.alone),
+            yes(row.over_hosts),
             if row.proved.is_empty() { "read from source" } else { row.proved },
         );
     }

@@ -32,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pool::pairs::Meeting;
 use crate::pool::{Engine, InFlight, LegEnd, Pool};
-use crate::routing::{Picked, Selector};
+use crate::routing::{DecodePlace, Picked, Selector};
 use crate::settings::Times;
 use crate::upstream::gauges::Queue;
 use crate::upstream::{Limit, Repeat, Upstream};
@@ -133,6 +133,8 @@ struct Attempt {
     decode_engine: Arc<Engine>,
     /// The rank that prefill is asked for.
     rank: Option<u32>,
+    /// Where decode's leg goes.
+    place: DecodePlace,
     /// The rank that has the blocks.
     holding_rank: u32,
     /// Places on engines, as long as their legs are not sent.
@@ -174,7 +176,8 @@ impl Drive {
     /// An attempt with a pair; nothing is sent yet.
     pub fn new(means: &Arc<Means>, asked: &Arc<Asked>, picked: Picked, record: &mut Exchange) -> Self {
         let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
-        let pair = Pair { prefill: &prefill.registration, decode: &decode.registration, rank: picked.rank };
+        let (rank, decode_rank) = (picked.rank, picked.place.rank);
+        let pair = Pair { prefill: &prefill.registration, decode: &decode.registration, rank, decode_rank };
         let ids = Ids::fresh(&pair, versions::plain_id(prefill.traits, decode.traits));
         record.attempt(&picked, &ids.transfer_id);
         // Nothing of a pair is learned from prefill alone.
@@ -199,8 +202,9 @@ impl Drive {
             ids,
             prefill_engine,
             decode_engine: answer_guard.engine.clone(),
-            rank: picked.rank,
-            holding_rank: picked.rank.unwrap_or(0),
+            rank,
+            place: picked.place,
+            holding_rank: rank.unwrap_or(0),
             prefill_guard,
             answer_end: answer_guard.leg_end(),
             answer_guard: Some(answer_guard),

@@ -68,7 +68,8 @@ pub enum Edit {
 }
 
 impl Edit {
-    fn key(&self) -> &'static str {
+    /// The member that it changes.
+    pub fn key(&self) -> &'static str {
         match self {
             Edit::Set(key, _) | Edit::Remove(key) => key,
         }

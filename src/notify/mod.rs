@@ -3,6 +3,7 @@
 //! not take them costs exchanges nothing. Only what an engine of that release understands is sent (`engine/versions.rs`).
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use zeromq::{Socket, SocketSend};
 
 use crate::engine::Registration;
-use crate::engine::versions::{ReleaseForm, Traits, notify_ports};
+use crate::engine::versions::{ReleaseForm, Traits};
 use crate::metrics::Metrics;
 use crate::worker;
 
@@ -137,16 +138,17 @@ impl Notifier {
             ReleaseForm::Text => Some(Bytes::from(transfer_id.to_owned())),
             ReleaseForm::Map => Some(packed(&Release { r#type: "release", transfer_id, consumer_tp_size: 1 })),
         };
-        let ports = notify_ports(prefill, rank).collect();
-        all(payload.map(|payload| self.send("release", prefill, ports, payload)).unwrap_or_default())
+        let ports = prefill.notify_ports(rank).collect();
+        all(payload.map(|payload| self.send("release", ports, payload)).unwrap_or_default())
     }
 
     /// Wakes a decode leg that waits for KV that prefill can certainly not write any more (protocol K10 to K12). To be called once
-    /// in a leg's life. One that comes before its request is kept for it. Sent even if nobody waits for what comes of it.
+    /// in a leg's life, with the ranks that may have it. One that comes before its request is kept for it. Sent even if nobody waits for what comes of it.
     pub fn wake(
         &self,
         decode: &Registration,
         traits: &Traits,
+        ranks: Range<u32>,
         transfer_id: &str,
     ) -> impl Future<Output = Acknowledged> + Send + use<> {
         let message = match (traits.write_failed, traits.wake) {
@@ -154,22 +156,20 @@ impl Notifier {
             (false, true) => Some(("unpark", "write_done")),
             (false, false) => None,
         };
-        // Which rank holds the leg is decode's own secret; the others keep a line for a request that never comes.
-        let ports = (0..decode.dp_size).flat_map(|rank| notify_ports(decode, rank)).collect();
+        // Which of them holds the leg is decode's own secret; the others keep a line for a request that never comes.
+        let ports = ranks.flat_map(|rank| decode.notify_ports(rank)).collect();
         all(message.map_or_else(Vec::new, |(kind, message)| {
-            self.send(kind, decode, ports, packed(&Outcome { r#type: message, transfer_id }))
+            self.send(kind, ports, packed(&Outcome { r#type: message, transfer_id }))
         }))
     }
 
     /// One message to each port. What comes back is empty when an engine will not hear all.
-    fn send(&self, kind: &'static str, engine: &Registration, ports: BTreeSet<u16>, payload: Bytes) -> Vec<Answer> {
+    fn send(&self, kind: &'static str, ports: BTreeSet<(&str, u16)>, payload: Bytes) -> Vec<Answer> {
         let Some(queue) = &self.queue else { return Vec::new() };
         let mut answers = Vec::new();
-        let kv = &engine.kv;
-        let host = if kv.host.contains(':') { format!("[{}]", kv.host) } else { kv.host.clone() };
-        for port in ports {
+        for (host, port) in ports {
             let (told, answer) = oneshot::channel();
-            let address = format!("{host}:{port}");
+            let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
             if queue.try_send(Message { kind, address, payload: payload.clone(), told }).is_err() {
                 self.metrics.kv_message(kind, "dropped");
                 return Vec::new();

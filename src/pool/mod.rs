@@ -21,10 +21,10 @@ use crate::engine::versions::{self, EngineVersion, Traits};
 use crate::engine::{KvEndpoint, Mode, Registration, Role};
 use crate::metrics::{EngineMetrics, LegStatus, Metrics};
 use crate::pool::breaker::{Admission, Breaker, Circuit};
-use crate::pool::reason::Reason;
+use crate::pool::reason::{Failure, Reason};
 use crate::settings::BreakerLimits;
 use crate::upstream::Verdict;
-use crate::upstream::gauges::LastLook;
+use crate::upstream::gauges::LastLooks;
 
 pub use state::State;
 
@@ -36,7 +36,7 @@ pub struct Vitals {
     refused: AtomicBool,
     refusals: Arc<Notify>,
     /// What the engine last said of its queue, and when it was asked.
-    pub queue: LastLook,
+    pub looks: LastLooks,
     /// Counters of the engine.
     pub metrics: EngineMetrics,
 }
@@ -54,7 +54,7 @@ impl Vitals {
             breaker: Mutex::new(Breaker::new(limits)),
             refused: AtomicBool::new(false),
             refusals,
-            queue: LastLook::default(),
+            looks: LastLooks::default(),
             metrics,
         })
     }
@@ -168,8 +168,23 @@ impl Engine {
             State::Probing => Some(Reason::FirstProbe),
             State::Unhealthy(failure) => Some(Reason::Failed(failure)),
             State::OtherMode => Some(Reason::OtherMode),
+            State::Misfit(misfit) => Some(Reason::Misfit(misfit)),
             State::Ready => (self.vitals.circuit(now) == Circuit::Open).then_some(Reason::CircuitOpen),
         }
+    }
+
+    /// A reason in words, with the host that it is about by its address.
+    pub fn explain(&self, reason: Reason) -> String {
+        let listed = |host: usize| self.registration.host_addresses().nth(host).unwrap_or_default();
+        match reason {
+            Reason::Failed(Failure::Host(host, lost)) => format!("host {}: {lost}", listed(host)),
+            reason => reason.to_string(),
+        }
+    }
+
+    /// What it can say of hosts to its peers.
+    pub(crate) fn spoken(&self) -> (&Registration, &'static Traits) {
+        (&self.registration, self.traits)
     }
 
     /// Takes a place on the engine, or not: its breaker may be open or its trial taken. The place is given back by
@@ -273,6 +288,15 @@ pub struct Slot {
     pub rank: u32,
 }
 
+/// A decode engine and one of its hosts that takes legs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeSlot {
+    /// Index in [`Pool::decode`].
+    pub engine: usize,
+    /// The host, by its place in the engine's list; 0 where the first serves all.
+    pub host: usize,
+}
+
 /// All engines at one moment, in the order in which they registered.
 #[derive(Debug, Default)]
 pub struct Pool {
@@ -284,8 +308,10 @@ pub struct Pool {
     pub mode: Option<Mode>,
     /// Ready prefill engines' ranks, every engine's first rank before anyone's second.
     pub prefill_slots: Vec<Slot>,
-    /// Ready decode engines, as indexes in [`Pool::decode`].
-    pub decode_slots: Vec<usize>,
+    /// Ready decode engines' hosts that take legs, every engine's first before anyone's second.
+    pub decode_slots: Vec<DecodeSlot>,
+    /// Whether a ready engine's ranks live on several hosts.
+    pub spans: bool,
     /// Engines whose first probe is in flight.
     pub probing: usize,
     /// Engines whose HTTP server or KV port did not answer as it should when it was probed last.
@@ -311,8 +337,20 @@ impl Pool {
             let slots = pool.prefill.iter().enumerate().filter(|(_, e)| has(e));
             pool.prefill_slots.extend(slots.map(|(engine, _)| Slot { engine, rank }));
         }
-        pool.decode_slots = (0..pool.decode.len()).filter(|i| ready(&pool.decode[*i])).collect();
+        let doors = pool.decode.iter().filter(|e| ready(e)).map(|e| e.registration.doors()).max().unwrap_or(0);
+        for host in 0..doors {
+            let has = |e: &Arc<Engine>| ready(e) && host < e.registration.doors();
+            let slots = pool.decode.iter().enumerate().filter(|(_, e)| has(e));
+            pool.decode_slots.extend(slots.map(|(engine, _)| DecodeSlot { engine, host }));
+        }
+        let spans = pool.engines().any(|e| ready(e) && e.registration.spans());
+        pool.spans = spans;
         pool
+    }
+
+    /// Ready decode engines, each once.
+    pub fn ready_decodes(&self) -> &[DecodeSlot] {
+        &self.decode_slots[..self.decode_slots.partition_point(|slot| slot.host == 0)]
     }
 
     /// Every engine.

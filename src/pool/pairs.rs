@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::engine::{Mode, Role};
+use crate::engine::{Mode, Role, reach};
 use crate::pool::bonds::{self, Bonds};
 use crate::pool::history::{PairHistory, PairState};
 use crate::pool::reason::Reason;
@@ -137,6 +137,14 @@ impl Pairs {
             let mut ready = peers.iter().filter(|peer| peer.state == State::Ready).peekable();
             ready.peek().is_some() && ready.all(|peer| stale(peer))
         };
+        let untold = |prefill: &Engine, decode: &Engine| !reach::hosts_agree(prefill.spoken(), decode.spoken(), mode);
+        let is_untold = match engine.role() {
+            Role::Prefill => stranded(&pool.decode, &|decode| untold(engine, decode)),
+            Role::Decode => stranded(&pool.prefill, &|prefill| untold(prefill, engine)),
+        };
+        if is_untold {
+            return Some(Reason::HostsUntold);
+        }
         match engine.role() {
             Role::Prefill => stranded(&pool.decode, &|decode| is_stale(engine, decode)).then_some(Reason::StalePairs),
             Role::Decode if stranded(&pool.prefill, &|prefill| is_stale(prefill, engine)) => Some(Reason::StalePairs),
@@ -177,6 +185,7 @@ impl Pairs {
         mode: Mode,
         now: Instant,
     ) -> bool {
-        decode.is_usable(now) && (self.allow_stale || history.state(prefill, decode, mode) != PairState::Stale)
+        let agree = reach::hosts_agree(prefill.spoken(), decode.spoken(), mode);
+        agree && decode.is_usable(now) && (self.allow_stale || history.state(prefill, decode, mode) != PairState::Stale)
     }
 }

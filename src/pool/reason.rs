@@ -4,6 +4,8 @@
 use std::fmt;
 use std::io;
 
+use crate::engine::Misfit;
+
 /// What a probe found wrong with an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
@@ -21,6 +23,25 @@ pub enum Failure {
     KvRefused(u16),
     /// The host name of its KV ports does not resolve.
     KvUnresolved,
+    /// One of its hosts beyond the first, by its place in the list, cannot be used.
+    Host(usize, Lost),
+}
+
+/// What is wrong with one of an engine's hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lost {
+    /// Its name does not resolve.
+    Unresolved,
+    /// Nobody listens at this KV port.
+    KvRefused(u16),
+    /// This KV port cannot be reached: no route, or no answer in time. A host without HTTP has no other sign of life.
+    KvUnreachable(u16),
+    /// Nobody listens at this HTTP port.
+    Refused(u16),
+    /// `GET /health` has no answer in time.
+    NoAnswer,
+    /// `GET /health` answered with this status, 500 or above.
+    Status(u16),
 }
 
 impl Failure {
@@ -43,7 +64,13 @@ impl Failure {
     /// Whether it says little of an engine that was ready: a busy one answers late, and a name server may have its own
     /// troubles. Its pings and its legs speak for it.
     pub(crate) fn is_doubtful(self) -> bool {
-        matches!(self, Failure::Unresolved | Failure::NoAnswer | Failure::KvUnresolved)
+        matches!(
+            self,
+            Failure::Unresolved
+                | Failure::NoAnswer
+                | Failure::KvUnresolved
+                | Failure::Host(_, Lost::Unresolved | Lost::NoAnswer)
+        )
     }
 
     /// The word for the metric's label.
@@ -56,6 +83,7 @@ impl Failure {
             Failure::Status(_) => "health_status",
             Failure::KvRefused(_) => "kv_port_refused",
             Failure::KvUnresolved => "kv_name_unresolved",
+            Failure::Host(..) => "host_lost",
         }
     }
 }
@@ -70,6 +98,20 @@ impl fmt::Display for Failure {
             Failure::Status(status) => write!(f, "GET /health answered {status}"),
             Failure::KvRefused(port) => write!(f, "KV port {port} refuses connections"),
             Failure::KvUnresolved => f.write_str("the host name of its KV ports does not resolve"),
+            Failure::Host(host, lost) => write!(f, "host {host} of its list, counted from 0: {lost}"),
+        }
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Lost::Unresolved => f.write_str("its name does not resolve"),
+            Lost::KvRefused(port) => write!(f, "KV port {port} refuses connections"),
+            Lost::KvUnreachable(port) => write!(f, "KV port {port} cannot be reached"),
+            Lost::Refused(port) => write!(f, "HTTP port {port} refuses connections"),
+            Lost::NoAnswer => f.write_str("no answer to GET /health"),
+            Lost::Status(status) => write!(f, "GET /health answered {status}"),
         }
     }
 }
@@ -83,6 +125,10 @@ pub enum Reason {
     Failed(Failure),
     /// It has another mode than the pool.
     OtherMode,
+    /// What was listed of its hosts does not fit it.
+    Misfit(Misfit),
+    /// Its ranks or its peers' live on several hosts, of which one of them is too old to be told (protocol H3).
+    HostsUntold,
     /// Its breaker is open.
     CircuitOpen,
     /// Every pair it could be part of is stale (protocol P3).
@@ -98,6 +144,8 @@ impl Reason {
             Reason::FirstProbe => "first_probe",
             Reason::Failed(failure) => failure.as_str(),
             Reason::OtherMode => "other_mode",
+            Reason::Misfit(_) => "misfit",
+            Reason::HostsUntold => "hosts_untold",
             Reason::CircuitOpen => "circuit_open",
             Reason::StalePairs => "stale_pairs",
             Reason::Unbound => "unbound",
@@ -111,6 +159,8 @@ impl fmt::Display for Reason {
             Reason::FirstProbe => f.write_str("first probe pending"),
             Reason::Failed(failure) => failure.fmt(f),
             Reason::OtherMode => f.write_str("another mode than the pool's"),
+            Reason::Misfit(misfit) => misfit.fmt(f),
+            Reason::HostsUntold => f.write_str("it and its peers cannot tell each other of several hosts"),
             Reason::CircuitOpen => f.write_str("circuit open"),
             Reason::StalePairs => f.write_str("every pair is stale"),
             Reason::Unbound => f.write_str("every prefill engine is bound to another decode engine"),

@@ -229,9 +229,10 @@ impl Registry {
 
     /// Two engines on one host whose port ranges meet will serve each other's messages (protocol A4).
     fn warn_of_overlaps(&self, new: &Registration) {
-        let span = |base: u16, r: &Registration| (u32::from(base), u32::from(base) + r.dp_size * r.tp_size);
+        let span = |base: u16, r: &Registration| (u32::from(base), u32::from(base) + r.local_ranks() * r.tp_size);
         let spans = |r: &Registration| [span(r.kv.handshake, r), span(r.kv.notify, r)];
-        for other in self.entries.values().map(|e| &e.registration).filter(|o| o.kv.host == new.kv.host) {
+        let meet = |o: &&Registration| o.host_addresses().any(|host| new.host_addresses().any(|own| own == host));
+        for other in self.entries.values().map(|e| &e.registration).filter(meet) {
             let meets = |(from, to): (u32, u32)| spans(other).iter().any(|(low, high)| from < *high && *low < to);
             if spans(new).into_iter().any(meets) {
                 tracing::warn!(engine = %new.http, other = %other.http, "KV port ranges of two engines on one host overlap");
@@ -256,6 +257,7 @@ impl Registry {
         let engines = entries.into_iter().filter_map(|entry| {
             let state = match entry.state {
                 State::Ready if Some(entry.registration.mode) != self.mode => State::OtherMode,
+                State::Ready => entry.misfit().map_or(State::Ready, State::Misfit),
                 state => state,
             };
             let claims = entry.claims();

@@ -1,5 +1,6 @@
 //! Where an engine stands.
 
+use crate::engine::Misfit;
 use crate::pool::reason::Failure;
 
 /// Where an engine stands between its first ping and its end.
@@ -13,11 +14,13 @@ pub enum State {
     Unhealthy(Failure),
     /// Registered with another mode than the pool's: kept, unused.
     OtherMode,
+    /// Registered something else than was listed of its hosts, or of a version that cannot span them: kept, unused.
+    Misfit(Misfit),
 }
 
 impl State {
     /// The words of all states, for gauges that must fall back to zero.
-    pub const WORDS: [&str; 4] = ["probing", "ready", "unhealthy", "other_mode"];
+    pub const WORDS: [&str; 5] = ["probing", "ready", "unhealthy", "other_mode", "misfit"];
 
     /// The word for metrics and status pages.
     pub fn as_str(self) -> &'static str {
@@ -26,6 +29,7 @@ impl State {
             State::Ready => "ready",
             State::Unhealthy(_) => "unhealthy",
             State::OtherMode => "other_mode",
+            State::Misfit(_) => "misfit",
         }
     }
 }

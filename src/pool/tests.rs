@@ -8,7 +8,7 @@ fn record(port: u16, role: Role, dp_size: u32, state: State, incarnation: u64) -
     let http = HttpAddress { host: "10.0.0.1".into(), port };
     let kv = KvEndpoint { host: "10.0.0.1".into(), handshake: port, notify: 61005, text: String::new() };
     let (mode, dialect, index) = (Mode::Read, Dialect::B, None);
-    let registration = Registration { role, http, kv, dp_size, tp_size: 1, mode, dialect, index };
+    let registration = Registration { role, http, kv, dp_size, tp_size: 1, mode, dialect, index, hosts: None };
     let vitals = Vitals::new(limits, Metrics::new().engine(role, "x"));
     Arc::new(Engine::new(registration, None, state, incarnation, vitals).unwrap())
 }
@@ -36,7 +36,7 @@ fn case_35_slots_go_round_engines_before_ranks() {
     let pool = Pool::new(engines, Some(Mode::Read));
     let slots: Vec<_> = pool.prefill_slots.iter().map(|s| (s.engine, s.rank)).collect();
     assert_eq!(slots, [(0, 0), (1, 0), (0, 1), (1, 1)]);
-    assert_eq!((pool.decode_slots, pool.probing), (vec![0], 1));
+    assert_eq!((pool.decode_slots, pool.probing), (vec![DecodeSlot { engine: 0, host: 0 }], 1));
 }
 
 #[test]

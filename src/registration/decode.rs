@@ -98,6 +98,7 @@ fn register(
     index: Option<u64>,
 ) -> Result<Registration, Rejection> {
     Ok(Registration {
+        hosts: None,
         role,
         http,
         kv,

@@ -23,6 +23,7 @@ use crate::pool::registry::{Entered, Probe, ProbeOrder, Registry};
 use crate::pool::rounds::Rounds;
 use crate::registration::decode::{self, Message};
 use crate::registration::socket::listener::Heard;
+use crate::settings::Spans;
 
 /// The least time between the beginnings of two rounds of probes that requests ask for.
 const ROUNDS_APART: Duration = Duration::from_millis(100);
@@ -48,6 +49,7 @@ pub struct Discovery {
     metrics: Arc<Metrics>,
     client: reqwest::Client,
     allowed: Vec<IpNet>,
+    spans: Spans,
     complained: HashSet<String>,
     rounds: Arc<Rounds>,
     /// Called when something was heard that is no mere repetition.
@@ -76,13 +78,14 @@ struct Round {
 type Probed = (HttpAddress, u64, Probe);
 
 impl Discovery {
-    /// A task over an empty registry. `allowed` empty means that every host may register (`--engine-allow`).
+    /// A task over an empty registry. `allowed` empty means that every host may register (`--engine-allow`); of engines over several
+    /// hosts only the first registers, `spans` has the others (`--engine-hosts`).
     pub fn new(
         (registry, news): (Registry, Arc<Notify>),
         pairs: Arc<Pairs>,
         metrics: Arc<Metrics>,
         client: reqwest::Client,
-        allowed: Vec<IpNet>,
+        (allowed, spans): (Vec<IpNet>, Spans),
         rounds: Arc<Rounds>,
         teller: Teller,
     ) -> Self {
@@ -96,6 +99,7 @@ impl Discovery {
             metrics,
             client,
             allowed,
+            spans,
             complained: HashSet::new(),
             rounds,
             round_wanted: false,
@@ -191,7 +195,7 @@ impl Discovery {
 
     /// Deals with one message; says whether an engine wants to be probed now.
     fn hear(&mut self, message: &Heard) -> bool {
-        let (registration, unknown) = match decode::decode(&message.payload) {
+        let (mut registration, unknown) = match decode::decode(&message.payload) {
             Ok(Message::Register(registration, unknown)) => (registration, unknown),
             Ok(Message::Hello) => {
                 self.metrics.registration("hello");
@@ -211,6 +215,7 @@ impl Discovery {
         for key in unknown {
             self.complain(None, &format!("engine {}: unknown registration key {key:?}", registration.http));
         }
+        registration.hosts = self.spans.of(&registration);
         let address = registration.http.clone();
         let (role, mode) = (registration.role, registration.mode);
         let outcome = self.registry.hear(registration, message.peer, message.at);

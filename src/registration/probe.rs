@@ -9,9 +9,10 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::engine::hosts::Host;
 use crate::engine::versions::EngineVersion;
 use crate::engine::{KvEndpoint, Registration};
-use crate::pool::reason::Failure;
+use crate::pool::reason::{Failure, Lost};
 use crate::pool::registry::{Probe, ProbeOrder};
 
 /// Time for one request of a probe.
@@ -37,7 +38,41 @@ async fn ask(client: &reqwest::Client, registration: &Registration, contested: b
     if !contested {
         kv_ports(&registration.kv).await?;
     }
-    Ok(())
+    let Some(hosts) = &registration.hosts else { return Ok(()) };
+    // All at once: a host that is down takes its time to say so.
+    let looks = hosts.all().iter().enumerate().skip(1).map(|(place, host)| async move {
+        child(client, &registration.kv, host).await.map_err(|lost| Failure::Host(place, lost))
+    });
+    futures::future::join_all(looks).await.into_iter().collect()
+}
+
+/// A host beyond the first: its KV ports, and its HTTP server where it has one.
+async fn child(client: &reqwest::Client, kv: &KvEndpoint, host: &Host) -> Result<(), Lost> {
+    let addresses = resolve(&host.address).await;
+    if addresses.is_empty() {
+        return Err(Lost::Unresolved);
+    }
+    let (handshake, notify) = tokio::join!(connects(&addresses, kv.handshake), connects(&addresses, kv.notify));
+    handshake.and(notify)?;
+    let Some(http) = &host.http else { return Ok(()) };
+    match client.get(http.url("/health")).timeout(LIMIT).send().await {
+        Ok(answer) if answer.status().as_u16() < 500 => Ok(()),
+        Ok(answer) => Err(Lost::Status(answer.status().as_u16())),
+        Err(error) => match unanswered(&error) {
+            Failure::Refused => Err(Lost::Refused(http.port)),
+            _ => Err(Lost::NoAnswer),
+        },
+    }
+}
+
+/// Whether a port of a host is open that may have no other sign of life.
+async fn connects(addresses: &[IpAddr], port: u16) -> Result<(), Lost> {
+    let addresses: Vec<SocketAddr> = addresses.iter().map(|host| SocketAddr::new(*host, port)).collect();
+    match timeout(LIMIT, TcpStream::connect(&addresses[..])).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(Lost::KvRefused(port)),
+        Ok(Err(_)) | Err(_) => Err(Lost::KvUnreachable(port)),
+    }
 }
 
 async fn health(client: &reqwest::Client, registration: &Registration) -> Result<(), Failure> {

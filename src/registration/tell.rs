@@ -95,6 +95,9 @@ impl Teller {
                 let addresses = format!("HTTP:{}, ZMQ:{}", engine.name, engine.registration.kv.text);
                 self.announcer.engine(true, told.role, &addresses);
                 told.addresses = Some(addresses);
+                if engine.registration.hosts.as_ref().is_some_and(|hosts| hosts.is_repeated()) {
+                    tracing::warn!(role = %told.role, engine = %told.name, "its first host's address stands for all its hosts: that is right only where the others bind no ports of their own, else --engine-hosts must list them");
+                }
                 for said in self.presumed.contradictions(&engine.registration) {
                     let dp_size = engine.registration.dp_size;
                     tracing::warn!(role = %told.role, engine = %told.name, dp_size, said, "engine is not as the command line says: what it registered counts");
@@ -159,11 +162,12 @@ impl Told {
         }
         self.said = Some((reason, now));
         let mode = engine.registration.mode;
+        let why = engine.explain(reason);
         // Engines ping long before they serve, so that this is every start's beginning.
         if reason == Reason::Failed(Failure::Refused) && self.addresses.is_none() {
-            tracing::warn!(role = %self.role, engine = %self.name, %mode, %reason, "engine is not up yet");
+            tracing::warn!(role = %self.role, engine = %self.name, %mode, reason = %why, "engine is not up yet");
         } else {
-            tracing::warn!(role = %self.role, engine = %self.name, %mode, %reason, "engine cannot be used");
+            tracing::warn!(role = %self.role, engine = %self.name, %mode, reason = %why, "engine cannot be used");
         }
     }
 }

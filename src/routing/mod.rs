@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::engine::Mode;
+use crate::engine::hosts::Contract;
 use crate::engine::versions;
+use crate::engine::{Mode, reach};
 use crate::pool::bonds::{self, Partner};
 use crate::pool::history::PairState;
 use crate::pool::pairs::{Meeting, Memory, Pairs};
-use crate::pool::{Engine, InFlight, Pool};
+use crate::pool::{Engine, InFlight, Pool, Slot};
 use crate::settings::PickRules;
 
 /// A pair with its two places taken.
@@ -21,10 +22,21 @@ pub struct Picked {
     pub decode: InFlight,
     /// Prefill's rank, when it has more than one.
     pub rank: Option<u32>,
+    /// Where decode's leg goes.
+    pub place: DecodePlace,
     /// Who moves the KV cache.
     pub mode: Mode,
     /// The pair's meeting; its end is told by dropping it.
     pub meeting: Meeting,
+}
+
+/// Where on a decode engine a leg goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DecodePlace {
+    /// Which of its hosts takes it, 0 where its first serves all.
+    pub host: usize,
+    /// The rank that it is pinned to, by the same-rank contract only; else its engine balances its own.
+    pub rank: Option<u32>,
 }
 
 /// Why there is no pair; of several reasons the last of these.
@@ -73,7 +85,7 @@ impl Selector {
         };
         let mut why = NoPick::Nobody;
         let mut memory = self.pairs.memory();
-        for slot in cycle(&pool.prefill_slots, turn) {
+        for slot in cycle(self.reachable(pool, mode), turn) {
             let prefill = &pool.prefill[slot.engine];
             if refused.contains(&prefill.incarnation) || !prefill.vitals.usable(now) {
                 continue;
@@ -82,15 +94,44 @@ impl Selector {
                 why = NoPick::Busy;
                 continue;
             }
-            match self.pair(&mut memory, pool, prefill, (mode, turn, refused), now) {
-                Ok((prefill_guard, decode, meeting)) => {
-                    let rank = (prefill.registration.dp_size > 1).then_some(slot.rank);
-                    return Ok(Picked { prefill: prefill_guard, decode, rank, mode, meeting });
-                }
+            match self.pair(&mut memory, pool, (prefill, slot.rank), (mode, turn, refused), now) {
+                Ok(picked) => return Ok(picked),
                 Err(not) => why = why.max(not),
             }
         }
         Err(why)
+    }
+
+    /// The prefill ranks that have their turns: those below `--route-ranks`, and under the same-rank contract those that some decode
+    /// engine has, too. Slots are sorted by rank, so that turns go evenly over what is left.
+    fn reachable<'a>(&self, pool: &'a Pool, mode: Mode) -> &'a [Slot] {
+        let below = |ranks: u32| pool.prefill_slots.partition_point(|slot| slot.rank < ranks);
+        let routed = if self.rules.route_ranks == 0 { u32::MAX } else { self.rules.route_ranks };
+        let slots = &pool.prefill_slots[..below(routed)];
+        if !self.pins(mode, pool.spans) {
+            return slots;
+        }
+        let decodes = pool.ready_decodes().iter().map(|slot| pool.decode[slot.engine].registration.dp_size);
+        let ranks = decodes.max().unwrap_or(0);
+        &slots[..below(ranks).min(slots.len())]
+    }
+
+    /// Where on a decode engine the leg of a prefill rank goes; nowhere if the pair cannot work, or not that rank.
+    fn place(&self, prefill: (&Engine, u32), decode: &Engine, host: usize, mode: Mode) -> Option<DecodePlace> {
+        let (prefill, rank) = prefill;
+        if !reach::hosts_agree(prefill.spoken(), decode.spoken(), mode) {
+            return None;
+        }
+        let (prefill, decode) = (&prefill.registration, &decode.registration);
+        if !self.pins(mode, prefill.spans() || decode.spans()) {
+            return Some(DecodePlace { host, rank: None });
+        }
+        (rank < decode.dp_size).then(|| DecodePlace { host: decode.door(rank).host, rank: Some(rank) })
+    }
+
+    /// Whether decode's legs are pinned to prefill's ranks.
+    fn pins(&self, mode: Mode, spans: bool) -> bool {
+        mode == Mode::Write && self.rules.contract == Contract::SameRank && spans
     }
 
     /// The next decode engine for a prefill engine that has room, both places taken.
@@ -98,10 +139,10 @@ impl Selector {
         self: &Arc<Self>,
         memory: &mut Memory,
         pool: &Pool,
-        prefill: &Arc<Engine>,
+        (prefill, rank): (&Arc<Engine>, u32),
         (mode, turn, refused): (Mode, usize, &[u64]),
         now: Instant,
-    ) -> Result<(InFlight, InFlight, Meeting), NoPick> {
+    ) -> Result<Picked, NoPick> {
         let fit = |decode: &Engine| self.pairs.is_fit(&memory.history, prefill, decode, mode, now);
         let bound = bonds::binds(prefill, mode);
         let only = match if bound { memory.bonds.partner(pool, prefill, fit) } else { Partner::Any } {
@@ -110,13 +151,16 @@ impl Selector {
             Partner::Later => return Err(NoPick::Busy),
         };
         let mut why = NoPick::Nobody;
-        for decode in cycle(&pool.decode_slots, turn) {
-            let decode = &pool.decode[*decode];
+        // One that is pinned has its host by its rank.
+        let slots = if self.pins(mode, pool.spans) { pool.ready_decodes() } else { &pool.decode_slots };
+        for slot in cycle(slots, turn) {
+            let decode = &pool.decode[slot.engine];
             let is_barred =
                 only.is_some_and(|life| life != decode.incarnation) || refused.contains(&decode.incarnation);
             if is_barred || !decode.vitals.usable(now) {
                 continue;
             }
+            let Some(place) = self.place((prefill, rank), decode, slot.host, mode) else { continue };
             let state = memory.history.state(prefill, decode, mode);
             if !self.has_room(decode) {
                 why = NoPick::Busy;
@@ -142,7 +186,8 @@ impl Selector {
                 continue;
             };
             let meeting = self.pairs.meet(memory, prefill, decode, mode, now);
-            return Ok((prefill_guard, decode_guard, meeting));
+            let rank = (prefill.registration.dp_size > 1).then_some(rank);
+            return Ok(Picked { prefill: prefill_guard, decode: decode_guard, rank, place, mode, meeting });
         }
         Err(why)
     }
@@ -154,11 +199,12 @@ impl Selector {
         prefill: &Arc<Engine>,
         refused: &[u64],
         now: Instant,
-    ) -> Option<(InFlight, Meeting)> {
+    ) -> Option<(InFlight, DecodePlace, Meeting)> {
         let turn = usize::try_from(self.turn.load(Ordering::Relaxed)).unwrap_or(0);
         let memory = &mut *self.pairs.memory();
-        for decode in cycle(&pool.decode_slots, turn) {
-            let decode = &pool.decode[*decode];
+        for slot in cycle(&pool.decode_slots, turn) {
+            let decode = &pool.decode[slot.engine];
+            let Some(place) = self.place((prefill, 0), decode, slot.host, Mode::Read) else { continue };
             let state = memory.history.state(prefill, decode, Mode::Read);
             let barred = match state {
                 PairState::Stale => !self.rules.allow_stale,
@@ -169,7 +215,7 @@ impl Selector {
                 continue;
             }
             let Some(guard) = decode.admit(now) else { continue };
-            return Some((guard, self.pairs.meet(memory, prefill, decode, Mode::Read, now)));
+            return Some((guard, place, self.pairs.meet(memory, prefill, decode, Mode::Read, now)));
         }
         None
     }

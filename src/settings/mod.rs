@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::engine::hosts::Contract;
 use crate::settings::options::{Key, ServeOptions};
 
 mod conduct;
@@ -15,6 +16,7 @@ pub mod options;
 mod parts;
 mod presumed;
 mod reader;
+mod spans;
 mod values;
 
 pub use conduct::{Announces, Conduct};
@@ -25,6 +27,7 @@ pub use parts::{
 };
 pub use presumed::Presumed;
 pub use reader::Mistakes;
+pub use spans::Spans;
 pub use values::Secret;
 
 use faces::CommandLine;
@@ -82,7 +85,8 @@ impl Config {
     ) -> Result<(Self, Vec<String>), Mistakes> {
         let mut reader = Reader::new(&line.own, environment, |name| line.claims(name));
         faces::translate(line, &mut reader);
-        let (parts, log) = (Parts::read(&mut reader), Log::read(&mut reader));
+        let (mut parts, log) = (Parts::read(&mut reader), Log::read(&mut reader));
+        repeat_hosts(&mut reader, &mut parts);
         let workers = reader.get(Key::Workers, number(1, 512));
         compare(&mut reader, &parts);
         accept_foreign(&mut reader);
@@ -109,6 +113,16 @@ impl Config {
             }
         }
         format!("{hash:016x}")
+    }
+}
+
+/// Engines over several hosts whose addresses only another program's options tell of: as that program has it, the first host's
+/// stands for all, and both legs go to the same rank.
+fn repeat_hosts(reader: &mut Reader<'_>, parts: &mut Parts) {
+    parts.spans.repeated = parts.presumed.ranks_of_repeated_hosts(parts.server.expected.ranks_per_host);
+    if parts.spans.repeated > 0 && !reader.is_given(Key::WriteContract) {
+        parts.picking.contract = Contract::SameRank;
+        reader.show(Key::WriteContract, String::from("same-rank"));
     }
 }
 

@@ -84,6 +84,10 @@ table! {
             "Silence after which an engine is asked whether it still lives; at least 1s";
         EngineAllow "engine-allow" "PROXY_ENGINE_ALLOW" List("NETWORKS") = "":
             "Networks engines may advertise addresses in, such as 10.0.0.0/8,192.168.1.7; any when unset";
+        EngineHosts "engine-hosts" "PROXY_ENGINE_HOSTS" List("ADDR=HOSTS@RANKS") = "":
+            "Hosts of engines over several, as `10.0.0.1:8000=10.0.0.1,10.0.0.2@8` (ranks of each behind the @), or `@FILE` with one a line";
+        RouteRanks "route-ranks" "PROXY_ROUTE_RANKS" Value("COUNT") = "0":
+            "Ranks of a prefill engine that have their turns: those below this number; 0 is all";
         MaxEngines "max-engines" "PROXY_MAX_ENGINES" Value("COUNT") = "4096":
             "Engines known at once; registrations beyond are refused";
         EngineInFlight "engine-in-flight" "PROXY_ENGINE_IN_FLIGHT" Value("COUNT") = "0":
@@ -100,6 +104,8 @@ table! {
             "Token limit decode gets: `minus-one` (the client's less one, never below one) or `exact` (the client's)";
         WriteDispatch "write-dispatch" "PROXY_WRITE_DISPATCH" Value("HOW") = "concurrent":
             "When decode is sent in WRITE mode: `concurrent` with prefill, or `serial` after prefill's answer";
+        WriteContract "write-contract" "PROXY_WRITE_CONTRACT" Value("HOW") = "leader":
+            "WRITE with engines over several hosts: `leader` (any decode rank, all are used) or `same-rank` (decode's is prefill's)";
         KvRelease "kv-release" "PROXY_KV_RELEASE" Value("WHEN") = "auto":
             "Tell prefill engines to free blocks nobody will read: `auto` where they understand it, or `off`";
         FirstContact "first-contact" "PROXY_FIRST_CONTACT" Value("WHEN") = "auto":

@@ -12,9 +12,11 @@ use super::hosts::{self, Endpoint, Host, Origins};
 use super::options::Key;
 use super::presumed::Presumed;
 use super::reader::Reader;
+use super::spans::{self, Spans};
 use super::values::{
     Secret, bearer, choice, headers, networks, number, secret, size, some, switch, time, time_or_zero,
 };
+use crate::engine::hosts::Contract;
 
 /// The most that any count can be set to.
 const MANY: usize = 1_000_000;
@@ -50,6 +52,8 @@ parts! {
         origins: Origins = CorsAllowOrigin hosts::origins;
         /// Networks engines may advertise addresses in; empty allows any (`--engine-allow`).
         allowed: Vec<IpNet> = EngineAllow networks;
+        /// Engines over several hosts (`--engine-hosts`).
+        spans: Spans = EngineHosts spans::listed;
         /// What a command line says of engines.
         presumed: Presumed;
         /// The registry of engines.
@@ -159,6 +163,10 @@ parts! {
         first_contact: bool = FirstContact choice(&[("auto", true), ("off", false)]);
         /// Whether pairs that should fail for ever are used all the same (`--allow-stale-pairs`).
         allow_stale: bool = AllowStalePairs switch;
+        /// Ranks of a prefill engine that have their turns; 0 is all (`--route-ranks`).
+        route_ranks: u32 = RouteRanks number(0, 1024);
+        /// Who of decode's ranks tells prefill in WRITE, where engines span hosts (`--write-contract`).
+        contract: Contract = WriteContract choice(&[("leader", Contract::Leader), ("same-rank", Contract::SameRank)]);
     }
 
     /// How long engines may take. All are above zero.

@@ -24,8 +24,6 @@ pub enum Ranks {
     OnEachHost,
     /// All of an engine of this role, or of any.
     InAll(Option<Role>),
-    /// Those that get requests, where an engine has more.
-    AtMost,
 }
 
 impl Presumed {
@@ -44,12 +42,24 @@ impl Presumed {
         }
     }
 
+    /// Ranks of each host of engines over several, if there is to be one: then the first host's address stands for the others', as
+    /// in the programs that these options are of. `local` is what another option says of each host.
+    pub(super) fn ranks_of_repeated_hosts(&self, local: u32) -> u32 {
+        let each =
+            self.ranks.iter().find(|(_, ranks, _)| *ranks == Ranks::OnEachHost).map_or(local, |(.., count)| *count);
+        let all = self.ranks.iter().filter(|(_, ranks, _)| matches!(ranks, Ranks::InAll(_)));
+        if all.into_iter().any(|(.., count)| each > 0 && *count > each && count.is_multiple_of(each)) {
+            each
+        } else {
+            0
+        }
+    }
+
     /// What was said that an engine contradicts.
     pub fn contradictions(&self, says: &Registration) -> Vec<String> {
         let wrong = |(_, ranks, count): &&(String, Ranks, u32)| match ranks {
             Ranks::OnEachHost => !says.dp_size.is_multiple_of(*count),
             Ranks::InAll(role) => role.is_none_or(|role| role == says.role) && says.dp_size != *count,
-            Ranks::AtMost => says.dp_size > *count,
         };
         let ranks = self.ranks.iter().filter(wrong);
         let mut told: Vec<String> = ranks.map(|(option, _, count)| format!("{option} {count}")).collect();
@@ -102,11 +112,11 @@ mod tests {
         check(&presumed, Role::Prefill, 1, &["--each 8"]);
         check(&presumed, Role::Decode, 16, &[]);
         check(&presumed, Role::Decode, 4, &["--each 8", "--decode-ranks 16"]);
+        assert_eq!((presumed.ranks_of_repeated_hosts(0), presumed.ranks_of_repeated_hosts(4)), (8, 8));
         let mut presumed = Presumed::default();
-        presumed.ranks("--route".into(), Ranks::AtMost, 8);
-        check(&presumed, Role::Prefill, 8, &[]);
-        check(&presumed, Role::Decode, 4, &[]);
-        check(&presumed, Role::Decode, 16, &["--route 8"]);
+        assert_eq!(presumed.ranks_of_repeated_hosts(8), 0);
+        presumed.ranks("--all".into(), Ranks::InAll(Some(Role::Prefill)), 16);
+        assert_eq!([0, 8, 16, 5].map(|local| presumed.ranks_of_repeated_hosts(local)), [0, 8, 0, 0]);
         let mut presumed = Presumed::default();
         presumed.ranks("--all".into(), Ranks::InAll(None), 2);
         for url in ["http://10.0.0.2:8000", "http://10.0.0.1:8000/", "https://[::1]"] {

@@ -4,7 +4,8 @@ use std::time::Duration;
 use clap::Parser;
 use proptest::prelude::{any, proptest};
 
-use super::{Conduct, Config, LogFormat, Mistakes, Origins, Parts, Presumed, TokenBudget};
+use super::{Conduct, Config, LogFormat, Mistakes, Origins, Parts, Presumed, Spans, TokenBudget};
+use crate::engine::hosts::Contract;
 use crate::settings::options::{Form, Key, ServeOptions, TABLE};
 
 type Resolved = Result<(Config, Vec<String>), Mistakes>;
@@ -36,9 +37,9 @@ fn refused(typed: &[(Key, &str)], variables: &[(&str, &str)], named: &str, why: 
 #[test]
 fn defaults_are_those_promised() {
     let config = good(&[], &[]);
-    let Parts { listen, door, server, origins, allowed, presumed, registry, picking, times, serial_write, kv_release } =
-        config.parts;
-    assert_eq!((presumed, server.conduct), (Presumed::default(), Conduct::default()));
+    let Parts { listen, door, server, origins, allowed, spans, presumed, registry, picking, .. } = config.parts.clone();
+    let Parts { times, serial_write, kv_release, .. } = config.parts;
+    assert_eq!((spans, presumed, server.conduct), (Spans::default(), Presumed::default(), Conduct::default()));
     let seconds = Duration::from_secs;
     assert_eq!(listen.http.to_string(), "0.0.0.0:30000");
     assert_eq!(listen.discovery.to_string(), "0.0.0.0:36367");
@@ -52,6 +53,7 @@ fn defaults_are_those_promised() {
     let breaker = registry.breaker;
     assert_eq!((breaker.failures, breaker.open, breaker.open_max), (5, seconds(5), seconds(30)));
     assert_eq!((picking.engine_in_flight, picking.first_contact, picking.allow_stale), (0, true, false));
+    assert_eq!((picking.route_ranks, picking.contract), (0, Contract::Leader));
     assert_eq!((times.connect, times.prefill), (seconds(5), seconds(600)));
     assert_eq!((times.first_byte, times.idle), (seconds(300), seconds(300)));
     assert_eq!((times.answer, times.hand_over, times.wake), (seconds(1800), seconds(20), seconds(30)));

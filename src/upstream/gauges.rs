@@ -1,11 +1,14 @@
 //! What a decode engine's own gauges say of its queue. Asked only when a leg that waited may have been woken already: to wake a
 //! leg that is at work would end its engine.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Limited};
-use reqwest::Url;
 use tokio::sync::Mutex;
+
+use crate::engine::HttpAddress;
 
 /// The most that `/metrics` may say; a real engine says some 150 KB.
 const LONGEST: usize = 8 << 20;
@@ -36,12 +39,23 @@ impl Queue {
     }
 }
 
-/// What an engine last said of its queue, and when it was asked.
+/// What an engine's server last said of its queue, and when it was asked.
 pub type LastLook = Mutex<Option<(Instant, Option<Queue>)>>;
 
-/// The engine's queue at a moment not before `since`; `None` when it does not say. However many legs ask at once, the
+/// The last looks at an engine, at each of its hosts that serve.
+#[derive(Debug, Default)]
+pub struct LastLooks(std::sync::Mutex<BTreeMap<usize, Arc<LastLook>>>);
+
+impl LastLooks {
+    /// The last look at one host.
+    pub fn at(&self, host: usize) -> Arc<LastLook> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(host).or_default().clone()
+    }
+}
+
+/// The queue of the engine that serves at `address` at a moment not before `since`; `None` when it does not say. However many legs ask at once, the
 /// engine is asked once.
-pub async fn queue(client: &reqwest::Client, base: &Url, last: &LastLook, since: Instant) -> Option<Queue> {
+pub async fn queue(client: &reqwest::Client, address: &HttpAddress, last: &LastLook, since: Instant) -> Option<Queue> {
     let mut last = last.lock().await;
     if let Some((asked, queue)) = *last
         && asked >= since
@@ -53,15 +67,14 @@ pub async fn queue(client: &reqwest::Client, base: &Url, last: &LastLook, since:
         tokio::time::sleep_until((asked + PACE).into()).await;
     }
     let asked = Instant::now();
-    let queue = tokio::time::timeout(LIMIT, ask(client, base)).await.ok().flatten();
+    let queue = tokio::time::timeout(LIMIT, ask(client, address)).await.ok().flatten();
     *last = Some((asked, queue));
     queue
 }
 
-async fn ask(client: &reqwest::Client, base: &Url) -> Option<Queue> {
-    let mut url = base.clone();
-    url.set_path("/metrics");
-    let answer: http::Response<reqwest::Body> = client.get(url).send().await.ok()?.error_for_status().ok()?.into();
+async fn ask(client: &reqwest::Client, address: &HttpAddress) -> Option<Queue> {
+    let sent = client.get(address.url("/metrics")).send();
+    let answer: http::Response<reqwest::Body> = sent.await.ok()?.error_for_status().ok()?.into();
     let body = Limited::new(answer.into_body(), LONGEST).collect().await.ok()?.to_bytes();
     read(std::str::from_utf8(&body).ok()?)
 }

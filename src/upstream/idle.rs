@@ -14,34 +14,37 @@ pub(super) const REST: Duration = Duration::from_secs(4);
 /// The most that rest for one engine and worker.
 const MOST: usize = 4096;
 
-/// Those of one engine's life, the one that has rested longest first.
+/// An engine's life and one of its hosts.
+type Place = (u64, usize);
+
+/// Those of one place, the one that has rested longest first.
 type Resting = VecDeque<(Instant, Connection)>;
 
-/// Where a connection rests: with those of its engine's life.
+/// Where a connection rests: with those of its engine's life and host.
 #[derive(Clone, Debug)]
 pub(super) struct Home {
     /// All that rest.
     pub(super) idle: Arc<Idle>,
-    /// The engine's life.
-    pub(super) incarnation: u64,
+    /// The engine's life, and its host.
+    pub(super) place: Place,
 }
 
 impl Home {
     /// The connection that has rested shortest, if one is as it should be.
     pub(super) fn take(&self) -> Option<Connection> {
-        self.idle.take(self.incarnation, Instant::now())
+        self.idle.take(self.place, Instant::now())
     }
 
     /// Keeps a connection whose answer is over.
     pub(super) fn rest(&self, connection: Connection) {
-        self.idle.rest(self.incarnation, connection, Instant::now());
+        self.idle.rest(self.place, connection, Instant::now());
     }
 }
 
-/// Resting connections by worker and by the incarnation of their engine: none outlives that.
+/// Resting connections by worker and by the incarnation of their engine, and its host: none outlives that.
 #[derive(Debug)]
 pub(super) struct Idle {
-    workers: Box<[Mutex<BTreeMap<u64, Resting>>]>,
+    workers: Box<[Mutex<BTreeMap<Place, Resting>>]>,
     /// Called when one rests where none did.
     first: Notify,
 }
@@ -52,13 +55,13 @@ impl Idle {
         Idle { workers: (0..workers.max(1)).map(|_| Mutex::default()).collect(), first: Notify::new() }
     }
 
-    fn own(&self) -> MutexGuard<'_, BTreeMap<u64, Resting>> {
+    fn own(&self) -> MutexGuard<'_, BTreeMap<Place, Resting>> {
         self.workers[worker::index() % self.workers.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, incarnation: u64, now: Instant) -> Option<Connection> {
+    fn take(&self, place: Place, now: Instant) -> Option<Connection> {
         let mut own = self.own();
-        let resting = own.get_mut(&incarnation)?;
+        let resting = own.get_mut(&place)?;
         while let Some((since, mut connection)) = resting.pop_back() {
             if now.duration_since(since) >= REST {
                 // So have all others.
@@ -70,10 +73,10 @@ impl Idle {
         None
     }
 
-    fn rest(&self, incarnation: u64, connection: Connection, now: Instant) {
+    fn rest(&self, place: Place, connection: Connection, now: Instant) {
         let mut own = self.own();
         let is_first = own.is_empty();
-        let resting = own.entry(incarnation).or_default();
+        let resting = own.entry(place).or_default();
         if resting.len() == MOST {
             resting.pop_front();
         }

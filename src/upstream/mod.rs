@@ -35,6 +35,8 @@ pub struct Destination<'a> {
     pub address: &'a HttpAddress,
     /// Its life: a connection is used again only within one.
     pub incarnation: u64,
+    /// Which of its hosts, 0 where its first serves all: connections rest apart for each.
+    pub host: usize,
     /// What it is.
     pub role: Role,
 }
@@ -95,7 +97,7 @@ impl Upstream {
         let mut parts = Vec::with_capacity(ask.body.parts().len() + 3);
         parts.extend([head, ask.headers, HEAD_END].into_iter().filter(|part| !part.is_empty()));
         parts.extend(ask.body);
-        let home = Home { idle: self.0.idle.clone(), incarnation: to.incarnation };
+        let home = Home { idle: self.0.idle.clone(), place: (to.incarnation, to.host) };
         Sending::new(home, to.address, to.role, self.0.connect_limit, parts)
     }
 

@@ -31,7 +31,7 @@ enum Outcome {
 
 /// Where a life's connections rest; none does.
 fn home(incarnation: u64) -> Home {
-    Home { idle: Arc::new(Idle::new(1)), incarnation }
+    Home { idle: Arc::new(Idle::new(1)), place: (incarnation, 0) }
 }
 
 /// A leg on a new connection whose engine holds at most so many bytes unread.

@@ -250,7 +250,7 @@ fn both_legs_render_one_prompt_and_nothing_forbidden_reaches_them() {
             return ends[1] += 1;
         }
         ends[2] += 1;
-        let pair = Pair { prefill: &prefill, decode: &decode, rank: Some(0) };
+        let pair = Pair { prefill: &prefill, decode: &decode, rank: Some(0), decode_rank: None };
         let ids = Ids::fresh(&pair, random.one_in(2));
         if request.alone.is_some() {
             let leg = json_of(alone_leg(&request, &ids).to_vec());

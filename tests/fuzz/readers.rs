@@ -150,7 +150,7 @@ fn requests_become_two_legs_or_an_error() {
         let Ok(request) = Request::parse(api, Bytes::from(text.clone()), TokenBudget::MinusOne) else {
             return;
         };
-        let pair = Pair { prefill: &prefill, decode: &decode, rank: Some(3) };
+        let pair = Pair { prefill: &prefill, decode: &decode, rank: Some(3), decode_rank: None };
         let ids = Ids::fresh(&pair, random.one_in(2));
         let first = prefill_leg(&request, &pair, &ids);
         assert_eq!(first.len(), first.to_vec().len() as u64);

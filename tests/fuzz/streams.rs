@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use moriio_proxy::api::Api;
 use moriio_proxy::api::request::Request;
+use moriio_proxy::engine::hosts::Contract;
 use moriio_proxy::engine::{Mode, Role};
 use moriio_proxy::exchange::drive::{Asked, Drive, Head, Means, RelayLimits};
 use moriio_proxy::exchange::opening::Opening;
@@ -152,7 +153,13 @@ fn means(pool: Pool, metrics: &Arc<Metrics>) -> Arc<Means> {
     };
     Arc::new(Means {
         upstream: Upstream::new(limit, 1).unwrap(),
-        selector: Selector::new(PickRules { engine_in_flight: 0, first_contact: false, allow_stale: true }),
+        selector: Selector::new(PickRules {
+            engine_in_flight: 0,
+            first_contact: false,
+            allow_stale: true,
+            contract: Contract::Leader,
+            route_ranks: 0,
+        }),
         pool: tokio::sync::watch::channel(Arc::new(pool)).1,
         notifier: Notifier::start(false, metrics.clone()).unwrap(),
         metrics: metrics.clone(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use moriio_proxy::engine::hosts::Contract;
 use moriio_proxy::engine::{Mode, Role};
 use moriio_proxy::metrics::{LegStatus, Metrics};
 use moriio_proxy::pool::pairs::Meeting;
@@ -56,6 +57,8 @@ impl History {
             engine_in_flight: random.below(4),
             first_contact: random.one_in(2),
             allow_stale: random.one_in(4),
+            route_ranks: 0,
+            contract: if random.one_in(4) { Contract::SameRank } else { Contract::Leader },
         };
         let limits = RegistryLimits { ttl: Duration::from_secs(15), max_engines: MAX_ENGINES, breaker: BREAKER };
         History {

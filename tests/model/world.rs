@@ -20,6 +20,7 @@ pub fn registration(port: u16, role: Role, mode: Mode, dp_size: u32, index: u64)
         mode,
         dialect: Dialect::A,
         index: Some(index),
+        hosts: None,
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
+use moriio_proxy::engine::hosts::Contract;
 use moriio_proxy::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration, Role};
 use moriio_proxy::metrics::Metrics;
 use moriio_proxy::pool::{Engine, Pool, State, Vitals};
@@ -24,6 +25,7 @@ fn engine(metrics: &Metrics, port: u16, role: Role, dp_size: u32) -> Arc<Engine>
         mode: Mode::Read,
         dialect: Dialect::B,
         index: None,
+        hosts: None,
     };
     let limits = BreakerLimits { failures: 0, open: Duration::ZERO, open_max: Duration::ZERO };
     let vitals = Vitals::new(limits, metrics.engine(role, &port.to_string()));
@@ -39,7 +41,13 @@ fn pool(ranks: &[u32], decodes: u16) -> Pool {
 }
 
 fn selector() -> Arc<Selector> {
-    Selector::new(PickRules { engine_in_flight: 0, first_contact: false, allow_stale: true })
+    Selector::new(PickRules {
+        engine_in_flight: 0,
+        first_contact: false,
+        allow_stale: true,
+        contract: Contract::Leader,
+        route_ranks: 0,
+    })
 }
 
 #[test]

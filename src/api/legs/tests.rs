@@ -1,6 +1,7 @@
 //! Cases have numbers, so that one that fails can be named. Its decode limits are those of the exact budget.
 
 mod cached;
+mod wide;
 
 use serde_json::{Value, json};
 
@@ -24,6 +25,7 @@ fn engine(role: Role, host: &str, ports: [u16; 3]) -> Registration {
         mode: Mode::Write,
         dialect: Dialect::B,
         index: None,
+        hosts: None,
     }
 }
 
@@ -36,7 +38,7 @@ fn d1() -> Registration {
 }
 
 fn pair<'a>(prefill: &'a Registration, decode: &'a Registration, rank: Option<u32>) -> Pair<'a> {
-    Pair { prefill, decode, rank }
+    Pair { prefill, decode, rank, decode_rank: None }
 }
 
 fn request(api: Api, text: &str) -> Request {
@@ -186,7 +188,7 @@ fn ranks_agree_on_both_legs() {
     let pinned = pair(&p, &d, Some(2));
     let ids = Ids::fresh(&pinned, true);
     let (prefill, decode) = legs(&plain, &pinned, &ids);
-    assert_eq!(leg_rank_header(&pinned), Some(2));
+    assert_eq!(prefill_rank(&pinned), Some(2));
     assert_eq!(decode["kv_transfer_params"]["remote_dp_rank"], 2);
     assert_eq!(decode["kv_transfer_params"]["remote_dp_size"], 4);
     assert_eq!(decode["kv_transfer_params"].get("remote_dp_rank_override"), None);
@@ -212,7 +214,7 @@ fn ranks_agree_on_both_legs() {
     let (prefill, decode) = legs(&plain, &unpinned, &ids);
     assert_eq!(prefill["kv_transfer_params"]["remote_dp_size"], 2);
     assert_eq!(decode["kv_transfer_params"].get("remote_dp_rank"), None);
-    assert_eq!(leg_rank_header(&unpinned), None);
+    assert_eq!(prefill_rank(&unpinned), None);
     // 36.
     d.tp_size = 4;
     let (prefill, decode) = legs(&plain, &pair(&p, &d, None), &ids);
@@ -364,9 +366,7 @@ fn prefill_alone_gets_the_clients_own_request() {
 
 #[test]
 fn an_answer_without_blocks_is_an_error() {
-    let check = |text: &str, want: ParamsError| {
-        assert_eq!(params_of(text).unwrap_err(), want, "{text}");
-    };
+    let check = |text: &str, want: ParamsError| assert_eq!(params_of(text).unwrap_err(), want, "{text}");
     for text in ["", "[]", "<html>", "{\"a\":1"] {
         check(text, ParamsError::Unreadable);
     }

@@ -87,6 +87,7 @@ impl Attempt {
             prefill: &self.prefill_engine.registration,
             decode: &self.decode_engine.registration,
             rank: self.rank,
+            decode_rank: self.place.rank,
         };
         let (request, ids) = (&asked.request, &self.ids);
         let body = match (role, self.plan, &self.params) {
@@ -97,10 +98,16 @@ impl Attempt {
             (Role::Decode, Plan::Write { .. }, _) => legs::decode_leg_write(request, &pair, ids),
         };
         let engine = guard.engine.clone();
-        let rank = self.rank.filter(|_| role == Role::Prefill || self.plan == Plan::Alone);
+        let (host, rank) = match role == Role::Prefill || self.plan == Plan::Alone {
+            true => (0, self.rank),
+            false => (self.place.host, self.place.rank),
+        };
+        let says = &engine.registration;
+        let door = rank.map_or_else(|| says.any_behind(host), |rank| says.door(rank));
         let (path, id, headers) = (self.api.path(), &ids.request_id, asked.headers.clone());
-        let to =
-            Destination { address: &engine.registration.http, incarnation: engine.incarnation, role: engine.role() };
+        let (incarnation, role_of) = (engine.incarnation, engine.role());
+        let to = Destination { address: door.address, incarnation, host: door.host, role: role_of };
+        let rank = door.rank;
         guard.dispatch();
         let sending = self.means.upstream.send(&to, Ask { path, id, rank, headers, body });
         match role {
@@ -140,12 +147,12 @@ impl Attempt {
     fn another_decode(&mut self) -> bool {
         let pool = self.means.pool.borrow().clone();
         let next = self.means.selector.another_decode(&pool, &self.prefill_engine, &self.refused, Instant::now());
-        let Some((guard, meeting)) = next else { return false };
+        let Some((guard, place, meeting)) = next else { return false };
         self.means.metrics.attempt("hand_over");
         let (from, to) = (&self.decode_engine.name, &guard.engine.name);
         let why = self.failure.as_ref().map(ProxyError::code);
         tracing::warn!(%from, %to, why, "no connection to decode: hand-over to another");
-        (self.decode_engine, self.answer_end) = (guard.engine.clone(), guard.leg_end());
+        (self.decode_engine, self.place, self.answer_end) = (guard.engine.clone(), place, guard.leg_end());
         meeting.prefill_answered();
         (self.answer_guard, self.meeting) = (Some(guard), Some(meeting));
         self.look_at_pair();
@@ -195,15 +202,18 @@ impl Attempt {
 
     fn wake(&mut self) {
         let engine = &self.decode_engine;
-        let taken = self.means.notifier.wake(&engine.registration, engine.traits, &self.ids.transfer_id);
+        let behind = engine.registration.ranks_behind(self.place.host);
+        let ranks = self.place.rank.map_or(behind, |rank| rank..rank + 1);
+        let taken = self.means.notifier.wake(&engine.registration, engine.traits, ranks, &self.ids.transfer_id);
         self.acknowledgement = Some(Box::pin(async move { (Notice::Wake, taken.await) }));
     }
 
     fn look(&mut self) {
         let (client, engine) = (self.means.upstream.client().clone(), self.decode_engine.clone());
-        self.look =
-            Some(Box::pin(
-                async move { gauges::queue(&client, &engine.base, &engine.vitals.queue, Instant::now()).await },
-            ));
+        let (host, last) = (self.place.host, engine.vitals.looks.at(self.place.host));
+        self.look = Some(Box::pin(async move {
+            let address = engine.registration.any_behind(host).address;
+            gauges::queue(&client, address, &last, Instant::now()).await
+        }));
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::peers::Peers;
-use crate::engine::Registration;
-use crate::engine::versions::EngineVersion;
+use crate::engine::versions::{self, EngineVersion};
+use crate::engine::{Misfit, Registration, reach};
 use crate::pool::{State, Vitals};
 
 /// The first wait before a failed probe is repeated; it doubles up to [`super::PROBE_AGAIN_MAX`].
@@ -55,6 +55,8 @@ pub(super) struct Entry {
     pub(super) peers: Peers,
     /// It was ready and then refused connections.
     pub(super) refused: Option<Refusal>,
+    /// One of its hosts beyond the first refused connections: what was there is gone, and peers hold sessions with it.
+    pub(super) lost_host: bool,
     /// It answers again, and its next ping is all that is missing.
     pub(super) awaits_ping: bool,
     /// When it last answered a probe as it should, if it ever did.
@@ -88,6 +90,7 @@ impl Entry {
             probe_wait: PROBE_AGAIN,
             peers,
             refused: None,
+            lost_host: false,
             awaits_ping: false,
             served: None,
             silent: false,
@@ -108,6 +111,11 @@ impl Entry {
             tracing::info!(role = %self.registration.role, engine = %self.registration.http, "engine pings again");
         }
         matches!((before, index), (Some(before), Some(now)) if now < before)
+    }
+
+    /// What is wrong with what was listed of its hosts.
+    pub(super) fn misfit(&self) -> Option<Misfit> {
+        reach::misfit(&self.registration, versions::traits(self.version, self.registration.dialect))
     }
 
     /// A connection was refused.

@@ -8,7 +8,7 @@ use super::{PROBE_AGAIN_MAX, PROBE_READY, Probe, ProbeOrder, RELEASE_AGAIN, Regi
 use crate::engine::versions::{self, EngineVersion};
 use crate::engine::{HttpAddress, Registration};
 use crate::pool::State;
-use crate::pool::reason::Failure;
+use crate::pool::reason::{Failure, Lost};
 
 /// In a large pool ready engines are looked at in turn, so often: those that neither ping nor serve are noticed by that.
 const PROBES_APART: Duration = Duration::from_millis(100);
@@ -40,9 +40,10 @@ impl Registry {
             entry.probe_wait = (entry.probe_wait * 2).min(PROBE_AGAIN_MAX);
             return;
         }
-        if entry.was_replaced() {
+        if entry.was_replaced() || entry.lost_host {
             let (registration, order, peers) = (entry.registration.clone(), entry.order, entry.peers.clone());
-            tracing::warn!(role = %registration.role, engine = %address, "engine is back after it refused connections: a new incarnation");
+            let who = if entry.lost_host { "one of its hosts" } else { "it" };
+            tracing::warn!(role = %registration.role, engine = %address, "engine is back after {who} refused connections: a new incarnation");
             self.remove(address);
             self.add(registration, peers, (order, number), now);
             return self.alive(address, release, now);
@@ -81,6 +82,11 @@ impl Registry {
         if !(failure.is_doubtful() && entry.state == State::Ready) {
             if failure == Failure::Refused && entry.served.is_some() {
                 entry.refuse(now);
+            }
+            let is_gone = matches!(failure, Failure::Host(_, Lost::KvRefused(_) | Lost::Refused(_)));
+            if is_gone && entry.served.is_some() && !std::mem::replace(&mut entry.lost_host, true) {
+                let held = entry.vitals.in_flight();
+                tracing::warn!(role = %entry.registration.role, engine = %address, held, "engine has lost one of its hosts: legs in flight may be lost with it");
             }
             if entry.state != State::Unhealthy(failure) {
                 entry.state = State::Unhealthy(failure);

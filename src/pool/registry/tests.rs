@@ -1,5 +1,6 @@
 //! The registry under passed-in time.
 
+mod hosts;
 mod returns;
 
 use super::entry::{OLD_PINGS, PROBE_AGAIN};
@@ -14,20 +15,18 @@ const LIMITS: RegistryLimits = RegistryLimits {
 };
 
 pub(super) fn says(port: u16, role: Role) -> Registration {
+    let host = String::from("10.0.0.1");
+    let kv = KvEndpoint { host: host.clone(), handshake: port + 1000, notify: port + 2000, text: port.to_string() };
     Registration {
         role,
-        http: HttpAddress { host: "10.0.0.1".into(), port },
-        kv: KvEndpoint {
-            host: "10.0.0.1".into(),
-            handshake: port + 1000,
-            notify: port + 2000,
-            text: format!("{port}"),
-        },
+        http: HttpAddress { host, port },
+        kv,
         dp_size: 1,
         tp_size: 1,
         mode: Mode::Read,
         dialect: Dialect::A,
         index: Some(1),
+        hosts: None,
     }
 }
 

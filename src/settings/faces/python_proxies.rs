@@ -88,7 +88,7 @@ const MAD_ROWS: &[Row] = rows! {
         (Key::MaxInFlight, Renamed("0", UNLIMITED))], None)
         => "`--max-in-flight`; requests beyond wait in order of arrival, 0 is no limit";
     ["dp-size-local"] "DP_PARALLEL_SIZE_LOCAL": Within(0, 1024), "8", Mapped(&[(Key::RanksPerHost, Same)], None)
-        => "`--ranks-per-host`, for what is expected only: engines say how many ranks they have";
+        => "`--ranks-per-host`, for what is expected; where an engine has as many ranks as the two below say, and these are more, it is on several hosts";
     ["log-level"] "PROXY_LOG_LEVEL": OneOf(LEVELS), "DEBUG", Mapped(&[(Key::LogLevel, Renamed("critical", "error"))], None)
         => "`--log-level`; `critical` is `error`";
     ["debug"] "PROXY_DEBUG": Nothing, "", Mapped(&[(Key::LogLevel, Always("debug"))], None)
@@ -102,8 +102,8 @@ const MAD_ROWS: &[Row] = rows! {
         => "engines say how many ranks they have; another number is noted";
     ["decode-dp-size"] "DECODE_DP_SIZE": Whole, "0", Registration(Says::Ranks(Ranks::InAll(Some(Role::Decode))), &[])
         => "engines say how many ranks they have; another number is noted";
-    ["route-dp-size"] "PROXY_ROUTE_DP": Whole, "0", Registration(Says::Ranks(Ranks::AtMost), &[])
-        => "every rank that an engine says it has gets its turn; more are noted";
+    ["route-dp-size"] "PROXY_ROUTE_DP": Within(0, 1024), "0", Mapped(&[(Key::RouteRanks, Same)], None)
+        => "`--route-ranks`";
 
     ["use-discovery"] "PROXY_USE_DISCOVERY": Nothing, "", Silent => "engines can always register";
     [] "PROXY_LISTEN_BACKLOG": Whole, "4096", Silent

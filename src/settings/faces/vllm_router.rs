@@ -117,7 +117,7 @@ const ROWS: &[Row] = rows! {
         => "`OPENAI_API_KEY`: engines get it whatever a client sends, clients are not asked for one; noted";
 
     "intra-node-data-parallel-size": Whole, "1", Registration(Says::Ranks(Ranks::OnEachHost), &[])
-        => "engines say how many ranks they have; one that says otherwise is noted";
+        => "engines say how many ranks they have, one that says otherwise is noted; an engine of more, where `--moriio-dp-size` says so, is on several hosts";
     "moriio-dp-size": Whole, "0", Registration(Says::Ranks(Ranks::InAll(None)), &[])
         => "engines say how many ranks they have; one that says otherwise is noted";
     "prefill": UrlAndPort, "", Registration(Says::Engine(Role::Prefill), DISCOVERY)

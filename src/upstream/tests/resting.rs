@@ -84,12 +84,12 @@ async fn the_one_that_rested_shortest_is_taken_unless_it_spoke_or_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_is_used_within_one_life_and_for_four_seconds() {
+async fn a_connection_is_used_within_one_life_and_host_and_for_four_seconds() {
     let home = home(1);
-    let next_life = Home { incarnation: 2, ..home.clone() };
+    let (next_life, other_host) = (Home { place: (2, 0), ..home.clone() }, Home { place: (1, 1), ..home.clone() });
     let (ours, _engine) = duplex(64);
     home.rest(Connection::over(ours));
-    assert!(next_life.take().is_none());
+    assert!(next_life.take().is_none() && other_host.take().is_none());
     home.idle.sweep(Instant::now() + Duration::from_millis(3_900));
     assert_eq!(home.idle.count(), 1);
     home.idle.sweep(Instant::now() + Duration::from_secs(4));
@@ -98,7 +98,7 @@ async fn a_connection_is_used_within_one_life_and_for_four_seconds() {
 
 #[tokio::test]
 async fn threads_that_serve_clients_have_their_own() {
-    let home = Home { idle: Arc::new(Idle::new(2)), incarnation: 1 };
+    let home = Home { idle: Arc::new(Idle::new(2)), place: (1, 0) };
     let (ours, _engine) = duplex(64);
     home.rest(Connection::over(ours));
     let (other, stop) = (home.clone(), CancellationToken::new());
