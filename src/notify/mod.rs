@@ -22,6 +22,8 @@ use crate::worker;
 const QUEUE: usize = 4096;
 /// Messages that are being sent at once.
 const AT_ONCE: usize = 64;
+/// Ports that are being told at once, of all these messages: a message goes to as many as its engine has ranks.
+const PORTS_AT_ONCE: usize = 256;
 /// When a message has not gone out by then, its port is looked at: zeromq tries a refused connection again after 50 ms. A port that
 /// is open mostly has the message long before, so that it costs no engine a second connection.
 const FIRST_TRY: Duration = Duration::from_millis(40);
@@ -41,10 +43,11 @@ struct Outcome<'a> {
     transfer_id: &'a str,
 }
 
+/// One message to all ports that are to have it: they are told or not, but never some for want of room.
 #[derive(Debug)]
 struct Message {
     kind: &'static str,
-    address: String,
+    addresses: Vec<String>,
     payload: Bytes,
     told: oneshot::Sender<Acknowledged>,
 }
@@ -60,12 +63,9 @@ pub enum Acknowledged {
     No,
 }
 
-type Answer = oneshot::Receiver<Acknowledged>;
-
 /// What came of one message to several ports. No port at all is nobody who took it.
-async fn all(answers: Vec<Answer>) -> Acknowledged {
-    let answers = futures::future::join_all(answers).await;
-    let counted = |which| answers.iter().filter(|answer| **answer == Ok(which)).count();
+fn all(answers: &[Acknowledged]) -> Acknowledged {
+    let counted = |which| answers.iter().filter(|answer| **answer == which).count();
     let (taken, closed) = (counted(Acknowledged::Yes), counted(Acknowledged::Closed));
     match answers.len() {
         0 => Acknowledged::No,
@@ -139,11 +139,13 @@ impl Notifier {
             ReleaseForm::Map => Some(packed(&Release { r#type: "release", transfer_id, consumer_tp_size: 1 })),
         };
         let ports = prefill.notify_ports(rank).collect();
-        all(payload.map(|payload| self.send("release", ports, payload)).unwrap_or_default())
+        let answer = payload.and_then(|payload| self.send("release", ports, payload));
+        acknowledged(answer)
     }
 
     /// Wakes a decode leg that waits for KV that prefill can certainly not write any more (protocol K10 to K12). To be called once
-    /// in a leg's life, with the ranks that may have it. One that comes before its request is kept for it. Sent even if nobody waits for what comes of it.
+    /// in a leg's life, with the ranks that may have it. One that comes before its request is kept for it. Sent even if nobody waits
+    /// for what comes of it.
     pub fn wake(
         &self,
         decode: &Registration,
@@ -158,25 +160,38 @@ impl Notifier {
         };
         // Which of them holds the leg is decode's own secret; the others keep a line for a request that never comes.
         let ports = ranks.flat_map(|rank| decode.notify_ports(rank)).collect();
-        all(message.map_or_else(Vec::new, |(kind, message)| {
-            self.send(kind, ports, packed(&Outcome { r#type: message, transfer_id }))
-        }))
+        let answer = message
+            .and_then(|(kind, message)| self.send(kind, ports, packed(&Outcome { r#type: message, transfer_id })));
+        acknowledged(answer)
     }
 
-    /// One message to each port. What comes back is empty when an engine will not hear all.
-    fn send(&self, kind: &'static str, ports: BTreeSet<(&str, u16)>, payload: Bytes) -> Vec<Answer> {
-        let Some(queue) = &self.queue else { return Vec::new() };
-        let mut answers = Vec::new();
-        for (host, port) in ports {
-            let (told, answer) = oneshot::channel();
-            let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-            if queue.try_send(Message { kind, address, payload: payload.clone(), told }).is_err() {
-                self.metrics.kv_message(kind, "dropped");
-                return Vec::new();
-            }
-            answers.push(answer);
+    /// One message to each port. Nothing comes back where there is no room for it.
+    fn send(
+        &self,
+        kind: &'static str,
+        ports: BTreeSet<(&str, u16)>,
+        payload: Bytes,
+    ) -> Option<oneshot::Receiver<Acknowledged>> {
+        let queue = self.queue.as_ref()?;
+        let (told, answer) = oneshot::channel();
+        let address = |(host, port): (&str, u16)| match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        };
+        let addresses = ports.into_iter().map(address).collect();
+        if queue.try_send(Message { kind, addresses, payload, told }).is_err() {
+            self.metrics.kv_message(kind, "dropped");
+            return None;
         }
-        answers
+        Some(answer)
+    }
+}
+
+/// What comes of a message, if it is sent at all.
+async fn acknowledged(answer: Option<oneshot::Receiver<Acknowledged>>) -> Acknowledged {
+    match answer {
+        Some(answer) => answer.await.unwrap_or(Acknowledged::No),
+        None => Acknowledged::No,
     }
 }
 
@@ -186,34 +201,49 @@ fn packed<T: Serialize>(message: &T) -> Bytes {
 }
 
 async fn run(mut messages: mpsc::Receiver<Message>, metrics: Arc<Metrics>) {
-    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let (room, ports) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(PORTS_AT_ONCE)));
     while let Some(message) = messages.recv().await {
         let Ok(permit) = room.clone().acquire_owned().await else {
             return;
         };
-        tokio::spawn(tell(message, metrics.clone(), permit));
+        tokio::spawn(tell(message, metrics.clone(), permit, ports.clone()));
     }
     // The handles are gone; what is under way has its own limit.
     let _ = tokio::time::timeout(SEND_LIMIT, room.acquire_many(AT_ONCE as u32)).await;
 }
 
-/// Sends one message and counts what came of it.
-async fn tell(message: Message, metrics: Arc<Metrics>, permit: OwnedSemaphorePermit) {
-    let (outcome, mut acknowledged) = match tokio::time::timeout(SEND_LIMIT, deliver(&message)).await {
-        Ok(Ok(Acknowledged::Yes)) => ("sent", Acknowledged::Yes),
-        Ok(Ok(not_sent)) => ("failed", not_sent),
-        Ok(Err(_)) => ("failed", Acknowledged::No),
-        Err(_) => ("timeout", Acknowledged::No),
-    };
-    metrics.kv_message(message.kind, outcome);
-    if outcome != "sent" {
-        tracing::warn!(kind = message.kind, address = %message.address, outcome, "engine could not be notified");
+/// Sends one message to its ports and counts what came of each.
+async fn tell(message: Message, metrics: Arc<Metrics>, permit: OwnedSemaphorePermit, ports: Arc<Semaphore>) {
+    let Message { kind, addresses, payload, told } = message;
+    let (ports, metrics, payload) = (&ports, &metrics, &payload);
+    let sends = addresses.iter().map(|address| async move {
+        // Never closed.
+        let _room = ports.acquire().await;
+        let (outcome, acknowledged) = match tokio::time::timeout(SEND_LIMIT, deliver(address, payload)).await {
+            Ok(Ok(Acknowledged::Yes)) => ("sent", Acknowledged::Yes),
+            Ok(Ok(not_sent)) => ("failed", not_sent),
+            Ok(Err(_)) => ("failed", Acknowledged::No),
+            Err(_) => ("timeout", Acknowledged::No),
+        };
+        metrics.kv_message(kind, outcome);
+        (address, outcome, acknowledged)
+    });
+    let mut answers = futures::future::join_all(sends).await;
+    let mut failed = answers.iter().filter(|(_, outcome, _)| *outcome != "sent");
+    if let Some((address, outcome, _)) = failed.next() {
+        let others = failed.count();
+        tracing::warn!(kind, %address, outcome, others, "engine could not be notified");
     }
     drop(permit);
-    if acknowledged == Acknowledged::No && is_closed(&message.address).await {
-        acknowledged = Acknowledged::Closed;
-    }
-    let _ = message.told.send(acknowledged);
+    let looks = answers.iter_mut().filter(|(.., acknowledged)| *acknowledged == Acknowledged::No);
+    let looks = looks.map(|(address, _, acknowledged)| async {
+        if is_closed(address).await {
+            *acknowledged = Acknowledged::Closed;
+        }
+    });
+    futures::future::join_all(looks).await;
+    let answers: Vec<Acknowledged> = answers.into_iter().map(|(.., acknowledged)| acknowledged).collect();
+    let _ = told.send(all(&answers));
 }
 
 /// Whether nobody listens any more.
@@ -225,24 +255,24 @@ async fn is_closed(address: &str) -> bool {
 
 /// Sends a message, unless nobody listens. zeromq does not tell of a refused connection but tries again: an engine that is back
 /// within the limit would pass for one that was there all the time, and get what was meant for its former life.
-async fn deliver(message: &Message) -> zeromq::ZmqResult<Acknowledged> {
+async fn deliver(address: &str, payload: &Bytes) -> zeromq::ZmqResult<Acknowledged> {
     let refused = async {
         tokio::time::sleep(FIRST_TRY).await;
-        if !is_closed(&message.address).await {
+        if !is_closed(address).await {
             std::future::pending::<()>().await;
         }
     };
     tokio::select! {
         biased;
-        sent = send(message) => sent.map(|()| Acknowledged::Yes),
+        sent = send(address, payload) => sent.map(|()| Acknowledged::Yes),
         () = refused => Ok(Acknowledged::Closed),
     }
 }
 
-async fn send(message: &Message) -> zeromq::ZmqResult<()> {
+async fn send(address: &str, payload: &Bytes) -> zeromq::ZmqResult<()> {
     let mut socket = zeromq::DealerSocket::new();
-    socket.connect(&format!("tcp://{}", message.address)).await?;
-    let result = socket.send(message.payload.clone().into()).await;
+    socket.connect(&format!("tcp://{address}")).await?;
+    let result = socket.send(payload.clone().into()).await;
     // `send` resolves when the frame is written, so that closing loses nothing.
     socket.close().await;
     result
