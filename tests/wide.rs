@@ -12,7 +12,9 @@ use moriio_proxy::sim::{Engine, Mode, Role, Settings};
 use crate::support::{Proxy, World, engine, generate};
 
 mod chaos;
+mod fair;
 mod faults;
+mod hidden;
 mod misfits;
 mod page;
 mod turns;

@@ -17,7 +17,7 @@ fn pick(bencher: Bencher, slots: u16) {
         engine_in_flight: 0,
         first_contact: false,
         allow_stale: false,
-        contract: Contract::Leader,
+        contract: Contract::Auto,
         route_ranks: 0,
     });
     let now = Instant::now();

@@ -20,7 +20,7 @@ fn account(bencher: Bencher, log: impl Subscriber + Send + Sync + 'static) {
         engine_in_flight: 0,
         first_contact: false,
         allow_stale: false,
-        contract: Contract::Leader,
+        contract: Contract::Auto,
         route_ranks: 0,
     });
     tracing::subscriber::with_default(log, || {

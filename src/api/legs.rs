@@ -319,16 +319,21 @@ impl PrefillParams {
     fn aliased(&self, pair: &Pair<'_>) -> Vec<Edit> {
         let prefill = pair.prefill;
         let rank = self.named_rank(prefill.dp_size).or(prefill_rank(pair)).unwrap_or(0);
-        let (_, local) = prefill.place(rank);
+        let (host, local) = prefill.place(rank);
         let number = |number: u32| Json::Text(number.to_string());
-        vec![
+        let mut edits = vec![
             Edit::Set("remote_handshake_port", number(u32::from(prefill.kv.handshake) + local)),
             Edit::Set("remote_notify_port", number(u32::from(prefill.kv.notify) + local)),
             Edit::Set("remote_dp_rank", Json::Fixed("0")),
             Edit::Set("remote_dp_size", Json::Fixed("1")),
             Edit::Remove("remote_dp_size_local"),
             Edit::Remove("remote_hosts"),
-        ]
+        ];
+        // Engines that were all given one `host_ip` name the first host for each rank.
+        if !prefill.repeats() {
+            edits.push(Edit::Set("remote_host", Json::Text(quoted(host))));
+        }
+        edits
     }
 }
 

@@ -1,6 +1,7 @@
 //! Addresses of engines as text and as values.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 /// Where an engine serves HTTP.
@@ -63,6 +64,14 @@ pub(crate) fn plausible_host(text: &str) -> Option<&str> {
         && text.len() <= 253
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
     name.then_some(text)
+}
+
+/// Whether two texts are one host: the same address, or the same name.
+pub(crate) fn is_same_host(one: &str, other: &str) -> bool {
+    match (one.parse::<IpAddr>(), other.parse::<IpAddr>()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => one.eq_ignore_ascii_case(other),
+    }
 }
 
 #[cfg(test)]

@@ -25,8 +25,10 @@ pub struct Hosts {
 /// Who of decode's ranks tells prefill of its blocks in WRITE, where either side spans hosts (protocol H4).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Contract {
-    /// Whichever has the leg (`is_request_leader`): all ranks of both sides are used.
+    /// The second where one host's address stands for all, as the programs do whose options say so; else the first.
     #[default]
+    Auto,
+    /// Whichever has the leg (`is_request_leader`): all ranks of both sides are used.
     Leader,
     /// The one with prefill's number (`remote_dp_rank_override`), to which decode's leg is pinned: ranks beyond the smaller side
     /// are unused.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use self::hosts::Hosts;
 
 pub use address::{BadAddress, HttpAddress};
-pub(crate) use address::{plausible_host, port_number};
+pub(crate) use address::{is_same_host, plausible_host, port_number};
 
 /// What an engine does with a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -115,6 +115,8 @@ pub enum Misfit {
     Master,
     /// Its version cannot span hosts.
     Version,
+    /// Its version is not known, so it may be one that cannot.
+    UnknownVersion,
 }
 
 /// One engine's account of itself, decoded from either dialect.
@@ -153,6 +155,11 @@ impl Registration {
         self.hosts.as_ref().is_some_and(|hosts| hosts.all().len() > 1)
     }
 
+    /// Whether its first host's address stands for those of all its hosts.
+    pub(crate) fn repeats(&self) -> bool {
+        self.hosts.as_ref().is_some_and(|hosts| hosts.is_repeated())
+    }
+
     /// What is wrong with the hosts that were listed for it.
     pub(crate) fn misfit(&self) -> Option<Misfit> {
         let hosts = self.hosts.as_ref()?;
@@ -160,7 +167,7 @@ impl Registration {
         if count.checked_mul(local) != Some(ranks) {
             return Some(Misfit::Ranks { hosts: count, local, ranks });
         }
-        let is_first = hosts.all().first().is_some_and(|first| first.address.eq_ignore_ascii_case(&self.kv.host));
+        let is_first = hosts.all().first().is_some_and(|first| is_same_host(&first.address, &self.kv.host));
         (!is_first).then_some(Misfit::Master)
     }
 
@@ -242,6 +249,7 @@ impl fmt::Display for Misfit {
                 write!(f, "it registered {ranks} ranks, --engine-hosts says {hosts} hosts of {local}")
             }
             Misfit::Master => f.write_str("the first host of --engine-hosts is not the KV host that it registered"),
+            Misfit::UnknownVersion => f.write_str("its vLLM version is not known: 0.28.0 or newer can span hosts"),
             Misfit::Version => f.write_str("its vLLM version cannot span hosts: 0.28.0 or newer does"),
         }
     }

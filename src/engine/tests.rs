@@ -74,7 +74,7 @@ fn releases_before_0_28_know_one_host() {
     let unknown = traits(None, Dialect::B);
     assert_eq!(
         [at(27), at(28), unknown].map(|of| misfit(&two, of)),
-        [Some(Misfit::Version), None, Some(Misfit::Version)]
+        [Some(Misfit::Version), None, Some(Misfit::UnknownVersion)]
     );
     assert_eq!([at(27), unknown].map(|of| misfit(&one, of)), [None, None]);
     for mode in [Mode::Read, Mode::Write] {

@@ -178,7 +178,9 @@ impl Drive {
         let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
         let (rank, decode_rank) = (picked.rank, picked.place.rank);
         let pair = Pair { prefill: &prefill.registration, decode: &decode.registration, rank, decode_rank };
-        let ids = Ids::fresh(&pair, versions::plain_id(prefill.traits, decode.traits));
+        // The address of the rank that will have the blocks is not known yet, and another in the id would win (protocol I3, H5).
+        let is_aliased = picked.mode == Mode::Read && prefill.registration.spans();
+        let ids = Ids::fresh(&pair, is_aliased || versions::plain_id(prefill.traits, decode.traits));
         record.attempt(&picked, &ids.transfer_id);
         // Nothing of a pair is learned from prefill alone.
         let is_cold = asked.request.alone.is_none() && picked.meeting.is_cold();

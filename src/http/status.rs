@@ -10,6 +10,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 
 use super::server::{Server, json as answer};
+use crate::engine::{Mode, reach};
 use crate::pool::history::PairState;
 use crate::pool::{Claim, Engine, Pool};
 
@@ -51,10 +52,10 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
     for (p, d) in prefills.iter().flat_map(|p| decodes.iter().map(move |d| (p, d))) {
         let Some(mode) = pool.mode else { break };
         let barred = server.selector.pairs.state(p, d, mode) == PairState::Stale;
-        usable |= !barred;
+        usable |= !barred && reach::hosts_agree(p.spoken(), d.spoken(), mode);
         // With hundreds of engines the list could be long; the operator needs the first few.
         if barred && stale.len() < 64 {
-            let restart = if mode == crate::engine::Mode::Write { &p.name } else { &d.name };
+            let restart = if mode == Mode::Write { &p.name } else { &d.name };
             stale.push(json!({"prefill": p.name, "decode": d.name, "restart": restart}));
         }
     }

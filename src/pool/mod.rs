@@ -288,15 +288,6 @@ pub struct Slot {
     pub rank: u32,
 }
 
-/// A decode engine and one of its hosts that takes legs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DecodeSlot {
-    /// Index in [`Pool::decode`].
-    pub engine: usize,
-    /// The host, by its place in the engine's list; 0 where the first serves all.
-    pub host: usize,
-}
-
 /// All engines at one moment, in the order in which they registered.
 #[derive(Debug, Default)]
 pub struct Pool {
@@ -308,10 +299,12 @@ pub struct Pool {
     pub mode: Option<Mode>,
     /// Ready prefill engines' ranks, every engine's first rank before anyone's second.
     pub prefill_slots: Vec<Slot>,
-    /// Ready decode engines' hosts that take legs, every engine's first before anyone's second.
-    pub decode_slots: Vec<DecodeSlot>,
+    /// Ready decode engines, as indexes in [`Pool::decode`].
+    pub decode_slots: Vec<usize>,
     /// Whether a ready engine's ranks live on several hosts.
     pub spans: bool,
+    /// Whether one host's address stands for all of such an engine.
+    pub repeats: bool,
     /// Engines whose first probe is in flight.
     pub probing: usize,
     /// Engines whose HTTP server or KV port did not answer as it should when it was probed last.
@@ -337,20 +330,10 @@ impl Pool {
             let slots = pool.prefill.iter().enumerate().filter(|(_, e)| has(e));
             pool.prefill_slots.extend(slots.map(|(engine, _)| Slot { engine, rank }));
         }
-        let doors = pool.decode.iter().filter(|e| ready(e)).map(|e| e.registration.doors()).max().unwrap_or(0);
-        for host in 0..doors {
-            let has = |e: &Arc<Engine>| ready(e) && host < e.registration.doors();
-            let slots = pool.decode.iter().enumerate().filter(|(_, e)| has(e));
-            pool.decode_slots.extend(slots.map(|(engine, _)| DecodeSlot { engine, host }));
-        }
-        let spans = pool.engines().any(|e| ready(e) && e.registration.spans());
-        pool.spans = spans;
+        pool.decode_slots = (0..pool.decode.len()).filter(|i| ready(&pool.decode[*i])).collect();
+        let any = |of: fn(&Registration) -> bool| pool.engines().any(|e| ready(e) && of(&e.registration));
+        (pool.spans, pool.repeats) = (any(Registration::spans), any(Registration::repeats));
         pool
-    }
-
-    /// Ready decode engines, each once.
-    pub fn ready_decodes(&self) -> &[DecodeSlot] {
-        &self.decode_slots[..self.decode_slots.partition_point(|slot| slot.host == 0)]
     }
 
     /// Every engine.

@@ -137,17 +137,21 @@ impl Pairs {
             let mut ready = peers.iter().filter(|peer| peer.state == State::Ready).peekable();
             ready.peek().is_some() && ready.all(|peer| stale(peer))
         };
-        let untold = |prefill: &Engine, decode: &Engine| !reach::hosts_agree(prefill.spoken(), decode.spoken(), mode);
-        let is_untold = match engine.role() {
-            Role::Prefill => stranded(&pool.decode, &|decode| untold(engine, decode)),
-            Role::Decode => stranded(&pool.prefill, &|prefill| untold(prefill, engine)),
+        let is_untold =
+            |prefill: &Engine, decode: &Engine| !reach::hosts_agree(prefill.spoken(), decode.spoken(), mode);
+        let peers = if engine.role() == Role::Prefill { &pool.decode } else { &pool.prefill };
+        let with = |is: &dyn Fn(&Engine, &Engine) -> bool, peer: &Engine| match engine.role() {
+            Role::Prefill => is(engine, peer),
+            Role::Decode => is(peer, engine),
         };
-        if is_untold {
+        if stranded(peers, &|peer| with(&is_untold, peer)) {
             return Some(Reason::HostsUntold);
         }
+        if stranded(peers, &|peer| with(&is_untold, peer) || with(&is_stale, peer)) {
+            return Some(Reason::StalePairs);
+        }
         match engine.role() {
-            Role::Prefill => stranded(&pool.decode, &|decode| is_stale(engine, decode)).then_some(Reason::StalePairs),
-            Role::Decode if stranded(&pool.prefill, &|prefill| is_stale(prefill, engine)) => Some(Reason::StalePairs),
+            Role::Prefill => None,
             Role::Decode => memory.bonds.leaves_out(pool, engine).then_some(Reason::Unbound),
         }
     }

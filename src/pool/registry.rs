@@ -65,6 +65,8 @@ pub enum Probe {
     Alive(Option<EngineVersion>),
     /// It cannot be used, for this reason.
     Failed(Failure),
+    /// The same, and one of its hosts beyond the first refused connections, whatever the reason is.
+    HostGone(Failure),
 }
 
 /// An engine that wants to be probed.
@@ -207,6 +209,10 @@ impl Registry {
     /// An engine is taken for dead. It may only have been out of reach, so what it knew is not forgotten yet.
     fn depart(&mut self, address: &HttpAddress) {
         let Some(entry) = self.entries.get(address) else { return };
+        if entry.lost_host {
+            // Whoever pings there again is not what its peers have met.
+            return self.remove(address);
+        }
         let (registration, incarnation, peers) = (entry.registration.clone(), entry.incarnation, entry.own_sockets());
         self.remove(address);
         self.ended.retain(|ended| *ended != incarnation);

@@ -216,6 +216,12 @@ impl Discovery {
             self.complain(None, &format!("engine {}: unknown registration key {key:?}", registration.http));
         }
         registration.hosts = self.spans.of(&registration);
+        if let Some(listed) =
+            self.spans.nearly(&registration).filter(|_| registration.dp_size > 1).map(ToString::to_string)
+        {
+            let text = format!("engine {}: --engine-hosts has its KV host for {listed} only", registration.http);
+            self.complain(message.peer, &text);
+        }
         let address = registration.http.clone();
         let (role, mode) = (registration.role, registration.mode);
         let outcome = self.registry.hear(registration, message.peer, message.at);

@@ -22,11 +22,21 @@ const VERSION_ANSWER: usize = 4096;
 
 /// Asks one engine.
 pub(super) async fn probe(client: &reqwest::Client, order: &ProbeOrder) -> Probe {
-    match ask(client, &order.registration, order.contested).await {
-        Ok(()) if order.release => Probe::Alive(release(client, &order.registration).await),
-        Ok(()) => Probe::Alive(None),
-        Err(failure) => Probe::Failed(failure),
-    }
+    // All places at once: one that is down takes its time to say so, and none may hide what another says.
+    let (first, others) =
+        tokio::join!(ask(client, &order.registration, order.contested), children(client, &order.registration));
+    let is_gone = |(_, lost): &(usize, Lost)| matches!(lost, Lost::KvRefused(_) | Lost::Refused(_));
+    let gone = others.iter().any(is_gone);
+    let is_certain = |(place, lost): &&(usize, Lost)| !Failure::Host(*place, *lost).is_doubtful();
+    let worst = others.iter().find(|lost| is_gone(lost)).or(others.iter().find(is_certain)).or(others.first());
+    let failure = match (first, worst) {
+        // Whether the engine is there at all hangs on its first host.
+        (Err(failure), _) => failure,
+        (Ok(()), Some((place, lost))) => Failure::Host(*place, *lost),
+        (Ok(()), None) if order.release => return Probe::Alive(release(client, &order.registration).await),
+        (Ok(()), None) => return Probe::Alive(None),
+    };
+    if gone { Probe::HostGone(failure) } else { Probe::Failed(failure) }
 }
 
 async fn ask(client: &reqwest::Client, registration: &Registration, contested: bool) -> Result<(), Failure> {
@@ -38,12 +48,18 @@ async fn ask(client: &reqwest::Client, registration: &Registration, contested: b
     if !contested {
         kv_ports(&registration.kv).await?;
     }
-    let Some(hosts) = &registration.hosts else { return Ok(()) };
-    // All at once: a host that is down takes its time to say so.
-    let looks = hosts.all().iter().enumerate().skip(1).map(|(place, host)| async move {
-        child(client, &registration.kv, host).await.map_err(|lost| Failure::Host(place, lost))
+    Ok(())
+}
+
+/// What is wrong with hosts beyond the first, by their places. Where the first one's address stands for all there is nothing to
+/// ask of others.
+async fn children(client: &reqwest::Client, registration: &Registration) -> Vec<(usize, Lost)> {
+    let hosts = registration.hosts.iter().filter(|hosts| !hosts.is_repeated());
+    let others = hosts.flat_map(|hosts| hosts.all().iter().enumerate().skip(1));
+    let looks = others.map(|(place, host)| async move {
+        child(client, &registration.kv, host).await.err().map(|lost| (place, lost))
     });
-    futures::future::join_all(looks).await.into_iter().collect()
+    futures::future::join_all(looks).await.into_iter().flatten().collect()
 }
 
 /// A host beyond the first: its KV ports, and its HTTP server where it has one.
@@ -69,9 +85,11 @@ async fn child(client: &reqwest::Client, kv: &KvEndpoint, host: &Host) -> Result
 async fn connects(addresses: &[IpAddr], port: u16) -> Result<(), Lost> {
     let addresses: Vec<SocketAddr> = addresses.iter().map(|host| SocketAddr::new(*host, port)).collect();
     match timeout(LIMIT, TcpStream::connect(&addresses[..])).await {
-        Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(Lost::KvRefused(port)),
-        Ok(Err(_)) | Err(_) => Err(Lost::KvUnreachable(port)),
+        Ok(Err(error)) if Failure::of_connection(error.kind()).is_some() => Err(Lost::KvUnreachable(port)),
+        Err(_) => Err(Lost::KvUnreachable(port)),
+        // Anything else is this machine's own trouble.
+        Ok(Ok(_) | Err(_)) => Ok(()),
     }
 }
 

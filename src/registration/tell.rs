@@ -95,8 +95,8 @@ impl Teller {
                 let addresses = format!("HTTP:{}, ZMQ:{}", engine.name, engine.registration.kv.text);
                 self.announcer.engine(true, told.role, &addresses);
                 told.addresses = Some(addresses);
-                if engine.registration.hosts.as_ref().is_some_and(|hosts| hosts.is_repeated()) {
-                    tracing::warn!(role = %told.role, engine = %told.name, "its first host's address stands for all its hosts: that is right only where the others bind no ports of their own, else --engine-hosts must list them");
+                if engine.registration.repeats() {
+                    tracing::warn!(role = %told.role, engine = %told.name, "its first host's address stands for all its hosts, which was not run on real engines: it is right only where the others bind no ports of their own, else --engine-hosts must list them");
                 }
                 for said in self.presumed.contradictions(&engine.registration) {
                     let dp_size = engine.registration.dp_size;

@@ -108,30 +108,38 @@ impl Selector {
         let below = |ranks: u32| pool.prefill_slots.partition_point(|slot| slot.rank < ranks);
         let routed = if self.rules.route_ranks == 0 { u32::MAX } else { self.rules.route_ranks };
         let slots = &pool.prefill_slots[..below(routed)];
-        if !self.pins(mode, pool.spans) {
+        if !self.pins(mode, pool.spans, pool.repeats) {
             return slots;
         }
-        let decodes = pool.ready_decodes().iter().map(|slot| pool.decode[slot.engine].registration.dp_size);
+        let decodes = pool.decode_slots.iter().map(|at| pool.decode[*at].registration.dp_size);
         let ranks = decodes.max().unwrap_or(0);
         &slots[..below(ranks).min(slots.len())]
     }
 
     /// Where on a decode engine the leg of a prefill rank goes; nowhere if the pair cannot work, or not that rank.
-    fn place(&self, prefill: (&Engine, u32), decode: &Engine, host: usize, mode: Mode) -> Option<DecodePlace> {
+    ///
+    /// Hosts that serve have their turns by `round`: how often all decode engines have had theirs.
+    fn place(&self, prefill: (&Engine, u32), decode: &Engine, round: usize, mode: Mode) -> Option<DecodePlace> {
         let (prefill, rank) = prefill;
         if !reach::hosts_agree(prefill.spoken(), decode.spoken(), mode) {
             return None;
         }
         let (prefill, decode) = (&prefill.registration, &decode.registration);
-        if !self.pins(mode, prefill.spans() || decode.spans()) {
-            return Some(DecodePlace { host, rank: None });
+        let repeats = prefill.repeats() || decode.repeats();
+        if !self.pins(mode, prefill.spans() || decode.spans(), repeats) {
+            return Some(DecodePlace { host: round % decode.doors(), rank: None });
         }
         (rank < decode.dp_size).then(|| DecodePlace { host: decode.door(rank).host, rank: Some(rank) })
     }
 
     /// Whether decode's legs are pinned to prefill's ranks.
-    fn pins(&self, mode: Mode, spans: bool) -> bool {
-        mode == Mode::Write && self.rules.contract == Contract::SameRank && spans
+    fn pins(&self, mode: Mode, spans: bool, repeats: bool) -> bool {
+        let by_contract = match self.rules.contract {
+            Contract::Auto => repeats,
+            Contract::Leader => false,
+            Contract::SameRank => true,
+        };
+        mode == Mode::Write && spans && by_contract
     }
 
     /// The next decode engine for a prefill engine that has room, both places taken.
@@ -151,16 +159,18 @@ impl Selector {
             Partner::Later => return Err(NoPick::Busy),
         };
         let mut why = NoPick::Nobody;
-        // One that is pinned has its host by its rank.
-        let slots = if self.pins(mode, pool.spans) { pool.ready_decodes() } else { &pool.decode_slots };
-        for slot in cycle(slots, turn) {
-            let decode = &pool.decode[slot.engine];
+        // A rank that is pinned would meet the same decode engines for ever: they move on by one each time that ranks are through.
+        let is_pinned = self.pins(mode, pool.spans, pool.repeats);
+        let shift = if is_pinned { turn / self.reachable(pool, mode).len().max(1) } else { 0 };
+        let round = turn / pool.decode_slots.len().max(1);
+        for decode in cycle(&pool.decode_slots, turn.wrapping_add(shift)) {
+            let decode = &pool.decode[*decode];
             let is_barred =
                 only.is_some_and(|life| life != decode.incarnation) || refused.contains(&decode.incarnation);
             if is_barred || !decode.vitals.usable(now) {
                 continue;
             }
-            let Some(place) = self.place((prefill, rank), decode, slot.host, mode) else { continue };
+            let Some(place) = self.place((prefill, rank), decode, round, mode) else { continue };
             let state = memory.history.state(prefill, decode, mode);
             if !self.has_room(decode) {
                 why = NoPick::Busy;
@@ -202,9 +212,10 @@ impl Selector {
     ) -> Option<(InFlight, DecodePlace, Meeting)> {
         let turn = usize::try_from(self.turn.load(Ordering::Relaxed)).unwrap_or(0);
         let memory = &mut *self.pairs.memory();
-        for slot in cycle(&pool.decode_slots, turn) {
-            let decode = &pool.decode[slot.engine];
-            let Some(place) = self.place((prefill, 0), decode, slot.host, Mode::Read) else { continue };
+        let round = turn / pool.decode_slots.len().max(1);
+        for decode in cycle(&pool.decode_slots, turn) {
+            let decode = &pool.decode[*decode];
+            let Some(place) = self.place((prefill, 0), decode, round, Mode::Read) else { continue };
             let state = memory.history.state(prefill, decode, Mode::Read);
             let barred = match state {
                 PairState::Stale => !self.rules.allow_stale,

@@ -32,7 +32,7 @@ fn selector() -> Arc<Selector> {
         engine_in_flight: 0,
         first_contact: false,
         allow_stale: false,
-        contract: Contract::Leader,
+        contract: Contract::Auto,
         route_ranks: 0,
     })
 }
@@ -139,7 +139,7 @@ fn what_stands_in_the_way_is_told_apart() {
         engine_in_flight: 2,
         first_contact: true,
         allow_stale: false,
-        contract: Contract::Leader,
+        contract: Contract::Auto,
         route_ranks: 0,
     };
     let (all, selector) = (engines(&[OLD], 2), Selector::new(rules));
@@ -178,7 +178,7 @@ fn for_one_with_no_room_is_waited_rather_than_asking_again() {
         engine_in_flight: 2,
         first_contact: false,
         allow_stale: false,
-        contract: Contract::Leader,
+        contract: Contract::Auto,
         route_ranks: 0,
     });
     let held = selector.pick(&pool, &[1], Instant::now()).unwrap();

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::engine::hosts::Contract;
 use crate::settings::options::{Key, ServeOptions};
 
 mod conduct;
@@ -86,7 +85,8 @@ impl Config {
         let mut reader = Reader::new(&line.own, environment, |name| line.claims(name));
         faces::translate(line, &mut reader);
         let (mut parts, log) = (Parts::read(&mut reader), Log::read(&mut reader));
-        repeat_hosts(&mut reader, &mut parts);
+        (parts.spans.local, parts.spans.repeated) =
+            parts.presumed.ranks_of_repeated_hosts(parts.server.expected.ranks_per_host);
         let workers = reader.get(Key::Workers, number(1, 512));
         compare(&mut reader, &parts);
         accept_foreign(&mut reader);
@@ -113,16 +113,6 @@ impl Config {
             }
         }
         format!("{hash:016x}")
-    }
-}
-
-/// Engines over several hosts whose addresses only another program's options tell of: as that program has it, the first host's
-/// stands for all, and both legs go to the same rank.
-fn repeat_hosts(reader: &mut Reader<'_>, parts: &mut Parts) {
-    parts.spans.repeated = parts.presumed.ranks_of_repeated_hosts(parts.server.expected.ranks_per_host);
-    if parts.spans.repeated > 0 && !reader.is_given(Key::WriteContract) {
-        parts.picking.contract = Contract::SameRank;
-        reader.show(Key::WriteContract, String::from("same-rank"));
     }
 }
 

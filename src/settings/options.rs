@@ -104,8 +104,8 @@ table! {
             "Token limit decode gets: `minus-one` (the client's less one, never below one) or `exact` (the client's)";
         WriteDispatch "write-dispatch" "PROXY_WRITE_DISPATCH" Value("HOW") = "concurrent":
             "When decode is sent in WRITE mode: `concurrent` with prefill, or `serial` after prefill's answer";
-        WriteContract "write-contract" "PROXY_WRITE_CONTRACT" Value("HOW") = "leader":
-            "WRITE with engines over several hosts: `leader` (any decode rank, all are used) or `same-rank` (decode's is prefill's)";
+        WriteContract "write-contract" "PROXY_WRITE_CONTRACT" Value("HOW") = "auto":
+            "WRITE with engines over several hosts: `leader` (any decode rank), `same-rank` (prefill's), or `auto`: `leader` where all hosts are listed";
         KvRelease "kv-release" "PROXY_KV_RELEASE" Value("WHEN") = "auto":
             "Tell prefill engines to free blocks nobody will read: `auto` where they understand it, or `off`";
         FirstContact "first-contact" "PROXY_FIRST_CONTACT" Value("WHEN") = "auto":

@@ -166,7 +166,7 @@ parts! {
         /// Ranks of a prefill engine that have their turns; 0 is all (`--route-ranks`).
         route_ranks: u32 = RouteRanks number(0, 1024);
         /// Who of decode's ranks tells prefill in WRITE, where engines span hosts (`--write-contract`).
-        contract: Contract = WriteContract choice(&[("leader", Contract::Leader), ("same-rank", Contract::SameRank)]);
+        contract: Contract = WriteContract choice(&CONTRACTS);
     }
 
     /// How long engines may take. All are above zero.
@@ -240,6 +240,9 @@ pub enum TokenBudget {
     /// The client's number: decode samples the first token itself, so as many come back as were asked for.
     Exact,
 }
+
+const CONTRACTS: [(&str, Contract); 3] =
+    [("auto", Contract::Auto), ("leader", Contract::Leader), ("same-rank", Contract::SameRank)];
 
 const BUDGETS: [(&str, TokenBudget); 2] = [("minus-one", TokenBudget::MinusOne), ("exact", TokenBudget::Exact)];
 

@@ -42,17 +42,17 @@ impl Presumed {
         }
     }
 
-    /// Ranks of each host of engines over several, if there is to be one: then the first host's address stands for the others', as
-    /// in the programs that these options are of. `local` is what another option says of each host.
-    pub(super) fn ranks_of_repeated_hosts(&self, local: u32) -> u32 {
+    /// Ranks of each host, where another program's options say how many an engine has and that these are more: then it is on
+    /// several hosts, and the first one's address stands for the others', as in those programs. `local` is what an option of
+    /// ours was told by one of theirs.
+    pub(super) fn ranks_of_repeated_hosts(&self, local: u32) -> (u32, Vec<(Option<Role>, u32)>) {
         let each =
             self.ranks.iter().find(|(_, ranks, _)| *ranks == Ranks::OnEachHost).map_or(local, |(.., count)| *count);
-        let all = self.ranks.iter().filter(|(_, ranks, _)| matches!(ranks, Ranks::InAll(_)));
-        if all.into_iter().any(|(.., count)| each > 0 && *count > each && count.is_multiple_of(each)) {
-            each
-        } else {
-            0
-        }
+        let all = self.ranks.iter().filter_map(|(_, ranks, count)| match ranks {
+            Ranks::InAll(role) if each > 1 && *count > each => Some((*role, *count)),
+            Ranks::InAll(_) | Ranks::OnEachHost => None,
+        });
+        (each, all.collect())
     }
 
     /// What was said that an engine contradicts.
@@ -112,11 +112,13 @@ mod tests {
         check(&presumed, Role::Prefill, 1, &["--each 8"]);
         check(&presumed, Role::Decode, 16, &[]);
         check(&presumed, Role::Decode, 4, &["--each 8", "--decode-ranks 16"]);
-        assert_eq!((presumed.ranks_of_repeated_hosts(0), presumed.ranks_of_repeated_hosts(4)), (8, 8));
+        let wide = vec![(Some(Role::Decode), 16)];
+        assert_eq!(presumed.ranks_of_repeated_hosts(4), (8, wide));
         let mut presumed = Presumed::default();
-        assert_eq!(presumed.ranks_of_repeated_hosts(8), 0);
-        presumed.ranks("--all".into(), Ranks::InAll(Some(Role::Prefill)), 16);
-        assert_eq!([0, 8, 16, 5].map(|local| presumed.ranks_of_repeated_hosts(local)), [0, 8, 0, 0]);
+        assert_eq!(presumed.ranks_of_repeated_hosts(8), (8, vec![]));
+        presumed.ranks("--all".into(), Ranks::InAll(None), 16);
+        let wide = |local| presumed.ranks_of_repeated_hosts(local).1;
+        assert_eq!([0, 1, 8, 16].map(wide), [vec![], vec![], vec![(None, 16)], vec![]]);
         let mut presumed = Presumed::default();
         presumed.ranks("--all".into(), Ranks::InAll(None), 2);
         for url in ["http://10.0.0.2:8000", "http://10.0.0.1:8000/", "https://[::1]"] {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::values::{Parsed, Refusal};
 use crate::engine::hosts::{Host, Hosts};
-use crate::engine::{HttpAddress, Registration, plausible_host, port_number};
+use crate::engine::{HttpAddress, Registration, Role, is_same_host, plausible_host, port_number};
 
 /// The most bytes of a file of engines.
 const FILE_MOST: u64 = 1 << 20;
@@ -14,21 +14,36 @@ const FILE_MOST: u64 = 1 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spans {
     listed: Vec<(HttpAddress, Arc<Hosts>)>,
-    /// Ranks of each host of an engine that is not listed, where the program that the proxy stands in for lets the first host's
-    /// address stand for the others'; 0 where none does.
-    pub(super) repeated: u32,
+    /// Engines that are on several hosts by the options of the program that the proxy stands in for, by role and ranks: there the
+    /// first host's address stands for the others'.
+    pub(super) repeated: Vec<(Option<Role>, u32)>,
+    /// Ranks of each of these hosts.
+    pub(super) local: u32,
 }
 
 impl Spans {
     /// An engine's hosts, where something was said of them.
     pub fn of(&self, says: &Registration) -> Option<Arc<Hosts>> {
-        if let Some((_, hosts)) = self.listed.iter().find(|(engine, _)| *engine == says.http) {
+        // A host may be spelled in several ways, of which its KV address is another.
+        let is_its = |(engine, hosts): &&(HttpAddress, Arc<Hosts>)| {
+            let is_named = is_same_host(&engine.host, &says.http.host);
+            engine.port == says.http.port && (is_named || is_first(hosts, says))
+        };
+        if let Some((_, hosts)) = self.listed.iter().find(is_its) {
             return Some(hosts.clone());
         }
-        let is_wide = self.repeated > 0 && says.dp_size > self.repeated && says.dp_size.is_multiple_of(self.repeated);
-        let count = is_wide.then(|| usize::try_from(says.dp_size / self.repeated).ok()).flatten()?;
+        let is_told =
+            |(role, ranks): &(Option<Role>, u32)| role.is_none_or(|role| role == says.role) && *ranks == says.dp_size;
+        let is_wide = self.repeated.iter().any(is_told) && says.dp_size.is_multiple_of(self.local);
+        let count = is_wide.then(|| usize::try_from(says.dp_size / self.local).ok()).flatten()?;
         let first = Host { address: says.kv.host.clone(), http: None };
-        Hosts::new(vec![first; count], self.repeated).map(Arc::new)
+        Hosts::new(vec![first; count], self.local).map(Arc::new)
+    }
+
+    /// The engine that is listed with this one's KV host, though none is listed as it is called.
+    pub fn nearly(&self, says: &Registration) -> Option<&HttpAddress> {
+        let found = self.listed.iter().find(|(_, hosts)| is_first(hosts, says));
+        found.filter(|_| self.of(says).is_none()).map(|(engine, _)| engine)
     }
 }
 
@@ -39,48 +54,50 @@ pub(super) fn listed(text: &str) -> Parsed<Spans> {
     while !rest.is_empty() {
         if let Some(from) = rest.strip_prefix('@') {
             let (file, after) = from.split_once(',').unwrap_or((from, ""));
-            for line in lines(file)?.iter().map(String::as_str) {
-                spans.add(entry(line)?)?;
+            for (number, line) in lines(file)? {
+                let told = |why: &str| Refusal::EngineHosts(format!("{why} in line {number}, {line:?}"));
+                entry(&line).and_then(|engine| spans.add(engine)).map_err(told)?;
             }
             rest = after.trim();
             continue;
         }
         // Commas part hosts, too, so that an entry ends behind its ranks.
-        let ranks = rest.find('@').ok_or(Refusal::EngineHosts("ranks of each host are missing"))?;
-        let end = rest[ranks..].find(',').map_or(rest.len(), |comma| ranks + comma);
-        spans.add(entry(&rest[..end])?)?;
+        let end = rest.find('@').and_then(|ranks| rest[ranks..].find(',').map(|comma| ranks + comma));
+        let end = end.unwrap_or(rest.len());
+        let told = |why: &str| Refusal::EngineHosts(format!("{why} in {:?}", &rest[..end]));
+        entry(&rest[..end]).and_then(|engine| spans.add(engine)).map_err(told)?;
         rest = rest[end..].trim_start_matches(',').trim();
     }
     if spans.listed.is_empty() {
-        return Err(Refusal::EngineHosts("nothing is listed"));
+        return Err(Refusal::EngineHosts(String::from("nothing is listed")));
     }
     let shown = spans.to_string();
     Ok((spans, shown))
 }
 
-/// A file's lines, without comments and empty ones.
-fn lines(file: &str) -> Result<Vec<String>, Refusal> {
-    let unread = |_| Refusal::EngineHosts("its file cannot be read");
+/// A file's lines with their numbers, without comments and empty ones.
+fn lines(file: &str) -> Result<Vec<(usize, String)>, Refusal> {
+    let unread = |error| Refusal::EngineHosts(format!("its file cannot be read: {error}"));
     if std::fs::metadata(file).map_err(unread)?.len() > FILE_MOST {
-        return Err(Refusal::EngineHosts("its file is larger than 1MiB"));
+        return Err(Refusal::EngineHosts(String::from("its file is larger than 1MiB")));
     }
     let text = std::fs::read_to_string(file).map_err(unread)?;
-    let said = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    Ok(said.filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    let said = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim().to_owned());
+    Ok((1..).zip(said).filter(|(_, line)| !line.is_empty()).collect())
 }
 
 /// One engine.
-fn entry(text: &str) -> Result<(HttpAddress, Hosts), Refusal> {
-    let (engine, hosts) = text.split_once('=').ok_or(Refusal::EngineHosts("an engine's HTTP address is missing"))?;
-    let engine: HttpAddress = engine.parse().map_err(|_| Refusal::EngineHosts("an engine's HTTP address is none"))?;
-    let (hosts, ranks) = hosts.rsplit_once('@').ok_or(Refusal::EngineHosts("ranks of each host are missing"))?;
+fn entry(text: &str) -> Result<(HttpAddress, Hosts), &'static str> {
+    let (engine, hosts) = text.split_once('=').ok_or("an engine's HTTP address is missing")?;
+    let engine: HttpAddress = engine.parse().map_err(|_| "an engine's HTTP address is none")?;
+    let (hosts, ranks) = hosts.rsplit_once('@').ok_or("ranks of each host are missing")?;
     let ranks = ranks.trim().parse().ok().filter(|ranks| (1..=1024).contains(ranks));
-    let ranks: u32 = ranks.ok_or(Refusal::EngineHosts("ranks of each host are from 1 to 1024"))?;
+    let ranks: u32 = ranks.ok_or("ranks of each host are from 1 to 1024")?;
     let mut all: Vec<Host> = Vec::new();
     for host in hosts.split(',') {
-        let host = one(host.trim()).ok_or(Refusal::EngineHosts("a host is no name, address or address with port"))?;
+        let host = one(host.trim()).ok_or("a host is no name, address or address with port")?;
         if all.iter().any(|other| other.address.eq_ignore_ascii_case(&host.address)) {
-            return Err(Refusal::EngineHosts("a host is named twice"));
+            return Err("a host is named twice");
         }
         all.push(host);
     }
@@ -88,10 +105,10 @@ fn entry(text: &str) -> Result<(HttpAddress, Hosts), Refusal> {
         && let Some(http) = first.http.take()
         && http.port != engine.port
     {
-        return Err(Refusal::EngineHosts("the first host's port is not its engine's"));
+        return Err("the first host's port is not its engine's");
     }
     let hosts = Hosts::new(all, ranks);
-    let hosts = hosts.ok_or(Refusal::EngineHosts("all hosts but the first have a port, or none has; 256 at most"))?;
+    let hosts = hosts.ok_or("all hosts but the first have a port, or none has; 256 at most")?;
     Ok((engine, hosts))
 }
 
@@ -112,10 +129,14 @@ fn one(text: &str) -> Option<Host> {
     Some(Host { address, http })
 }
 
+fn is_first(hosts: &Hosts, says: &Registration) -> bool {
+    hosts.all().first().is_some_and(|first| is_same_host(&first.address, &says.kv.host))
+}
+
 impl Spans {
-    fn add(&mut self, (engine, hosts): (HttpAddress, Hosts)) -> Result<(), Refusal> {
+    fn add(&mut self, (engine, hosts): (HttpAddress, Hosts)) -> Result<(), &'static str> {
         if self.listed.iter().any(|(other, _)| *other == engine) {
-            return Err(Refusal::EngineHosts("an engine is listed twice"));
+            return Err("an engine is listed twice");
         }
         self.listed.push((engine, Arc::new(hosts)));
         Ok(())
@@ -159,7 +180,7 @@ mod tests {
         assert_eq!(spaced.as_deref(), Ok("10.0.0.1:8000=10.0.0.1,[fd00::2]:80@8,10.0.0.9:1=10.0.0.9@1"));
         for (text, why) in [
             ("", "nothing is listed"),
-            ("10.0.0.1:8000", "ranks of each host are missing"),
+            ("10.0.0.1:8000", "an engine's HTTP address is missing"),
             ("10.0.0.1:8000=10.0.0.1", "ranks of each host are missing"),
             ("10.0.0.1,10.0.0.2@8", "an engine's HTTP address is missing"),
             ("10.0.0.1=10.0.0.1@8", "an engine's HTTP address is none"),
@@ -173,7 +194,8 @@ mod tests {
             ("10.0.0.1:8000=a@1,10.0.0.1:8000=b@1", "an engine is listed twice"),
             ("@/no/such/file", "its file cannot be read"),
         ] {
-            assert_eq!(shown(text), Err(Refusal::EngineHosts(why)), "{text}");
+            let Err(Refusal::EngineHosts(told)) = shown(text) else { panic!("{text}") };
+            assert!(told.starts_with(why), "{text}: {told}");
         }
     }
 
@@ -182,11 +204,15 @@ mod tests {
         let file = std::env::temp_dir().join(format!("moriio-hosts-{}", std::process::id()));
         std::fs::write(&file, "# prefill\n10.0.0.1:8000=10.0.0.1,10.0.0.2@8  # two nodes\n\n").unwrap();
         let read = listed(&format!("@{},10.0.0.9:1=10.0.0.9@1", file.display())).map(|(_, shown)| shown);
+        std::fs::write(&file, "\n10.0.0.1:8000=10.0.0.1@8\n10.0.0.2:8000=10.0.0.2 # ranks?").unwrap();
+        let wrong = listed(&format!("@{}", file.display())).map(|_| ());
         std::fs::write(&file, vec![b'#'; 1 << 21]).unwrap();
         let large = listed(&format!("@{}", file.display()));
         std::fs::remove_file(&file).unwrap();
         assert_eq!(read.as_deref(), Ok("10.0.0.1:8000=10.0.0.1,10.0.0.2@8,10.0.0.9:1=10.0.0.9@1"));
-        assert_eq!(large.map(|_| ()), Err(Refusal::EngineHosts("its file is larger than 1MiB")));
+        let told = |said: &str| Err(Refusal::EngineHosts(said.to_owned()));
+        assert_eq!(wrong, told("ranks of each host are missing in line 3, \"10.0.0.2:8000=10.0.0.2\""));
+        assert_eq!(large.map(|_| ()), told("its file is larger than 1MiB"));
     }
 
     #[test]
@@ -195,11 +221,17 @@ mod tests {
         let says = |port, ranks| engine_of(port, Role::Prefill, ranks, 1).registration.clone();
         assert_eq!(spans.of(&says(7, 4)).map(|hosts| hosts.all().len()), Some(2));
         assert_eq!(spans.of(&says(8, 4)), None);
+        assert_eq!(spans.nearly(&says(8, 4)).map(ToString::to_string).as_deref(), Some("10.0.0.1:7"));
+        assert_eq!(spans.nearly(&says(7, 4)), None);
+        // The same host by another spelling.
+        for spelled in ["node-one:7=10.0.0.1,b@2", "[::ffff:a]:7=10.0.0.1,b@2", "[0:0::1]:7=10.0.0.1,b@2"] {
+            assert!(listed(spelled).unwrap().0.of(&says(7, 4)).is_some(), "{spelled}");
+        }
         // Another program's way: the first host's address, as often as its ranks need hosts.
-        spans.repeated = 2;
+        (spans.local, spans.repeated) = (2, vec![(None, 6), (Some(Role::Decode), 4)]);
         let repeated = spans.of(&says(8, 6)).unwrap();
         assert!(repeated.all().iter().all(|host| host.address == says(8, 6).kv.host && host.http.is_none()));
         assert_eq!((repeated.all().len(), repeated.local()), (3, 2));
-        assert_eq!((spans.of(&says(8, 2)), spans.of(&says(8, 5))), (None, None));
+        assert_eq!((spans.of(&says(8, 2)), spans.of(&says(8, 4))), (None, None));
     }
 }

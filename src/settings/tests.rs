@@ -53,7 +53,7 @@ fn defaults_are_those_promised() {
     let breaker = registry.breaker;
     assert_eq!((breaker.failures, breaker.open, breaker.open_max), (5, seconds(5), seconds(30)));
     assert_eq!((picking.engine_in_flight, picking.first_contact, picking.allow_stale), (0, true, false));
-    assert_eq!((picking.route_ranks, picking.contract), (0, Contract::Leader));
+    assert_eq!((picking.route_ranks, picking.contract), (0, Contract::Auto));
     assert_eq!((times.connect, times.prefill), (seconds(5), seconds(600)));
     assert_eq!((times.first_byte, times.idle), (seconds(300), seconds(300)));
     assert_eq!((times.answer, times.hand_over, times.wake), (seconds(1800), seconds(20), seconds(30)));

@@ -49,7 +49,7 @@ pub(super) enum Refusal {
     #[error("is not a list of networks such as 10.0.0.0/8,192.168.1.7")]
     Networks,
     #[error("is no list of engines' hosts such as 10.0.0.1:8000=10.0.0.1,10.0.0.2@8: {0}")]
-    EngineHosts(&'static str),
+    EngineHosts(String),
     #[error("is not a list of header names such as x-request-id,x-correlation-id")]
     Headers,
     #[error("names a header that may carry a credential, which must not be logged")]

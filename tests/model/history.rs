@@ -58,7 +58,7 @@ impl History {
             first_contact: random.one_in(2),
             allow_stale: random.one_in(4),
             route_ranks: 0,
-            contract: if random.one_in(4) { Contract::SameRank } else { Contract::Leader },
+            contract: if random.one_in(4) { Contract::SameRank } else { Contract::Auto },
         };
         let limits = RegistryLimits { ttl: Duration::from_secs(15), max_engines: MAX_ENGINES, breaker: BREAKER };
         History {

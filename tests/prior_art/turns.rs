@@ -45,7 +45,7 @@ fn selector() -> Arc<Selector> {
         engine_in_flight: 0,
         first_contact: false,
         allow_stale: true,
-        contract: Contract::Leader,
+        contract: Contract::Auto,
         route_ranks: 0,
     })
 }

@@ -70,7 +70,7 @@ fn means(pool: Pool) -> Arc<Means> {
             engine_in_flight: 0,
             first_contact: false,
             allow_stale: true,
-            contract: Contract::Leader,
+            contract: Contract::Auto,
             route_ranks: 0,
         }),
         pool: tokio::sync::watch::channel(Arc::new(pool)).1,

@@ -57,6 +57,8 @@ pub(super) struct Entry {
     pub(super) refused: Option<Refusal>,
     /// One of its hosts beyond the first refused connections: what was there is gone, and peers hold sessions with it.
     pub(super) lost_host: bool,
+    /// One of them could not be reached when it was last looked at.
+    pub(super) unreachable: bool,
     /// It answers again, and its next ping is all that is missing.
     pub(super) awaits_ping: bool,
     /// When it last answered a probe as it should, if it ever did.
@@ -91,6 +93,7 @@ impl Entry {
             peers,
             refused: None,
             lost_host: false,
+            unreachable: false,
             awaits_ping: false,
             served: None,
             silent: false,
@@ -116,6 +119,14 @@ impl Entry {
     /// What is wrong with what was listed of its hosts.
     pub(super) fn misfit(&self) -> Option<Misfit> {
         reach::misfit(&self.registration, versions::traits(self.version, self.registration.dialect))
+    }
+
+    /// One of its hosts beyond the first refuses connections. Before it served there was nothing to lose.
+    pub(super) fn lose_host(&mut self) {
+        if self.served.is_some() && !std::mem::replace(&mut self.lost_host, true) {
+            let (role, engine, held) = (self.registration.role, &self.registration.http, self.vitals.in_flight());
+            tracing::warn!(%role, %engine, held, "engine has lost one of its hosts: legs in flight may be lost with it");
+        }
     }
 
     /// A connection was refused.

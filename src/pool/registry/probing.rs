@@ -25,6 +25,10 @@ impl Registry {
         match probe {
             Probe::Alive(release) => self.alive(address, release, now),
             Probe::Failed(failure) => self.failed(address, failure, now),
+            Probe::HostGone(failure) => {
+                entry.lose_host();
+                self.failed(address, failure, now);
+            }
         }
     }
 
@@ -48,7 +52,7 @@ impl Registry {
             self.add(registration, peers, (order, number), now);
             return self.alive(address, release, now);
         }
-        entry.refused = None;
+        (entry.refused, entry.unreachable) = (None, false);
         if now.duration_since(entry.last_ping) > ttl && !entry.silent {
             entry.silent = true;
             tracing::warn!(role = %entry.registration.role, engine = %address, "engine has stopped pinging but answers: it stays");
@@ -79,14 +83,12 @@ impl Registry {
             tracing::warn!(role = %entry.registration.role, engine = %address, reason = %failure, "engine left: no ping and no answer");
             return self.depart(address);
         }
-        if !(failure.is_doubtful() && entry.state == State::Ready) {
+        // One that is out of reach for the first time may only have been late.
+        let is_late = matches!(failure, Failure::Host(_, Lost::KvUnreachable(_)))
+            && !std::mem::replace(&mut entry.unreachable, true);
+        if entry.lost_host || !((failure.is_doubtful() || is_late) && entry.state == State::Ready) {
             if failure == Failure::Refused && entry.served.is_some() {
                 entry.refuse(now);
-            }
-            let is_gone = matches!(failure, Failure::Host(_, Lost::KvRefused(_) | Lost::Refused(_)));
-            if is_gone && entry.served.is_some() && !std::mem::replace(&mut entry.lost_host, true) {
-                let held = entry.vitals.in_flight();
-                tracing::warn!(role = %entry.registration.role, engine = %address, held, "engine has lost one of its hosts: legs in flight may be lost with it");
             }
             if entry.state != State::Unhealthy(failure) {
                 entry.state = State::Unhealthy(failure);
@@ -155,9 +157,10 @@ fn order(entry: &mut Entry, asks_release: bool) -> ProbeOrder {
 
 fn log_ready(registration: &Registration, release: Option<EngineVersion>, traits: &versions::Traits) {
     let release = release.map_or_else(|| "unknown".to_owned(), |r| r.to_string());
+    let hosts = registration.hosts.as_ref().map(|hosts| hosts.all().len());
     tracing::info!(
         role = %registration.role, engine = %registration.http, kv = %registration.kv.text, mode = %registration.mode,
-        dp_size = registration.dp_size, tp_size = registration.tp_size, %release, "engine ready"
+        dp_size = registration.dp_size, tp_size = registration.tp_size, hosts, %release, "engine ready"
     );
     if let Some(warning) = traits.warning(registration.mode) {
         tracing::warn!(engine = %registration.http, "{warning}");

@@ -88,7 +88,7 @@ const MAD_ROWS: &[Row] = rows! {
         (Key::MaxInFlight, Renamed("0", UNLIMITED))], None)
         => "`--max-in-flight`; requests beyond wait in order of arrival, 0 is no limit";
     ["dp-size-local"] "DP_PARALLEL_SIZE_LOCAL": Within(0, 1024), "8", Mapped(&[(Key::RanksPerHost, Same)], None)
-        => "`--ranks-per-host`, for what is expected; where an engine has as many ranks as the two below say, and these are more, it is on several hosts";
+        => "`--ranks-per-host`, for what is expected; an engine of as many ranks as the two below say, if these are more, is on several hosts, for which its first stands";
     ["log-level"] "PROXY_LOG_LEVEL": OneOf(LEVELS), "DEBUG", Mapped(&[(Key::LogLevel, Renamed("critical", "error"))], None)
         => "`--log-level`; `critical` is `error`";
     ["debug"] "PROXY_DEBUG": Nothing, "", Mapped(&[(Key::LogLevel, Always("debug"))], None)

@@ -117,7 +117,7 @@ const ROWS: &[Row] = rows! {
         => "`OPENAI_API_KEY`: engines get it whatever a client sends, clients are not asked for one; noted";
 
     "intra-node-data-parallel-size": Whole, "1", Registration(Says::Ranks(Ranks::OnEachHost), &[])
-        => "engines say how many ranks they have, one that says otherwise is noted; an engine of more, where `--moriio-dp-size` says so, is on several hosts";
+        => "engines say how many ranks they have, one that says otherwise is noted; where `--moriio-dp-size` is more, an engine of that many is on several hosts, for which its first stands";
     "moriio-dp-size": Whole, "0", Registration(Says::Ranks(Ranks::InAll(None)), &[])
         => "engines say how many ranks they have; one that says otherwise is noted";
     "prefill": UrlAndPort, "", Registration(Says::Engine(Role::Prefill), DISCOVERY)

@@ -76,10 +76,26 @@ fn sizes_are_those_of_the_other_side() {
 }
 
 #[test]
+fn one_hosts_address_may_stand_for_all() {
+    let [mut prefill, mut decode] = [wide(Role::Prefill, 1, 2), wide(Role::Decode, 2, 2)];
+    for engine in [&mut prefill, &mut decode] {
+        let first = Host { address: engine.kv.host.clone(), http: None };
+        engine.hosts = Hosts::new(vec![first; 2], 8).map(Arc::new);
+    }
+    let request = request(Api::Completions, r#"{"prompt":"a","max_tokens":4}"#);
+    let pair = Pair { decode_rank: Some(3), ..pair(&prefill, &decode, Some(3)) };
+    let (first, second) = legs(&request, &pair, &ids());
+    assert_eq!(params(&first)["remote_hosts"], json!(["10.0.2.1", "10.0.2.1"]));
+    let told = ["remote_hosts", "remote_dp_rank", "remote_dp_rank_override", "is_request_leader"];
+    let told = told.map(|key| params(&second)[key].clone());
+    assert_eq!(told, [json!(["10.0.1.1", "10.0.1.1"]), json!(3), json!(true), Value::Null]);
+}
+
+#[test]
 fn in_read_the_rank_that_has_the_blocks_is_an_engine_of_one() {
     let (prefill, decode) = (wide(Role::Prefill, 1, 2), wide(Role::Decode, 2, 2));
     let pair = pair(&prefill, &decode, Some(3));
-    let said = json!({"do_remote_prefill": true, "do_remote_decode": false, "transfer_id": "tx-1",
+    let mut said = json!({"do_remote_prefill": true, "do_remote_decode": false, "transfer_id": "tx-1",
         "remote_engine_id": "e", "remote_block_ids": [7, 8], "remote_host": "10.0.1.2", "remote_port": 6301,
         "remote_handshake_port": 6301, "remote_notify_port": 61005, "remote_dp_rank": 11, "remote_dp_size": 16,
         "remote_dp_size_local": 8, "remote_tp_size": 1, "tp_size": 1});
@@ -88,7 +104,8 @@ fn in_read_the_rank_that_has_the_blocks_is_an_engine_of_one() {
     (want["remote_dp_rank"], want["remote_dp_size"]) = (json!(0), json!(1));
     want.as_object_mut().unwrap().remove("remote_dp_size_local");
     let read = |said: &Value| read_params(said, &pair, &ids());
-    // As it says, not as it was asked to.
+    // The rank that it says, not the one that it was asked for; its host by the list, since all may have one `host_ip`.
+    said["remote_host"] = json!("10.0.1.1");
     assert_eq!(read(&said), want);
     // What it leaves out is filled by the list: the rank that it was asked for is on the first host.
     let leg = read(&json!({"remote_block_ids": [7, 8], "remote_hosts": ["a"]}));

@@ -13,12 +13,12 @@ fn wide() -> Registration {
 }
 
 #[test]
-fn a_host_that_refuses_ends_a_life_and_one_out_of_reach_does_not() {
+fn a_host_that_refuses_ends_a_life_and_one_that_ails_does_not() {
     const RELEASE: Probe = Probe::Alive(Some(EngineVersion::new(0, 32, 0)));
     for (lost, ends) in [
         (Lost::KvRefused(6301), true),
         (Lost::Refused(8000), true),
-        (Lost::KvUnreachable(6301), false),
+        (Lost::Status(500), false),
         (Lost::Status(503), false),
     ] {
         let (mut registry, start) = registry();
@@ -27,7 +27,8 @@ fn a_host_that_refuses_ends_a_life_and_one_out_of_reach_does_not() {
         let before = pool(&registry).prefill[0].clone();
         assert_eq!(before.state, State::Ready);
         let failure = Failure::Host(1, lost);
-        probe(&mut registry, start + Duration::from_secs(10), Probe::Failed(failure));
+        let told = if ends { Probe::HostGone(failure) } else { Probe::Failed(failure) };
+        probe(&mut registry, start + Duration::from_secs(10), told);
         let engine = pool(&registry).prefill[0].clone();
         assert_eq!((engine.state, engine.incarnation), (State::Unhealthy(failure), before.incarnation));
         let reason = engine.reason(start).unwrap();
@@ -65,4 +66,45 @@ fn what_was_listed_must_fit_and_so_must_the_version() {
         "its vLLM version cannot span hosts: 0.28.0 or newer does"
     );
     assert!(pool(&registry).prefill_slots.is_empty());
+}
+
+#[test]
+fn a_lost_host_is_not_forgotten_while_the_first_is_silent() {
+    const RELEASE: Probe = Probe::Alive(Some(EngineVersion::new(0, 32, 0)));
+    let peer = || Some("10.0.0.1:4000".parse().unwrap());
+    for is_silent in [false, true] {
+        let (mut registry, start) = registry();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        registry.hear(wide(), peer(), start);
+        probe(&mut registry, start, RELEASE);
+        let life = only_incarnation(&registry);
+        registry.hear(wide(), peer(), at(9));
+        probe(&mut registry, at(10), Probe::HostGone(Failure::Host(1, Lost::KvRefused(6301))));
+        if is_silent {
+            probe(&mut registry, at(40), Probe::Failed(Failure::NoAnswer));
+            assert!(pool(&registry).prefill.is_empty());
+        }
+        registry.hear(wide(), peer(), at(50));
+        probe(&mut registry, at(50), RELEASE);
+        assert_eq!(pool(&registry).prefill[0].state, State::Ready);
+        assert_ne!(only_incarnation(&registry), life, "first host silent: {is_silent}");
+    }
+}
+
+#[test]
+fn a_host_counts_as_out_of_reach_the_second_time() {
+    let (mut registry, start) = registry();
+    registry.hear(wide(), None, start);
+    probe(&mut registry, start, Probe::Alive(Some(EngineVersion::new(0, 32, 0))));
+    let (life, far) = (only_incarnation(&registry), Failure::Host(1, Lost::KvUnreachable(6301)));
+    for (seconds, state) in [(10, State::Ready), (12, State::Unhealthy(far))] {
+        probe(&mut registry, start + Duration::from_secs(seconds), Probe::Failed(far));
+        assert_eq!(pool(&registry).prefill[0].state, state);
+    }
+    probe(&mut registry, start + Duration::from_secs(20), Probe::Alive(None));
+    assert_eq!((pool(&registry).prefill[0].state, only_incarnation(&registry)), (State::Ready, life));
+    // And whatever else is the matter, a refusal is remembered.
+    probe(&mut registry, start + Duration::from_secs(30), Probe::HostGone(Failure::Status(503)));
+    probe(&mut registry, start + Duration::from_secs(40), Probe::Alive(None));
+    assert_ne!(only_incarnation(&registry), life);
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{Face, arguments, resolve};
+use crate::engine::Role;
+use crate::pool::tests::engine_of;
 
 /// What a launcher's command line comes to: where it serves, where engines register, and the warnings.
 fn check(line: &str, http: &str, discovery: &str, said: &[&str]) -> BTreeMap<String, String> {
@@ -36,6 +38,13 @@ fn amds_dissagregation_script() {
     );
     let effective = check(&line, "0.0.0.0:30000", "0.0.0.0:36367", &[]);
     assert_eq!((&*effective["prefill-timeout"], &*effective["metrics-port"]), ("1800s", "29000"));
+    // Its engines are over several hosts, of which none but the first is known.
+    let (config, _) = resolve(line.split_once(' ').unwrap().1, &[]).unwrap();
+    let hosts = |ranks| {
+        let says = engine_of(1, Role::Prefill, ranks, 1).registration.clone();
+        config.parts.spans.of(&says).map(|hosts| (hosts.all().len(), hosts.local(), hosts.is_repeated()))
+    };
+    assert_eq!([1, 8, 12, 16, 32].map(hosts), [None, None, None, Some((2, 8, true)), None]);
 }
 
 #[test]
