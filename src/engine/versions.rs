@@ -274,7 +274,7 @@ static ROWS: [Traits; 10] = [
     Traits {
         name: "0.32.0",
         since: Some(EngineVersion::new(0, 32, 0)),
-        proved: "READ, WRITE, release, un-park, restarts, DP 2 and load on 0.32.0",
+        proved: "READ, WRITE, release, un-park, restarts, DP 2, several hosts and load on 0.32.0",
         ..SINCE_31
     },
     Traits {
