@@ -59,6 +59,8 @@ pub struct PairHistory {
     met: BTreeMap<Key, Met>,
     complained: HashSet<(u64, u64)>,
     waits: BTreeMap<Key, Wait>,
+    /// Prefill's ranks that a decode engine takes for engines of their own (protocol H5), and whether they have met.
+    ranks: BTreeMap<(Key, u32), bool>,
 }
 
 /// The key of a pair and the incarnation of its dialed side. WRITE: prefill dials decode; READ: decode dials prefill
@@ -82,6 +84,32 @@ impl PairHistory {
             Some(met) if met.trying => PairState::FirstContact,
             Some(_) => PairState::Cold,
         }
+    }
+
+    /// How a decode engine and one of prefill's ranks stand that is an engine of its own to it.
+    pub(crate) fn rank_state(&self, prefill: &Engine, decode: &Engine, rank: u32) -> PairState {
+        match self.ranks.get(&(key(prefill, decode, Mode::Read).0, rank)) {
+            None => PairState::Cold,
+            Some(true) => PairState::Known,
+            Some(false) => PairState::FirstContact,
+        }
+    }
+
+    /// Their first exchange begins.
+    pub(crate) fn begin_rank(&mut self, prefill: &Engine, decode: &Engine, rank: u32) {
+        if self.ranks.len() >= REMEMBERED {
+            self.ranks.clear();
+        }
+        self.ranks.insert((key(prefill, decode, Mode::Read).0, rank), false);
+    }
+
+    /// It produced its first byte, or ended without one.
+    pub(crate) fn end_rank(&mut self, prefill: &Engine, decode: &Engine, rank: u32, proved: bool) {
+        let key = (key(prefill, decode, Mode::Read).0, rank);
+        match proved {
+            true => self.ranks.insert(key, true),
+            false => self.ranks.remove(&key),
+        };
     }
 
     /// An exchange of the pair begins.
@@ -144,6 +172,7 @@ impl PairHistory {
     pub(crate) fn forget_dialer(&mut self, incarnation: u64) {
         self.met.retain(|(dialer, _), _| *dialer != incarnation);
         self.waits.retain(|(dialer, _), _| *dialer != incarnation);
+        self.ranks.retain(|((dialer, _), _), _| *dialer != incarnation);
         self.complained.retain(|(prefill, decode)| *prefill != incarnation && *decode != incarnation);
     }
 }

@@ -19,6 +19,8 @@ pub struct Meeting {
     mode: Mode,
     /// Whether this exchange is the pair's first, which has to be told.
     first: bool,
+    /// The rank that this exchange is the first of, where decode takes prefill's ranks for engines of their own.
+    rank: Option<u32>,
     /// Whether the prefill engine is bound, so that its exchanges are counted until decode's first byte.
     bound: bool,
 }
@@ -42,10 +44,13 @@ impl Meeting {
     }
 
     fn tell(&mut self, proved: bool) {
-        if !self.first && !self.bound {
+        if !self.first && !self.bound && self.rank.is_none() {
             return;
         }
         let mut memory = self.pairs.memory();
+        if let Some(rank) = self.rank.take() {
+            memory.history.end_rank(&self.prefill, &self.decode, rank, proved);
+        }
         if std::mem::take(&mut self.first) {
             memory.history.end(&self.prefill, &self.decode, self.mode, proved);
         }
@@ -90,15 +95,19 @@ impl Pairs {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An exchange of a pair begins. The memory is this one's, locked since the pair was found fit.
+    /// An exchange of a pair begins, the first of a `rank` where one is named. The memory is this one's, locked since the pair was
+    /// found fit.
     pub(crate) fn meet(
         self: &Arc<Self>,
         memory: &mut Memory,
-        prefill: &Arc<Engine>,
+        (prefill, rank): (&Arc<Engine>, Option<u32>),
         decode: &Arc<Engine>,
         mode: Mode,
         now: Instant,
     ) -> Meeting {
+        if let Some(rank) = rank {
+            memory.history.begin_rank(prefill, decode, rank);
+        }
         let first = matches!(memory.history.state(prefill, decode, mode), PairState::Cold | PairState::FirstContact);
         if first {
             memory.history.begin(prefill, decode, mode, now);
@@ -107,7 +116,7 @@ impl Pairs {
         if bound {
             memory.bonds.begin(prefill, decode);
         }
-        Meeting { pairs: self.clone(), prefill: prefill.clone(), decode: decode.clone(), mode, first, bound }
+        Meeting { pairs: self.clone(), prefill: prefill.clone(), decode: decode.clone(), mode, first, rank, bound }
     }
 
     /// An engine's life has ended.

@@ -180,6 +180,11 @@ impl Selector {
                 why = why.max(NoPick::FirstContact);
                 continue;
             }
+            let met = self.rank_state(memory, (prefill, rank), decode, mode);
+            if met == PairState::FirstContact {
+                why = why.max(NoPick::FirstContact);
+                continue;
+            }
             if state == PairState::Stale && !self.rules.allow_stale {
                 if memory.history.complain(prefill, decode) {
                     let restart = if mode == Mode::Write { &prefill.name } else { &decode.name };
@@ -195,7 +200,8 @@ impl Selector {
                 why = NoPick::Busy;
                 continue;
             };
-            let meeting = self.pairs.meet(memory, prefill, decode, mode, now);
+            let first = (met == PairState::Cold).then_some(rank);
+            let meeting = self.pairs.meet(memory, (prefill, first), decode, mode, now);
             let rank = (prefill.registration.dp_size > 1).then_some(rank);
             return Ok(Picked { prefill: prefill_guard, decode: decode_guard, rank, place, mode, meeting });
         }
@@ -206,7 +212,7 @@ impl Selector {
     pub(crate) fn another_decode(
         self: &Arc<Self>,
         pool: &Pool,
-        prefill: &Arc<Engine>,
+        (prefill, rank): (&Arc<Engine>, u32),
         refused: &[u64],
         now: Instant,
     ) -> Option<(InFlight, DecodePlace, Meeting)> {
@@ -215,20 +221,31 @@ impl Selector {
         let round = turn / pool.decode_slots.len().max(1);
         for decode in cycle(&pool.decode_slots, turn) {
             let decode = &pool.decode[*decode];
-            let Some(place) = self.place((prefill, 0), decode, round, Mode::Read) else { continue };
+            let Some(place) = self.place((prefill, rank), decode, round, Mode::Read) else { continue };
             let state = memory.history.state(prefill, decode, Mode::Read);
             let barred = match state {
                 PairState::Stale => !self.rules.allow_stale,
                 PairState::FirstContact => self.alone(prefill, decode),
                 PairState::Known | PairState::Cold => false,
             };
+            let met = self.rank_state(memory, (prefill, rank), decode, Mode::Read);
+            let barred = barred || met == PairState::FirstContact;
             if refused.contains(&decode.incarnation) || barred || !self.has_room(decode) {
                 continue;
             }
             let Some(guard) = decode.admit(now) else { continue };
-            return Some((guard, place, self.pairs.meet(memory, prefill, decode, Mode::Read, now)));
+            let first = (met == PairState::Cold).then_some(rank);
+            return Some((guard, place, self.pairs.meet(memory, (prefill, first), decode, Mode::Read, now)));
         }
         None
+    }
+
+    /// How a decode engine and a prefill rank stand, where it takes that for an engine of its own and must meet it alone (protocol
+    /// P4, H5).
+    fn rank_state(&self, memory: &Memory, prefill: (&Engine, u32), decode: &Engine, mode: Mode) -> PairState {
+        let (prefill, rank) = prefill;
+        let is_own = mode == Mode::Read && prefill.registration.spans() && self.alone(prefill, decode);
+        if is_own { memory.history.rank_state(prefill, decode, rank) } else { PairState::Known }
     }
 
     /// Whether the pair's first exchange must go alone: not when both are known to be 0.31.0 or newer.

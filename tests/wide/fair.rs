@@ -156,3 +156,24 @@ async fn a_lost_host_is_no_flood_of_lines() {
     let lines = proxy.lines("engine could not be notified").len();
     assert!((1..=50).contains(&lines), "{lines} lines for 50 legs");
 }
+
+/// READ before 0.31.0: a rank that is presented as an engine of its own is met alone, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_aliased_rank_is_met_alone() {
+    let mut layout = Layout::new(Mode::Read, side(2, 2), side(1, 1));
+    layout.release = "0.30.0";
+    let world = layout.start().await;
+    // The pair's first exchange is over, and the pair known.
+    generate(&world.proxy, PROMPT, 2, false).await;
+    world.settle().await;
+    // Handshakes take a moment.
+    strike(&world.prefill[0], Fault::always(FaultKind::CloseHandshakePort)).await;
+    let asked = async { requests(&world, 8).await };
+    let opened = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.prefill[0].clear_faults();
+    };
+    tokio::join!(asked, opened);
+    assert_eq!(world.decode[0].counters().first_contact_overlaps, 0);
+    world.settle().await;
+}

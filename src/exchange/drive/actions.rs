@@ -146,7 +146,12 @@ impl Attempt {
     /// with a resting connection needs none. The time is bounded by that of the hand-over.
     fn another_decode(&mut self) -> bool {
         let pool = self.means.pool.borrow().clone();
-        let next = self.means.selector.another_decode(&pool, &self.prefill_engine, &self.refused, Instant::now());
+        let next = self.means.selector.another_decode(
+            &pool,
+            (&self.prefill_engine, self.holding_rank),
+            &self.refused,
+            Instant::now(),
+        );
         let Some((guard, place, meeting)) = next else { return false };
         self.means.metrics.attempt("hand_over");
         let (from, to) = (&self.decode_engine.name, &guard.engine.name);
