@@ -198,6 +198,49 @@ async fn a_leg_whose_waking_was_not_heard_is_not_closed() {
     assert_eq!(tokio::join!(others, unheard).0.status, 200);
 }
 
+/// Tells an engine what is meant for a prefill engine with these ports.
+fn prefill_at(host: &str, handshake: u16, notify: u16) -> Registration {
+    Registration {
+        role: engine::Role::Prefill,
+        http: HttpAddress { host: host.into(), port: 8000 },
+        kv: KvEndpoint { host: host.into(), handshake, notify, text: String::new() },
+        dp_size: 1,
+        tp_size: 1,
+        mode: engine::Mode::Read,
+        dialect: Dialect::B,
+        index: None,
+        hosts: None,
+    }
+}
+
+/// A host that answers nothing holds each message to it for seconds; those to others are not held up by any number of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_host_holds_no_others_messages_up() {
+    let world = Plan::new(Mode::Read).start().await;
+    let engine = &world.prefill[0];
+    // Its queue of connections is full, so that it answers as little as a machine that is off.
+    let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    dead.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    dead.listen(1).unwrap();
+    let port = dead.local_addr().unwrap().as_socket().unwrap().port();
+    // Filled by another of its addresses.
+    let filled: Vec<_> = (0..8).map(|_| tokio::spawn(tokio::net::TcpStream::connect(("127.0.0.1", port)))).collect();
+    let notifier = Notifier::start(true, Arc::new(Metrics::new())).unwrap();
+    let traits = versions::traits(Some(EngineVersion::new(0, 32, 0)), Dialect::B);
+    let lost = prefill_at("127.0.0.1", port, port);
+    let to_dead: Vec<_> = (0..600).map(|number| notifier.release(&lost, traits, 0, &format!("tx-{number}"))).collect();
+    let mut to_dead: futures::stream::FuturesUnordered<_> = to_dead.into_iter().map(Box::pin).collect();
+    let alive = prefill_at("localhost", engine.handshake_port(), engine.notify_port());
+    tokio::select! {
+        biased;
+        told = notifier.release(&alive, traits, 0, "tx-alive") => assert_eq!(told, Acknowledged::Yes),
+        // The first of them gives up after two seconds, of which a message needs none.
+        told = futures::StreamExt::next(&mut to_dead) => panic!("a dead host's message came first: {told:?}"),
+    }
+    until_true("the release", || engine.counters().releases == 1).await;
+    drop(filled);
+}
+
 /// A port at which nobody listens is seen at once: an engine that is back a moment later was gone, and gets nothing of before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_notify_port_is_seen_at_once() {
@@ -205,22 +248,7 @@ async fn a_closed_notify_port_is_seen_at_once() {
     let engine = &world.prefill[0];
     let metrics = Arc::new(Metrics::new());
     let notifier = Notifier::start(true, metrics.clone()).unwrap();
-    let registration = |engine: &Engine| Registration {
-        role: engine::Role::Prefill,
-        http: HttpAddress { host: "127.0.0.1".into(), port: engine.http_address().port() },
-        kv: KvEndpoint {
-            host: "127.0.0.1".into(),
-            handshake: engine.handshake_port(),
-            notify: engine.notify_port(),
-            text: String::new(),
-        },
-        dp_size: 1,
-        tp_size: 1,
-        mode: engine::Mode::Read,
-        dialect: Dialect::B,
-        index: None,
-        hosts: None,
-    };
+    let registration = |engine: &Engine| prefill_at("127.0.0.1", engine.handshake_port(), engine.notify_port());
     let traits = versions::traits(Some(EngineVersion::new(0, 32, 0)), Dialect::B);
     let release = async |id: &str| notifier.release(&registration(engine), traits, 0, id).await;
     assert_eq!(release("tx-first").await, Acknowledged::Yes);

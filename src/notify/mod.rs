@@ -2,7 +2,7 @@
 //! leg waits that its KV will not come (wake). Sent over sockets of their own from a thread of their own: an engine that does
 //! not take them costs exchanges nothing. Only what an engine of that release understands is sent (`engine/versions.rs`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +18,16 @@ use crate::engine::versions::{ReleaseForm, Traits};
 use crate::metrics::Metrics;
 use crate::worker;
 
-/// Messages that wait to be sent; more are dropped and counted.
-const QUEUE: usize = 4096;
-/// Messages that are being sent at once.
-const AT_ONCE: usize = 64;
+/// Messages that wait for their turn; more are dropped and counted.
+const QUEUE: usize = 2048;
+/// Messages that have theirs, most of them waiting for places.
+const AT_ONCE: usize = 2048;
 /// Ports that are being told at once, of all these messages: a message goes to as many as its engine has ranks.
-const PORTS_AT_ONCE: usize = 256;
+const PORTS_AT_ONCE: usize = 512;
+/// Of one host: one that is out of reach holds its places for two seconds each, and must not hold others' up.
+const PORTS_OF_A_HOST: usize = 64;
+/// Hosts that are remembered without a message to them.
+const HOSTS: usize = 1024;
 /// When a message has not gone out by then, its port is looked at: zeromq tries a refused connection again after 50 ms. A port that
 /// is open mostly has the message long before, so that it costs no engine a second connection.
 const FIRST_TRY: Duration = Duration::from_millis(40);
@@ -202,23 +206,38 @@ fn packed<T: Serialize>(message: &T) -> Bytes {
 
 async fn run(mut messages: mpsc::Receiver<Message>, metrics: Arc<Metrics>) {
     let (room, ports) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(PORTS_AT_ONCE)));
+    let mut hosts: HashMap<String, Arc<Semaphore>> = HashMap::new();
     while let Some(message) = messages.recv().await {
         let Ok(permit) = room.clone().acquire_owned().await else {
             return;
         };
-        tokio::spawn(tell(message, metrics.clone(), permit, ports.clone()));
+        if hosts.len() > HOSTS {
+            hosts.retain(|_, places| Arc::strong_count(places) > 1);
+        }
+        let of_its_host = |address: &String| {
+            let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+            hosts.entry(host.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(PORTS_OF_A_HOST))).clone()
+        };
+        let places: Vec<_> = message.addresses.iter().map(of_its_host).collect();
+        tokio::spawn(tell(message, places, metrics.clone(), permit, ports.clone()));
     }
     // The handles are gone; what is under way has its own limit.
     let _ = tokio::time::timeout(SEND_LIMIT, room.acquire_many(AT_ONCE as u32)).await;
 }
 
-/// Sends one message to its ports and counts what came of each.
-async fn tell(message: Message, metrics: Arc<Metrics>, permit: OwnedSemaphorePermit, ports: Arc<Semaphore>) {
+/// Sends one message to its ports, each by a place of its host's, and counts what came of each.
+async fn tell(
+    message: Message,
+    places: Vec<Arc<Semaphore>>,
+    metrics: Arc<Metrics>,
+    permit: OwnedSemaphorePermit,
+    ports: Arc<Semaphore>,
+) {
     let Message { kind, addresses, payload, told } = message;
     let (ports, metrics, payload) = (&ports, &metrics, &payload);
-    let sends = addresses.iter().map(|address| async move {
-        // Never closed.
-        let _room = ports.acquire().await;
+    let sends = addresses.iter().zip(places).map(|(address, place)| async move {
+        // Never closed, either of them. Whoever waits for its host holds nothing of the others'.
+        let (_place, _room) = (place.acquire_owned().await, ports.acquire().await);
         let (outcome, acknowledged) = match tokio::time::timeout(SEND_LIMIT, deliver(address, payload)).await {
             Ok(Ok(Acknowledged::Yes)) => ("sent", Acknowledged::Yes),
             Ok(Ok(not_sent)) => ("failed", not_sent),
