@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::entry::{Entry, PROBE_AGAIN};
 use super::{PROBE_AGAIN_MAX, PROBE_READY, Probe, ProbeOrder, RELEASE_AGAIN, Registry};
 use crate::engine::versions::{self, EngineVersion};
-use crate::engine::{HttpAddress, Registration};
+use crate::engine::{HttpAddress, Misfit, Registration};
 use crate::pool::State;
 use crate::pool::reason::{Failure, Lost};
 
@@ -57,9 +57,6 @@ impl Registry {
             entry.silent = true;
             tracing::warn!(role = %entry.registration.role, engine = %address, "engine has stopped pinging but answers: it stays");
         }
-        // While another claims its address, its end would have to be noticed soon.
-        let again = if entry.rivals.is_empty() { PROBE_READY.min(ttl).max(in_turn) } else { PROBE_AGAIN_MAX.min(ttl) };
-        entry.next_probe = now + again;
         entry.probe_wait = PROBE_AGAIN;
         entry.served = Some(now);
         if release.is_some() {
@@ -72,6 +69,14 @@ impl Registry {
             log_ready(&entry.registration, entry.version, traits);
             self.dirty = true;
         }
+        // While another claims its address, its end would have to be noticed soon.
+        entry.next_probe = now
+            + match entry.misfit() {
+                // It may be a release that can, whose answer was lost.
+                Some(Misfit::UnknownVersion) => PROBE_AGAIN,
+                _ if !entry.rivals.is_empty() => PROBE_AGAIN_MAX.min(ttl),
+                _ => PROBE_READY.min(ttl).max(in_turn),
+            };
     }
 
     fn failed(&mut self, address: &HttpAddress, failure: Failure, now: Instant) {
@@ -83,9 +88,15 @@ impl Registry {
             tracing::warn!(role = %entry.registration.role, engine = %address, reason = %failure, "engine left: no ping and no answer");
             return self.depart(address);
         }
+        if now.duration_since(entry.last_ping) > self.limits.ttl && !entry.silent {
+            // It has been looked at for that: from now on its probes keep their pace.
+            entry.silent = true;
+            tracing::warn!(role = %entry.registration.role, engine = %address, reason = %failure, "engine has stopped pinging");
+        }
         // One that is out of reach for the first time may only have been late.
-        let is_late = matches!(failure, Failure::Host(_, Lost::KvUnreachable(_)))
-            && !std::mem::replace(&mut entry.unreachable, true);
+        let is_out_of_reach = matches!(failure, Failure::Host(_, Lost::KvUnreachable(_)));
+        let was_out_of_reach = std::mem::replace(&mut entry.unreachable, is_out_of_reach);
+        let is_late = is_out_of_reach && !was_out_of_reach;
         if entry.lost_host || !((failure.is_doubtful() || is_late) && entry.state == State::Ready) {
             if failure == Failure::Refused && entry.served.is_some() {
                 entry.refuse(now);

@@ -108,3 +108,43 @@ fn a_host_counts_as_out_of_reach_the_second_time() {
     probe(&mut registry, start + Duration::from_secs(40), Probe::Alive(None));
     assert_ne!(only_incarnation(&registry), life);
 }
+
+/// Looks at a host one after the other, with something else between.
+#[test]
+fn only_two_looks_in_a_row_find_a_host_out_of_reach() {
+    let (mut registry, start) = registry();
+    registry.hear(wide(), None, start);
+    probe(&mut registry, start, Probe::Alive(Some(EngineVersion::new(0, 32, 0))));
+    let far = Failure::Host(1, Lost::KvUnreachable(6301));
+    for (seconds, failure) in [(10, far), (12, Failure::Host(1, Lost::NoAnswer)), (15, far)] {
+        assert_eq!(probe(&mut registry, start + Duration::from_secs(seconds), Probe::Failed(failure)), 1);
+        assert_eq!(pool(&registry).prefill[0].state, State::Ready, "{failure}");
+    }
+}
+
+/// Its host is gone and it does not ping either, while its first host answers.
+#[test]
+fn a_silent_engine_without_a_host_is_probed_at_the_usual_pace() {
+    let (mut registry, start) = registry();
+    let at = |milliseconds| start + LIMITS.ttl + Duration::from_millis(milliseconds);
+    registry.hear(wide(), None, start);
+    probe(&mut registry, start, Probe::Alive(Some(EngineVersion::new(0, 32, 0))));
+    let gone = Probe::HostGone(Failure::Host(1, Lost::KvRefused(6301)));
+    let probes: usize = (1..=20).map(|look| probe(&mut registry, at(200 * look), gone)).sum();
+    // At once, after 0.5, 1 and 2 s; four seconds have passed.
+    assert_eq!(probes, 4);
+    // Its end is noticed all the same.
+    probe(&mut registry, at(20_000), Probe::Failed(Failure::Refused));
+    assert!(pool(&registry).prefill.is_empty());
+}
+
+/// What it can do hangs on its release, for which a moment's silence is no answer.
+#[test]
+fn a_release_that_was_not_told_is_soon_asked_for_again() {
+    let (mut registry, start) = registry();
+    registry.hear(wide(), None, start);
+    assert_eq!(probe(&mut registry, start, Probe::Alive(None)), 1);
+    assert_eq!(pool(&registry).prefill[0].state.as_str(), "misfit");
+    assert_eq!(probe(&mut registry, start + PROBE_AGAIN, Probe::Alive(Some(EngineVersion::new(0, 32, 0)))), 1);
+    assert_eq!(pool(&registry).prefill[0].state, State::Ready);
+}
