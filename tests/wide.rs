@@ -55,12 +55,14 @@ struct Layout {
     release: &'static str,
     options: Vec<(Key, &'static str)>,
     adjust: fn(&mut Settings),
+    /// Whether the proxy is a process of its own, whose log is there to be read.
+    apart: bool,
 }
 
 impl Layout {
     fn new(mode: Mode, prefill: Side, decode: Side) -> Layout {
         let options = vec![(Key::DecodeTokenBudget, "exact"), (Key::ColdTimeout, "0")];
-        Layout { mode, prefill, decode, release: "0.32.0", options, adjust: |_| {} }
+        Layout { mode, prefill, decode, release: "0.32.0", options, adjust: |_| {}, apart: false }
     }
 
     fn with(mut self, key: Key, value: &'static str) -> Layout {
@@ -105,7 +107,7 @@ impl Layout {
     async fn open(&self, entries: &str, settings: Vec<Settings>) -> World {
         let mut options: Vec<(Key, &str)> = self.options.clone();
         options.push((Key::EngineHosts, entries));
-        let proxy = Proxy::start(&options);
+        let proxy = if self.apart { Proxy::apart(&options) } else { Proxy::start(&options) };
         let mut world = World { proxy, prefill: Vec::new(), decode: Vec::new(), mode: self.mode };
         for mut settings in settings {
             settings.registration = world.proxy.registration.to_string();

@@ -3,7 +3,9 @@
 //! Nothing here trusts the sender: size, depth, count and range are limited, and a [`Rejection`] repeats little of its text.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
+use crate::engine::hosts::Hosts;
 use crate::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration, Role, plausible_host, port_number};
 
 mod fields;
@@ -23,16 +25,25 @@ pub enum Message {
     Hello,
 }
 
-/// Decodes one message.
+/// Decodes one message of an engine on one host.
 pub fn decode(payload: &[u8]) -> Result<Message, Rejection> {
+    decode_of(payload, |_| None)
+}
+
+/// Decodes one message of an engine whose hosts `listed` knows, if it is on several.
+pub(super) fn decode_of(
+    payload: &[u8],
+    listed: impl Fn(&Registration) -> Option<Arc<Hosts>>,
+) -> Result<Message, Rejection> {
     let fields = Fields::read(payload)?;
-    let (message, used): (_, &[&str]) = match fields.text("type")? {
+    let (mut message, used): (_, &[&str]) = match fields.text("type")? {
         "HELLO" => return Ok(Message::Hello),
         "register" => (dialect_a(&fields)?, &KEYS_A),
         "P" => (dialect_b(&fields, Role::Prefill)?, &KEYS_B),
         "D" => (dialect_b(&fields, Role::Decode)?, &KEYS_B),
         other => return Err(Rejection::UnknownType(Echo::new(other))),
     };
+    message.hosts = listed(&message);
     ranges_fit(&message)?;
     let unknown = fields.0.iter().filter(|(key, _)| !used.contains(&key.as_str()));
     Ok(Message::Register(message, unknown.map(|(key, _)| Echo::new(key).0).collect()))
@@ -196,9 +207,10 @@ fn host_named(field: &'static str, host: &str) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Engines listen and dial at base + dp·tp_size + tp (protocol A3), so the last of those must still be a port.
+/// Engines listen and dial at base + dp·tp_size + tp (protocol A3), where each host begins anew (protocol H6), so the last of those
+/// must still be a port.
 fn ranges_fit(registration: &Registration) -> Result<(), Rejection> {
-    let last_offset = registration.dp_size * registration.tp_size - 1;
+    let last_offset = registration.local_ranks() * registration.tp_size - 1;
     let (handshake, notify) = match registration.dialect {
         Dialect::A => ("handshake_port", "notify_port"),
         Dialect::B => ("zmq_address.handshake", "zmq_address.notify"),

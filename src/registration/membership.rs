@@ -195,7 +195,8 @@ impl Discovery {
 
     /// Deals with one message; says whether an engine wants to be probed now.
     fn hear(&mut self, message: &Heard) -> bool {
-        let (mut registration, unknown) = match decode::decode(&message.payload) {
+        let listed = |says: &Registration| self.spans.of(says);
+        let (registration, unknown) = match decode::decode_of(&message.payload, listed) {
             Ok(Message::Register(registration, unknown)) => (registration, unknown),
             Ok(Message::Hello) => {
                 self.metrics.registration("hello");
@@ -215,7 +216,6 @@ impl Discovery {
         for key in unknown {
             self.complain(None, &format!("engine {}: unknown registration key {key:?}", registration.http));
         }
-        registration.hosts = self.spans.of(&registration);
         if let Some(listed) =
             self.spans.nearly(&registration).filter(|_| registration.dp_size > 1).map(ToString::to_string)
         {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::Role;
+use crate::engine::versions::EngineVersion;
 use crate::metrics::Metrics;
 use crate::pool::breaker::Circuit;
 use crate::pool::pairs::Pairs;
@@ -18,6 +19,8 @@ use crate::settings::{Expected, Presumed};
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a lasting reason is told again.
 const AGAIN: Duration = Duration::from_secs(60);
+/// The release whose engines were seen at work over several hosts (docs/verification.md).
+const OVER_HOSTS_PROVED: EngineVersion = EngineVersion::new(0, 32, 0);
 /// The shortest time between two lines about one engine, whatever it goes through.
 const PACE: Duration = Duration::from_secs(5);
 
@@ -95,9 +98,7 @@ impl Teller {
                 let addresses = format!("HTTP:{}, ZMQ:{}", engine.name, engine.registration.kv.text);
                 self.announcer.engine(true, told.role, &addresses);
                 told.addresses = Some(addresses);
-                if engine.registration.repeats() {
-                    tracing::warn!(role = %told.role, engine = %told.name, "its first host's address stands for all its hosts, which was not run on real engines: it is right only where the others bind no ports of their own, else --engine-hosts must list them");
-                }
+                warn_of_unproved(engine);
                 for said in self.presumed.contradictions(&engine.registration) {
                     let dp_size = engine.registration.dp_size;
                     tracing::warn!(role = %told.role, engine = %told.name, dp_size, said, "engine is not as the command line says: what it registered counts");
@@ -169,6 +170,20 @@ impl Told {
         } else {
             tracing::warn!(role = %self.role, engine = %self.name, %mode, reason = %why, "engine cannot be used");
         }
+    }
+}
+
+/// Says what of an engine over several hosts was never run on real ones (docs/verification.md).
+fn warn_of_unproved(engine: &Engine) {
+    let says = &engine.registration;
+    let (role, name) = (engine.role(), &engine.name);
+    if says.repeats() {
+        tracing::warn!(%role, engine = %name, "its first host's address stands for all its hosts, which was not run on real engines: it is right only where the others bind no ports of their own, else --engine-hosts must list them");
+    }
+    let ranks = says.local_ranks();
+    if says.spans() && (engine.version != Some(OVER_HOSTS_PROVED) || ranks > 1) {
+        let release = engine.version.map(|release| release.to_string());
+        tracing::warn!(%role, engine = %name, release, ranks_of_a_host = ranks, "not run on real engines: over several hosts those were of release {OVER_HOSTS_PROVED} and had one rank on each");
     }
 }
 

@@ -53,8 +53,8 @@ impl LastLooks {
     }
 }
 
-/// The queue of the engine that serves at `address` at a moment not before `since`; `None` when it does not say. However many legs ask at once, the
-/// engine is asked once.
+/// The queue of the engine that serves at `address`, at a moment not before `since`; `None` when it does not say. However many
+/// legs ask at once, the engine is asked once.
 pub async fn queue(client: &reqwest::Client, address: &HttpAddress, last: &LastLook, since: Instant) -> Option<Queue> {
     let mut last = last.lock().await;
     if let Some((asked, queue)) = *last

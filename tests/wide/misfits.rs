@@ -86,3 +86,41 @@ async fn a_peer_that_is_too_old_to_be_told_of_hosts_is_named() {
     let answer = post(&world.proxy, "/v1/completions", &completion("a", 2, false)).await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "no_pair"), "{}", answer.body);
 }
+
+/// Whoever starts such engines is told what nobody has seen at work on real ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_run_on_real_engines_is_said() {
+    for (release, local, told) in [("0.32.0", 1, 0), ("0.32.0", 2, 1), ("0.31.0", 1, 1)] {
+        // The other side is on one host, of which nothing has to be said.
+        let mut layout = Layout::new(Mode::Write, side(2, local), side(1, 1));
+        (layout.release, layout.apart) = (release, true);
+        let world = layout.start().await;
+        let lines = world
+            .proxy
+            .lines("not run on real engines: over several hosts those were of release 0.32.0 and had one rank on each");
+        assert_eq!(lines.len(), told, "{release}, {local} ranks a host");
+        if let Some(line) = lines.first() {
+            assert_eq!(
+                (line["release"].as_str(), line["ranks_of_a_host"].as_u64()),
+                (Some(release), Some(u64::from(local)))
+            );
+        }
+    }
+}
+
+/// A list with another port than the engine's would leave it on one host without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_misses_an_engine_by_its_port_is_told_of() {
+    let mut layout = Layout::new(Mode::Write, side(2, 1), side(1, 1));
+    layout.apart = true;
+    let settings = layout.settings();
+    let first = settings[0].hosts[0];
+    let listed = entries(&settings).replacen(":8000=", ":8001=", 1);
+    let world = layout.open(&listed, settings).await;
+    let told = format!("registration: engine {first}:8000: --engine-hosts has its KV host for {first}:8001 only");
+    until("the line", || async {
+        let lines = world.proxy.lines(&told).len();
+        if lines == 1 { Ok(()) } else { Err(world.proxy.log().unwrap_or_default()) }
+    })
+    .await;
+}

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::rejection::{MAX_KEYS, MAX_MESSAGE_BYTES};
 use super::*;
+use crate::engine::hosts::Host;
 
 fn pack(value: &Value) -> Vec<u8> {
     rmp_serde::to_vec(value).unwrap()
@@ -224,6 +225,22 @@ fn little_of_the_senders_text_is_repeated() {
         let shown = read(&with(b(), key, json!(evil))).unwrap_err().to_string();
         assert!(shown.len() < 200 && shown.chars().all(|c| (' '..='~').contains(&c)), "{shown}");
     }
+}
+
+/// A host counts its ranks' ports from the base anew.
+#[test]
+fn ports_are_counted_on_each_host() {
+    let mut wire = b();
+    (wire["dp_size"], wire["tp_size"]) = (json!(32), json!(1));
+    wire["zmq_address"] = json!("host:10.0.0.5,handshake:6301,notify:65520");
+    let host = |number: u8| Host { address: format!("10.0.0.{number}"), http: None };
+    let on = |count: u8, local| {
+        decode_of(&pack(&wire), |_| Hosts::new((5..5 + count).map(host).collect(), local).map(Arc::new))
+    };
+    assert_eq!(decode(&pack(&wire)).unwrap_err().as_str(), "invalid_field");
+    assert_eq!(on(2, 17).unwrap_err().as_str(), "invalid_field");
+    let Ok(Message::Register(says, _)) = on(2, 16) else { panic!("the last port is 65535") };
+    assert_eq!((says.spans(), says.notify_ports(31).last()), (true, Some(("10.0.0.6", u16::MAX))));
 }
 
 proptest! {
