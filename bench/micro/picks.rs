@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use divan::Bencher;
-use moriio_proxy::engine::hosts::Contract;
 use moriio_proxy::routing::Selector;
 use moriio_proxy::settings::PickRules;
 
@@ -13,13 +12,7 @@ use super::support::pool;
 #[divan::bench(args = [2, 512])]
 fn pick(bencher: Bencher, slots: u16) {
     let pool = pool(slots);
-    let selector = Selector::new(PickRules {
-        engine_in_flight: 0,
-        first_contact: false,
-        allow_stale: false,
-        contract: Contract::Auto,
-        route_ranks: 0,
-    });
+    let selector = Selector::new(PickRules::default());
     let now = Instant::now();
     bencher.bench(|| drop(selector.pick(&pool, &[], now).expect("a pair")));
 }

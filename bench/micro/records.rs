@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use divan::Bencher;
-use moriio_proxy::engine::hosts::Contract;
 use moriio_proxy::exchange::record::Exchange;
 use moriio_proxy::metrics::Metrics;
 use moriio_proxy::routing::Selector;
@@ -16,13 +15,7 @@ use super::support::pool;
 
 fn account(bencher: Bencher, log: impl Subscriber + Send + Sync + 'static) {
     let (pool, metrics) = (pool(2), Arc::new(Metrics::new()));
-    let selector = Selector::new(PickRules {
-        engine_in_flight: 0,
-        first_contact: false,
-        allow_stale: false,
-        contract: Contract::Auto,
-        route_ranks: 0,
-    });
+    let selector = Selector::new(PickRules::default());
     tracing::subscriber::with_default(log, || {
         bencher
             .with_inputs(|| {

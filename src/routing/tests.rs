@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use super::*;
 use crate::engine::Role;
-use crate::engine::hosts::Contract;
 use crate::engine::versions::EngineVersion;
 use crate::pool::State;
 use crate::pool::reason::{Failure, Reason};
@@ -28,13 +27,7 @@ fn pool(engines: &[Arc<Engine>]) -> Pool {
 }
 
 fn selector() -> Arc<Selector> {
-    Selector::new(PickRules {
-        engine_in_flight: 0,
-        first_contact: false,
-        allow_stale: false,
-        contract: Contract::Auto,
-        route_ranks: 0,
-    })
+    Selector::new(PickRules::default())
 }
 
 fn pick(selector: &Arc<Selector>, pool: &Pool) -> Result<Picked, NoPick> {
@@ -135,13 +128,7 @@ fn one_decode_engine_is_as_if_nobody_were_bound() {
 
 #[test]
 fn what_stands_in_the_way_is_told_apart() {
-    let rules = PickRules {
-        engine_in_flight: 2,
-        first_contact: true,
-        allow_stale: false,
-        contract: Contract::Auto,
-        route_ranks: 0,
-    };
+    let rules = PickRules { engine_in_flight: 2, first_contact: true, ..PickRules::default() };
     let (all, selector) = (engines(&[OLD], 2), Selector::new(rules));
     let one = Pool::new(all[..2].to_vec(), Some(Mode::Read));
     let first = pick(&selector, &one).unwrap();
@@ -174,13 +161,7 @@ fn who_has_refused_is_asked_again_only_where_there_is_nobody_else() {
 #[test]
 fn for_one_with_no_room_is_waited_rather_than_asking_again() {
     let pool = pool(&engines(&[NEW; 2], 3));
-    let selector = Selector::new(PickRules {
-        engine_in_flight: 2,
-        first_contact: false,
-        allow_stale: false,
-        contract: Contract::Auto,
-        route_ranks: 0,
-    });
+    let selector = Selector::new(PickRules { engine_in_flight: 2, ..PickRules::default() });
     let held = selector.pick(&pool, &[1], Instant::now()).unwrap();
     let more = selector.pick(&pool, &[1], Instant::now()).unwrap();
     assert_eq!(selector.pick(&pool, &[1], Instant::now()).err(), Some(NoPick::Busy));

@@ -154,8 +154,8 @@ parts! {
         open_max: Duration = BreakerOpenMax time;
     }
 
-    /// What a pick must respect beyond the state of the engines.
-    #[derive(Copy)]
+    /// What a pick must respect beyond the state of the engines. By default nothing but that.
+    #[derive(Copy, Default)]
     PickRules {
         /// Legs that an engine may have in flight; 0 is no limit (`--engine-in-flight`).
         engine_in_flight: usize = EngineInFlight number(0, MANY);

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use moriio_proxy::api::Api;
 use moriio_proxy::api::request::Request;
-use moriio_proxy::engine::hosts::Contract;
 use moriio_proxy::engine::{Mode, Role};
 use moriio_proxy::exchange::drive::{Asked, Drive, Head, Means, RelayLimits};
 use moriio_proxy::exchange::opening::Opening;
@@ -153,13 +152,7 @@ fn means(pool: Pool, metrics: &Arc<Metrics>) -> Arc<Means> {
     };
     Arc::new(Means {
         upstream: Upstream::new(limit, 1).unwrap(),
-        selector: Selector::new(PickRules {
-            engine_in_flight: 0,
-            first_contact: false,
-            allow_stale: true,
-            contract: Contract::Auto,
-            route_ranks: 0,
-        }),
+        selector: Selector::new(PickRules { allow_stale: true, ..PickRules::default() }),
         pool: tokio::sync::watch::channel(Arc::new(pool)).1,
         notifier: Notifier::start(false, metrics.clone()).unwrap(),
         metrics: metrics.clone(),

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use moriio_proxy::engine::hosts::Contract;
 use moriio_proxy::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration, Role};
 use moriio_proxy::metrics::Metrics;
 use moriio_proxy::pool::{Engine, Pool, State, Vitals};
@@ -41,13 +40,7 @@ fn pool(ranks: &[u32], decodes: u16) -> Pool {
 }
 
 fn selector() -> Arc<Selector> {
-    Selector::new(PickRules {
-        engine_in_flight: 0,
-        first_contact: false,
-        allow_stale: true,
-        contract: Contract::Auto,
-        route_ranks: 0,
-    })
+    Selector::new(PickRules { allow_stale: true, ..PickRules::default() })
 }
 
 #[test]

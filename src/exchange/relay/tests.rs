@@ -9,7 +9,6 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::api::request::Request;
 use crate::engine::Mode;
-use crate::engine::hosts::Contract;
 use crate::exchange::drive::{Asked, Means};
 use crate::exchange::opening::Opening;
 use crate::exchange::tests::Act::{self, Breaks, Ends, Says};
@@ -66,13 +65,7 @@ fn means(pool: Pool) -> Arc<Means> {
     };
     Arc::new(Means {
         upstream: Upstream::new(FIRST, 1).unwrap(),
-        selector: Selector::new(PickRules {
-            engine_in_flight: 0,
-            first_contact: false,
-            allow_stale: true,
-            contract: Contract::Auto,
-            route_ranks: 0,
-        }),
+        selector: Selector::new(PickRules { allow_stale: true, ..PickRules::default() }),
         pool: tokio::sync::watch::channel(Arc::new(pool)).1,
         notifier: Notifier::start(false, metrics.clone()).unwrap(),
         metrics,
