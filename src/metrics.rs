@@ -107,7 +107,7 @@ pub struct Metrics {
     kv_messages: Family<Words<2>, Counter>,
     orphans: Family<Words<1>, Counter>,
     attempts: Family<Words<1>, Counter>,
-    decisions: Family<Words<1>, Counter>,
+    decisions: Family<Words<3>, Counter>,
     places_missing: Family<Words<1>, Counter>,
     /// Client requests being served, from accept to account.
     pub in_flight: Gauge,
@@ -223,7 +223,11 @@ impl Metrics {
             "Attempts beyond the first, by cause: retry, or in READ hand_over to another decode engine",
             self.attempts.clone(),
         );
-        r.register("policy_decisions", "Pairs picked, by policy", self.decisions.clone());
+        r.register(
+            "policy_decisions",
+            "Engines picked, by role, policy and reason: hit, spill or fallback",
+            self.decisions.clone(),
+        );
         r.register("requests_in_flight", "Client requests being served", self.in_flight.clone());
         r.register("requests_queued", "Client requests that wait for a place in flight", self.queued.clone());
         r.register("queue_seconds", "How long requests waited for a place in flight", self.queue_time.clone());
@@ -350,9 +354,10 @@ impl Metrics {
         self.attempts.get_or_create(&[("cause", cause)]).inc();
     }
 
-    /// A pair was picked.
-    pub fn decision(&self, policy: &'static str) {
-        self.decisions.get_or_create(&[("policy", policy)]).inc();
+    /// An engine was picked.
+    pub fn decision(&self, role: Role, policy: &'static str, reason: &'static str) {
+        let labels = [("role", role.as_str()), ("policy", policy), ("reason", reason)];
+        self.decisions.get_or_create(&labels).inc();
     }
 
     /// For want of a place an idle connection was closed, a silent one pushed out, or a request refused.

@@ -20,6 +20,7 @@ mod pool;
 mod prior_art;
 mod process;
 mod relay;
+mod routing;
 mod tidy;
 mod transfer;
 mod wide;

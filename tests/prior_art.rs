@@ -176,7 +176,11 @@ async fn load_is_exact_after_aborts_and_retries() {
         }
         until("every load at zero", || async {
             let (_, body) = world.proxy.ready().await;
-            let loads = body["engines"].as_array().unwrap().iter().map(|engine| engine["in_flight"].as_i64());
+            let loads = body["engines"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|engine| engine["in_flight"].as_i64().max(engine["load"].as_i64()));
             if loads.into_iter().all(|load| load == Some(0)) { Ok(()) } else { Err(body.to_string()) }
         })
         .await;

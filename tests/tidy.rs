@@ -179,7 +179,7 @@ fn every_family() -> String {
     metrics.kv_message("release", "sent");
     metrics.orphan_ended("written");
     metrics.attempt("connect");
-    metrics.decision("round_robin");
+    metrics.decision(Role::Prefill, "round_robin", "hit");
     metrics.place_missing("refused");
     let text = metrics.render();
     let registered = read("src/metrics.rs").matches("r.register(").count();

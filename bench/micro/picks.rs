@@ -1,18 +1,53 @@
-//! Picking a pair among this many slots.
+//! Picking a pair among this many slots, by each policy.
 
+use std::fmt;
 use std::time::Instant;
 
 use divan::Bencher;
-use moriio_proxy::routing::Selector;
-use moriio_proxy::settings::PickRules;
+use moriio_proxy::routing::{Demand, Selector};
+use moriio_proxy::settings::{Affinity, Balance, PickRules, Policies, Policy};
 
 use super::support::pool;
 
+/// A policy among prefill's slots and decode's together.
+struct Case(Policy, u16);
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Case(policy, slots) = self;
+        write!(f, "{} {slots}", policy.as_str())
+    }
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    let policies =
+        [Policy::RoundRobin, Policy::Random, Policy::PowerOfTwo, Policy::LeastLoaded, Policy::ConsistentHash];
+    policies.into_iter().flat_map(|policy| [2, 16, 128, 512].map(|slots| Case(policy, slots)))
+}
+
 /// A pick, and giving its places back.
-#[divan::bench(args = [2, 512])]
-fn pick(bencher: Bencher, slots: u16) {
+#[divan::bench(args = cases())]
+fn pick(bencher: Bencher, Case(policy, slots): &Case) {
+    let pool = pool(*slots);
+    let policies = Policies { prefill: *policy, decode: *policy };
+    let selector = Selector::new(PickRules { policies, ..PickRules::default() });
+    let (now, mut demand) = (Instant::now(), Demand { session: None, key: 0, bytes: 1000 });
+    bencher.bench_local(|| {
+        demand.key += 1;
+        drop(selector.pick(&pool, demand, &[], now).expect("a pair"));
+    });
+}
+
+/// The same of a session, one of a thousand.
+#[divan::bench(args = [2, 16, 128, 512])]
+fn session(bencher: Bencher, slots: u16) {
     let pool = pool(slots);
-    let selector = Selector::new(PickRules::default());
-    let now = Instant::now();
-    bencher.bench(|| drop(selector.pick(&pool, &[], now).expect("a pair")));
+    let affinity = Affinity { is_on: true, balance: Balance { absolute: 64, hundredths: 150 } };
+    let selector = Selector::new(PickRules { affinity, ..PickRules::default() });
+    let (now, mut number) = (Instant::now(), 0);
+    bencher.bench_local(|| {
+        number = (number + 1) % 1000;
+        let demand = Demand { session: Some(number), key: number, bytes: 1000 };
+        drop(selector.pick(&pool, demand, &[], now).expect("a pair"));
+    });
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use divan::Bencher;
 use moriio_proxy::exchange::record::Exchange;
 use moriio_proxy::metrics::Metrics;
-use moriio_proxy::routing::Selector;
+use moriio_proxy::routing::{Demand, Selector};
 use moriio_proxy::settings::PickRules;
 use tracing::Subscriber;
 
@@ -21,7 +21,7 @@ fn account(bencher: Bencher, log: impl Subscriber + Send + Sync + 'static) {
             .with_inputs(|| {
                 let id = Some(String::from("cmpl-17b4a2c8"));
                 let mut exchange = Exchange::open(metrics.clone(), "/v1/chat/completions", id);
-                let picked = selector.pick(&pool, &[], Instant::now()).expect("a pair");
+                let picked = selector.pick(&pool, Demand::default(), &[], Instant::now()).expect("a pair");
                 exchange.attempt(&picked, "tx-0123456789abcdef0123456789abcdef");
                 exchange.first_output();
                 exchange.committed(200);

@@ -138,6 +138,8 @@ pub struct Traits {
     pub alone: bool,
     /// Whether its ranks may live on several hosts (protocol H3).
     pub over_hosts: bool,
+    /// Whether a decode engine in READ keeps prefixes and reads only what it lacks of a prompt's KV (protocol V5).
+    pub reads_missing: bool,
     /// What was run on real engines (`docs/verification.md`); empty where the source was only read.
     pub proved: &'static str,
 }
@@ -183,6 +185,7 @@ static UNKNOWN: Traits = Traits {
     plain_requests: false,
     alone: false,
     over_hosts: false,
+    reads_missing: false,
     proved: "",
 };
 
@@ -262,6 +265,7 @@ static ROWS: [Traits; 10] = [
         since: Some(EngineVersion::new(0, 28, 0)),
         first_contact_gate: true,
         bound_pairs: true,
+        reads_missing: false,
         proved: "READ and WRITE on 0.29.0 and 0.30.0",
         ..SINCE_31
     },
@@ -304,6 +308,7 @@ const SINCE_31: Traits = Traits {
     plain_requests: false,
     alone: true,
     over_hosts: true,
+    reads_missing: true,
     proved: "",
 };
 
@@ -334,8 +339,8 @@ pub fn bound_pairs(prefill: &Traits, dialect: Dialect) -> bool {
 /// The table as Markdown, for the reference; a test there compares.
 pub fn reference_table() -> String {
     let mut table = String::from(
-        "| vLLM | READ | WRITE | Request id | First contact | WRITE pairs | Release | Un-park | `write_failed` | Plain requests | Prefill alone | Over hosts | Run on real engines |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+        "| vLLM | READ | WRITE | Request id | First contact | WRITE pairs | Release | Un-park | `write_failed` | Plain requests | Prefill alone | Over hosts | READ of a prefix | Run on real engines |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for row in ROWS.iter().chain([&UNKNOWN]) {
         let yes = |flag: bool| if flag { "yes" } else { "no" };
@@ -348,7 +353,7 @@ pub fn reference_table() -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             table,
-            "| {} | {} | {} | {} | {} | {} | {release} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {release} | {} | {} | {} | {} | {} | {} | {} |",
             row.name,
             row.read.as_str(),
             row.write.as_str(),
@@ -360,6 +365,7 @@ pub fn reference_table() -> String {
             yes(row.plain_requests),
             yes(row.alone),
             yes(row.over_hosts),
+            if row.reads_missing { "what is missing" } else { "all of it" },
             if row.proved.is_empty() { "read from source" } else { row.proved },
         );
     }

@@ -32,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pool::pairs::Meeting;
 use crate::pool::{Engine, InFlight, LegEnd, Pool};
-use crate::routing::{DecodePlace, Picked, Selector};
+use crate::routing::{DecodePlace, Demand, Picked, Selector};
 use crate::settings::Times;
 use crate::upstream::gauges::Queue;
 use crate::upstream::{Limit, Repeat, Upstream};
@@ -67,6 +67,8 @@ pub struct Asked {
     pub request: Request,
     /// The headers that go to engines, encoded.
     pub headers: Bytes,
+    /// What its pair is picked by.
+    pub demand: Demand,
 }
 
 /// Why an attempt gave no answer.

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::places::{Admission, Hold, Places};
 use super::profile;
+use super::session::Peer;
 use super::stream::{Answer, Serving, Stream, Visit};
 use super::threads::Threads;
 use crate::http::descriptors::{Spares, is_exhausted};
@@ -165,6 +166,7 @@ impl Door {
         let stream = TokioIo::new(Stream::new(socket, visit.clone()));
         let service = service_fn(|mut request| {
             profile::mark(&mut request, peer);
+            Peer::mark(&mut request, peer);
             self.answer(request, visit.clone())
         });
         let mut connection = std::pin::pin!(self.builder.serve_connection(stream, service));

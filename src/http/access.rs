@@ -25,9 +25,9 @@ pub(super) fn forwarded(keys: &Keys, client: &HeaderMap) -> HeaderMap {
     upstream::forwarded(client, for_engines(keys, client))
 }
 
-/// The same as legs write them.
-pub(super) fn encoded(keys: &Keys, client: &HeaderMap) -> Bytes {
-    upstream::encoded(client, for_engines(keys, client).as_ref())
+/// The same as legs write them, with the name of the client's session.
+pub(super) fn encoded(keys: &Keys, client: &HeaderMap, session: Option<&[u8]>) -> Bytes {
+    upstream::encoded(client, for_engines(keys, client).as_ref(), session)
 }
 
 /// As whom engines are called. With `--api-key` the client's credential was for the proxy and ends here, and so it does where the

@@ -15,6 +15,7 @@ mod respond;
 mod retries;
 pub(crate) mod routes;
 pub(crate) mod server;
+mod session;
 mod status;
 mod stream;
 pub(crate) mod threads;

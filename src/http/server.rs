@@ -17,16 +17,18 @@ use super::health::Health;
 use super::queue::Queue;
 use super::respond::respond;
 use super::retries::RetryBudget;
+use super::session;
 use crate::api::Api;
 use crate::api::request;
 use crate::api::side;
+use crate::engine::Role;
 use crate::error::ProxyError;
 use crate::exchange::drive::{Asked, Drive, Failed, Means, Outcome};
 use crate::exchange::record::Exchange;
 use crate::metrics::Metrics;
 use crate::pool::rounds::Rounds;
 use crate::pool::{PROBE_WAIT, Pool};
-use crate::routing::{NoPick, Picked, Selector};
+use crate::routing::{Demand, NoPick, Picked, Selector};
 use crate::settings::ServerSettings;
 use crate::turns::LARGE;
 use crate::upstream::{RANK, REQUEST_ID, Repeat};
@@ -138,8 +140,9 @@ impl Server {
         record.occupy(self.queue.place().await?);
         let request = self.parse(api, body).await?;
         let streams = request.stream;
-        let headers = access::encoded(&self.settings.keys, &head.headers);
-        let asked = Arc::new(Asked { request, headers });
+        let (demand, session) = session::demand(&self.settings.session_keys, head, &request.body);
+        let headers = access::encoded(&self.settings.keys, &head.headers, session.as_deref());
+        let asked = Arc::new(Asked { request, headers, demand });
         self.retry_budget.request();
         let mut last: Option<ProxyError> = None;
         let mut refused = Vec::new();
@@ -147,13 +150,15 @@ impl Server {
         let mut probes = self.probes();
         let until = Instant::now() + self.settings.queue_time;
         loop {
-            let picked = match self.pick(&mut probes, &refused, until).await {
+            let picked = match self.pick(&mut probes, demand, &refused, until).await {
                 Ok(picked) => picked,
                 Err(error) => return Err(self.exhausted(attempts, last.unwrap_or(error))),
             };
             let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
             asked.request.fits(prefill.traits, decode.traits, picked.mode, prefill.registration.dp_size)?;
-            self.metrics.decision("round_robin");
+            for (role, choice) in [Role::Prefill, Role::Decode].into_iter().zip(picked.choices) {
+                self.metrics.decision(role, choice.by(), choice.why.as_str());
+            }
             if last.is_some() {
                 self.metrics.attempt("retry");
             }
@@ -226,14 +231,20 @@ impl Server {
     }
 
     /// A pair, waiting a little where waiting can help: for probes, for room, for a first contact to end.
-    async fn pick(&self, probes: &mut Probes<'_>, refused: &[u64], until: Instant) -> Result<Picked, ProxyError> {
+    async fn pick(
+        &self,
+        probes: &mut Probes<'_>,
+        demand: Demand,
+        refused: &[u64],
+        until: Instant,
+    ) -> Result<Picked, ProxyError> {
         let mut changes = self.pool.clone();
         loop {
             // Watched from before the look, so that nothing that happens in between is missed.
             let freed = self.selector.pairs.freed.notified();
             let pool = changes.borrow_and_update().clone();
             let now = Instant::now();
-            match self.selector.pick(&pool, refused, now) {
+            match self.selector.pick(&pool, demand, refused, now) {
                 Ok(picked) => return Ok(picked),
                 Err(NoPick::Busy | NoPick::FirstContact) if now < until => {
                     tokio::select! {

@@ -71,12 +71,13 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
         (false, true) => "waiting for the expected engines",
         (false, false) => "no usable pair",
     };
+    let policies = server.selector.policies();
     let mut body = json!({
         "status": word,
         "prefill_instances": prefill,
         "decode_instances": decode,
         "mode": pool.mode.map(|mode| mode.as_str()),
-        "policy": "round_robin",
+        "policies": {"prefill": policies.prefill.as_str(), "decode": policies.decode.as_str()},
         "engines": engines,
         "stale_pairs": stale,
         "bound_pairs": bound,
@@ -102,6 +103,7 @@ fn describe(server: &Server, pool: &Pool, engine: &Engine, now: Instant) -> serd
         "tp_size": says.tp_size,
         "circuit": engine.vitals.circuit(now).as_str(),
         "in_flight": engine.vitals.in_flight(),
+        "load": server.selector.loads.work(says.role, engine.incarnation).weight,
         "incarnation": engine.incarnation,
         "claimed_by": engine.claimed_by.iter().map(claim).collect::<Vec<_>>(),
     })

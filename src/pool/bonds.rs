@@ -86,7 +86,7 @@ impl Bonds {
         let place = pool.prefill.iter().position(|other| other.incarnation == prefill.incarnation).unwrap_or(0);
         let count = pool.decode_slots.len().max(1);
         let (before, from) = pool.decode_slots.split_at(place % count);
-        let ready = from.iter().chain(before).map(|at| &pool.decode[*at]).filter(|decode| fit(decode));
+        let ready = from.iter().chain(before).map(|slot| &pool.decode[slot.engine]).filter(|decode| fit(decode));
         ready.min_by_key(|decode| load.get(&decode.incarnation).copied().unwrap_or(0))
     }
 
@@ -108,7 +108,7 @@ impl Bonds {
     /// or as evenly and as a first choice would have it. Each move brings both nearer, so that moving ends.
     pub fn spread(&mut self, pool: &Pool, mode: Mode, fit: impl Fn(&Engine, &Engine) -> bool) {
         let mut load = self.load(pool);
-        let ready: Vec<_> = pool.decode_slots.iter().map(|at| &pool.decode[*at]).collect();
+        let ready: Vec<_> = pool.decode_slots.iter().map(|slot| &pool.decode[slot.engine]).collect();
         for (place, prefill) in pool.prefill.iter().enumerate().filter(|(_, prefill)| binds(prefill, mode)) {
             let of = |decode: &Engine| load.get(&decode.incarnation).copied().unwrap_or(0);
             let Some(before) = ready.iter().find(|decode| self.of(prefill) == Some(decode.incarnation)) else {

@@ -3,6 +3,7 @@
 pub(crate) mod bonds;
 pub(crate) mod breaker;
 pub(crate) mod history;
+pub mod loads;
 pub mod pairs;
 pub mod reason;
 pub mod registry;
@@ -11,8 +12,8 @@ mod state;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -21,11 +22,13 @@ use crate::engine::versions::{self, EngineVersion, Traits};
 use crate::engine::{KvEndpoint, Mode, Registration, Role};
 use crate::metrics::{EngineMetrics, LegStatus, Metrics};
 use crate::pool::breaker::{Admission, Breaker, Circuit};
+use crate::pool::loads::{Holder, Load, Loads, Side};
 use crate::pool::reason::{Failure, Reason};
 use crate::settings::BreakerLimits;
 use crate::upstream::Verdict;
 use crate::upstream::gauges::LastLooks;
 
+pub use loads::Slot;
 pub use state::State;
 
 /// What lives as long as the engine is registered, however often its record is replaced: its load and its breaker.
@@ -193,7 +196,7 @@ impl Engine {
         let admission = self.vitals.breaker(|b| b.admit(now))?;
         self.vitals.in_flight.fetch_add(1, Ordering::Relaxed);
         self.vitals.metrics.in_flight.inc();
-        Some(InFlight { engine: self.clone(), admission, end: LegEnd::default() })
+        Some(InFlight { engine: self.clone(), admission, end: LegEnd::default(), load: None })
     }
 }
 
@@ -227,9 +230,16 @@ pub struct InFlight {
     pub engine: Arc<Engine>,
     admission: Admission,
     end: LegEnd,
+    /// Its part of the engine's work as policies see it.
+    load: Option<Load>,
 }
 
 impl InFlight {
+    /// Its work counts as long as it has its place.
+    pub(crate) fn carry(&mut self, load: Load) {
+        self.load = Some(load);
+    }
+
     /// The leg is about to be sent: from now on it counts as one.
     pub(crate) fn dispatch(&mut self) {
         self.end.dispatched.store(true, Ordering::Relaxed);
@@ -279,18 +289,11 @@ impl Drop for InFlight {
     }
 }
 
-/// A prefill engine and one of its ranks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot {
-    /// Index in [`Pool::prefill`].
-    pub engine: usize,
-    /// Rank inside the engine, 0 to `dp_size` - 1.
-    pub rank: u32,
-}
-
 /// All engines at one moment, in the order in which they registered.
 #[derive(Debug, Default)]
 pub struct Pool {
+    /// Tells snapshots apart.
+    pub number: u64,
     /// Prefill engines in any state.
     pub prefill: Vec<Arc<Engine>>,
     /// Decode engines in any state.
@@ -299,8 +302,8 @@ pub struct Pool {
     pub mode: Option<Mode>,
     /// Ready prefill engines' ranks, every engine's first rank before anyone's second.
     pub prefill_slots: Vec<Slot>,
-    /// Ready decode engines, as indexes in [`Pool::decode`].
-    pub decode_slots: Vec<usize>,
+    /// Ready decode engines.
+    pub decode_slots: Vec<Slot>,
     /// Whether a ready engine's ranks live on several hosts.
     pub spans: bool,
     /// Whether one host's address stands for all of such an engine.
@@ -314,7 +317,9 @@ pub struct Pool {
 impl Pool {
     /// Arranges engines (in order of registration) into a snapshot.
     pub fn new(engines: impl IntoIterator<Item = Arc<Engine>>, mode: Option<Mode>) -> Self {
-        let mut pool = Pool { mode, ..Pool::default() };
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut pool = Pool { number, mode, ..Pool::default() };
         for engine in engines {
             pool.probing += usize::from(engine.state == State::Probing);
             pool.unhealthy += usize::from(matches!(engine.state, State::Unhealthy(_)));
@@ -330,7 +335,8 @@ impl Pool {
             let slots = pool.prefill.iter().enumerate().filter(|(_, e)| has(e));
             pool.prefill_slots.extend(slots.map(|(engine, _)| Slot { engine, rank }));
         }
-        pool.decode_slots = (0..pool.decode.len()).filter(|i| ready(&pool.decode[*i])).collect();
+        let decodes = pool.decode.iter().enumerate().filter(|(_, engine)| ready(engine));
+        pool.decode_slots = decodes.map(|(engine, _)| Slot { engine, rank: 0 }).collect();
         let any = |of: fn(&Registration) -> bool| pool.engines().any(|e| ready(e) && of(&e.registration));
         (pool.spans, pool.repeats) = (any(Registration::spans), any(Registration::repeats));
         pool
@@ -344,6 +350,20 @@ impl Pool {
     /// Whether at least one engine of each role is ready.
     pub(crate) fn has_pair(&self) -> bool {
         !self.prefill_slots.is_empty() && !self.decode_slots.is_empty()
+    }
+
+    /// What the slots of a role have to do, the first `ranks` of each engine.
+    pub(crate) fn side<'a>(&self, role: Role, ranks: u32, loads: &'a Loads) -> MutexGuard<'a, Side> {
+        let engines = if role == Role::Prefill { &self.prefill } else { &self.decode };
+        let ready = || engines.iter().enumerate().filter(|(_, engine)| engine.state == State::Ready);
+        loads.arranged(role, (self.number, ranks), || {
+            ready().map(|(at, engine)| Holder {
+                engine: at,
+                life: engine.incarnation,
+                name: &engine.name,
+                ranks: if role == Role::Prefill { engine.registration.dp_size.min(ranks) } else { 1 },
+            })
+        })
     }
 
     /// Engines whose breaker lets nothing through.

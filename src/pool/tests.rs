@@ -36,7 +36,7 @@ fn case_35_slots_go_round_engines_before_ranks() {
     let pool = Pool::new(engines, Some(Mode::Read));
     let slots: Vec<_> = pool.prefill_slots.iter().map(|s| (s.engine, s.rank)).collect();
     assert_eq!(slots, [(0, 0), (1, 0), (0, 1), (1, 1)]);
-    assert_eq!((pool.decode_slots, pool.probing), (vec![0], 1));
+    assert_eq!((pool.decode_slots, pool.probing), (vec![Slot { engine: 0, rank: 0 }], 1));
 }
 
 #[test]

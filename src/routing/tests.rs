@@ -10,6 +10,8 @@ use crate::pool::State;
 use crate::pool::reason::{Failure, Reason};
 use crate::pool::tests::{engine_of, with};
 
+mod policies;
+
 const OLD: EngineVersion = EngineVersion::new(0, 29, 0);
 const NEW: EngineVersion = EngineVersion::new(0, 32, 0);
 
@@ -31,7 +33,7 @@ fn selector() -> Arc<Selector> {
 }
 
 fn pick(selector: &Arc<Selector>, pool: &Pool) -> Result<Picked, NoPick> {
-    selector.pick(pool, &[], Instant::now())
+    selector.pick(pool, Demand::default(), &[], Instant::now())
 }
 
 /// The decode engines that each prefill engine is paired with in so many exchanges, one after the other.
@@ -147,7 +149,7 @@ fn what_stands_in_the_way_is_told_apart() {
 #[test]
 fn who_has_refused_is_asked_again_only_where_there_is_nobody_else() {
     let (pool, selector) = (pool(&engines(&[NEW; 3], 2)), selector());
-    let pick = |refused: &[u64]| selector.pick(&pool, refused, Instant::now()).unwrap();
+    let pick = |refused: &[u64]| selector.pick(&pool, Demand::default(), refused, Instant::now()).unwrap();
     for _ in 0..6 {
         let picked = pick(&[1, 3, 101]);
         assert_eq!((picked.prefill.engine.incarnation, picked.decode.engine.incarnation), (2, 100));
@@ -162,9 +164,9 @@ fn who_has_refused_is_asked_again_only_where_there_is_nobody_else() {
 fn for_one_with_no_room_is_waited_rather_than_asking_again() {
     let pool = pool(&engines(&[NEW; 2], 3));
     let selector = Selector::new(PickRules { engine_in_flight: 2, ..PickRules::default() });
-    let held = selector.pick(&pool, &[1], Instant::now()).unwrap();
-    let more = selector.pick(&pool, &[1], Instant::now()).unwrap();
-    assert_eq!(selector.pick(&pool, &[1], Instant::now()).err(), Some(NoPick::Busy));
+    let held = selector.pick(&pool, Demand::default(), &[1], Instant::now()).unwrap();
+    let more = selector.pick(&pool, Demand::default(), &[1], Instant::now()).unwrap();
+    assert_eq!(selector.pick(&pool, Demand::default(), &[1], Instant::now()).err(), Some(NoPick::Busy));
     drop((held, more));
-    assert_eq!(selector.pick(&pool, &[1], Instant::now()).unwrap().prefill.engine.incarnation, 2);
+    assert_eq!(selector.pick(&pool, Demand::default(), &[1], Instant::now()).unwrap().prefill.engine.incarnation, 2);
 }

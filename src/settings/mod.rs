@@ -13,6 +13,7 @@ pub mod faces;
 mod hosts;
 pub mod options;
 mod parts;
+mod policies;
 mod presumed;
 mod reader;
 mod spans;
@@ -24,6 +25,7 @@ pub use parts::{
     BreakerLimits, DoorLimits, Expected, Keys, Listen, Log, LogFormat, Parts, PickRules, Preferred, RegistryLimits,
     ServerSettings, Times, TokenBudget,
 };
+pub use policies::{Affinity, Balance, KeyPlace, Policies, Policy, SessionKeys};
 pub use presumed::Presumed;
 pub use reader::Mistakes;
 pub use spans::Spans;
@@ -35,15 +37,6 @@ use values::{choice, number, switch};
 
 /// Engines forget a transfer nobody fetched after this time, so a hand-over must end before it.
 const ENGINE_REAP: Duration = Duration::from_secs(60);
-
-/// The policies of vllm-router and whether we have them: those we lack are accepted, so that its command lines start.
-const POLICIES: [(&str, bool); 5] = [
-    ("round_robin", true),
-    ("random", false),
-    ("power_of_two", false),
-    ("consistent_hash", false),
-    ("cache_aware", false),
-];
 
 /// Everything the proxy was told, typed and checked.
 #[derive(Clone, Debug)]
@@ -141,16 +134,6 @@ fn compare(reader: &mut Reader<'_>, parts: &Parts) {
 
 /// Options that change nothing here, but must be right.
 fn accept_foreign(reader: &mut Reader<'_>) {
-    let mut lacking = Vec::new();
-    for key in [Key::Policy, Key::PrefillPolicy, Key::DecodePolicy] {
-        if reader.find(key, choice(&POLICIES)) == Some(false) {
-            lacking.push(reader.named(key));
-        }
-        reader.show(key, String::from("round_robin"));
-    }
-    if !lacking.is_empty() {
-        reader.warn(format!("{}: not available, round_robin is used", lacking.join(", ")));
-    }
     reader.find(Key::VllmPdDisaggregation, switch);
     reader.find(Key::KvConnector, choice(&[("moriio", ())]));
 }

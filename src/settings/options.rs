@@ -93,11 +93,21 @@ table! {
         EngineInFlight "engine-in-flight" "PROXY_ENGINE_IN_FLIGHT" Value("COUNT") = "0":
             "Requests one engine may have in flight; 0 sets no limit";
         Policy "policy" "PROXY_POLICY" Value("NAME") = "round_robin":
-            "How engines are chosen; other policies of vllm-router are accepted and answered with round_robin";
+            "How engines are chosen: `round_robin`, `random`, `power_of_two`, `least_loaded` or `consistent_hash`; `cache_aware` is accepted and answered with round_robin";
         PrefillPolicy "prefill-policy" "PROXY_PREFILL_POLICY" Value("NAME") = "":
             "How prefill engines are chosen; as --policy says when unset";
         DecodePolicy "decode-policy" "PROXY_DECODE_POLICY" Value("NAME") = "":
             "How decode engines are chosen; as --policy says when unset";
+        SessionAffinity "session-affinity" "PROXY_SESSION_AFFINITY" Value("WHEN") = "on":
+            "Whether a session stays on the prefill engine and rank that served it, and on its decode engine where that reuses prefixes";
+        SessionKeys "session-keys" "PROXY_SESSION_KEYS" List("PLACES") = "x-session-id,x-correlation-id,x-dynamo-session-id,x-smg-routing-key,body.session_id":
+            "What names a session: headers, and texts of the body as `body.NAME`, the first present; or `none`";
+        HashKeys "hash-keys" "PROXY_HASH_KEYS" List("PLACES") = "x-user-id,authorization":
+            "What `consistent_hash` hashes where there is no session, before the client's address; or `none`";
+        BalanceAbsThreshold "balance-abs-threshold" "PROXY_BALANCE_ABS_THRESHOLD" Value("COUNT") = "64":
+            "A session moves once its engine has so many requests in flight more than the others on average, and --balance-rel-threshold times as many";
+        BalanceRelThreshold "balance-rel-threshold" "PROXY_BALANCE_REL_THRESHOLD" Value("TIMES") = "1.5":
+            "The other condition for that; at least 1";
     }
     "Exchange between engines" {
         DecodeTokenBudget "decode-token-budget" "PROXY_DECODE_TOKEN_BUDGET" Value("HOW") = "minus-one":

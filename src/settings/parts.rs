@@ -10,6 +10,7 @@ use tracing::Level;
 use super::conduct::Conduct;
 use super::hosts::{self, Endpoint, Host, Origins};
 use super::options::Key;
+use super::policies::{Affinity, Policies, SessionKeys};
 use super::presumed::Presumed;
 use super::reader::Reader;
 use super::spans::{self, Spans};
@@ -85,6 +86,8 @@ parts! {
     ServerSettings {
         /// Decode's token limit (`--decode-token-budget`).
         budget: TokenBudget = DecodeTokenBudget choice(&BUDGETS);
+        /// Where requests name their sessions.
+        session_keys: SessionKeys;
         /// The largest request body, inclusive (`--max-body-bytes`).
         max_body: u64 = MaxBodyBytes size;
         /// Time for the whole request body (`--body-timeout`).
@@ -167,6 +170,10 @@ parts! {
         route_ranks: u32 = RouteRanks number(0, 1024);
         /// Who of decode's ranks tells prefill in WRITE, where engines span hosts (`--write-contract`).
         contract: Contract = WriteContract choice(&CONTRACTS);
+        /// In which order slots are looked at.
+        policies: Policies;
+        /// Whether sessions stay where they are.
+        affinity: Affinity;
     }
 
     /// How long engines may take. All are above zero.

@@ -94,7 +94,9 @@ fn the_command_line_of_vllm_router_is_accepted_as_it_stands() {
     let (config, warnings) = Config::resolve(&options, std::iter::empty()).unwrap();
     assert_eq!(config.parts.listen.discovery.to_string(), "10.2.3.4:36367");
     assert_eq!(config.parts.listen.http.to_string(), "0.0.0.0:30000");
-    assert_eq!(warnings, ["--policy, --decode-policy: not available, round_robin is used"]);
+    let policies = config.parts.picking.policies;
+    assert_eq!([policies.prefill.as_str(), policies.decode.as_str()], ["round_robin"; 2]);
+    assert_eq!(warnings, ["--decode-policy: not available, round_robin is used"]);
 }
 
 #[test]
@@ -151,7 +153,7 @@ fn a_bad_value_is_named_with_what_would_do() {
         (Key::EngineAllow, "10.0.0.0/33", "is not a list of networks"),
         (Key::AllowStalePairs, "maybe", "is not one of true, false, yes"),
         (Key::DecodeTokenBudget, "all", "is not one of minus-one, exact"),
-        (Key::DecodePolicy, "fastest", "round_robin, random, power_of_two, consistent_hash, cache_aware"),
+        (Key::DecodePolicy, "fastest", "round_robin, random, power_of_two, least_loaded, consistent_hash, cache_aware"),
         (Key::KvConnector, "nixl", r#""nixl" is not one of moriio"#),
         (Key::LogLevel, "loud", "trace, debug, info, warn, error"),
         (Key::HandOverLimit, "60", "must be under 60s"),

@@ -52,6 +52,8 @@ pub(super) enum Refusal {
     EngineHosts(String),
     #[error("is not a list of header names such as x-request-id,x-correlation-id")]
     Headers,
+    #[error("is not `none` or a list of header names and texts of the body such as x-session-id,body.session_id")]
+    KeyPlaces,
     #[error("names a header that may carry a credential, which must not be logged")]
     Credential,
     #[error("is not `*` or a list of origins such as https://chat.example,http://localhost:3000")]

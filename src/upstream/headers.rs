@@ -9,6 +9,8 @@ use crate::engine::HttpAddress;
 
 /// The request id that both legs share.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The session that a request belongs to (protocol I6).
+const SESSION_ID: HeaderName = HeaderName::from_static("x-session-id");
 /// The data-parallel rank that prefill is asked to use.
 pub(crate) const RANK: HeaderName = HeaderName::from_static("x-data-parallel-rank");
 
@@ -87,11 +89,14 @@ pub(crate) fn forwarded(client: &HeaderMap, credential: Option<HeaderValue>) -> 
     headers
 }
 
-/// The same as they are written, to be shared by the legs of all attempts.
-pub(crate) fn encoded(client: &HeaderMap, credential: Option<&HeaderValue>) -> Bytes {
+/// The same as they are written, to be shared by the legs of all attempts, with the name of the client's `session`.
+pub(crate) fn encoded(client: &HeaderMap, credential: Option<&HeaderValue>, session: Option<&[u8]>) -> Bytes {
     let mut text = Vec::with_capacity(512);
-    for (name, value) in passing(client) {
+    for (name, value) in passing(client).filter(|(name, _)| session.is_none() || *name != SESSION_ID) {
         line(&mut text, name.as_str(), value.as_bytes());
+    }
+    if let Some(session) = session {
+        line(&mut text, SESSION_ID.as_str(), session);
     }
     line(&mut text, header::CONTENT_TYPE.as_str(), JSON.as_bytes());
     if let Some(credential) = credential {

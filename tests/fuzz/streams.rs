@@ -22,7 +22,7 @@ use moriio_proxy::pool::{Engine, Pool, State, Vitals};
 use moriio_proxy::registration::decode::{self, Message};
 use moriio_proxy::registration::socket::guard::gate::{GREETING, Gate, Output};
 use moriio_proxy::registration::socket::guard::identity::Identity;
-use moriio_proxy::routing::Selector;
+use moriio_proxy::routing::{Demand, Selector};
 use moriio_proxy::settings::{BreakerLimits, PickRules, Times, TokenBudget};
 use moriio_proxy::upstream::answer::Incoming;
 use moriio_proxy::upstream::connection::Connection;
@@ -122,7 +122,7 @@ impl AsyncWrite for Pieces {
 
 /// An endless answer: the pieces, then silence.
 fn relay(means: &Arc<Means>, asked: &Arc<Asked>, pieces: Vec<Bytes>) -> Relay {
-    let picked = means.selector.pick(&means.pool.borrow(), &[], Instant::now()).unwrap();
+    let picked = means.selector.pick(&means.pool.borrow(), Demand::default(), &[], Instant::now()).unwrap();
     let body = Incoming::chunked(Connection::over(Pieces(pieces.into())));
     let response = http::Response::builder().header("content-type", "text/event-stream").body(body).unwrap();
     let drive = Drive::relaying(means, asked, picked, |guard| Opening::new(response, guard, Api::Completions));
@@ -183,7 +183,7 @@ fn the_end_marker_is_seen_however_it_is_cut() {
     let means = means(pool(&metrics), &metrics);
     let text = Bytes::from_static(b"{\"prompt\":\"x\",\"stream\":true}");
     let request = Request::parse(Api::Completions, text, TokenBudget::MinusOne).unwrap();
-    let asked = Arc::new(Asked { request, headers: Bytes::new() });
+    let asked = Arc::new(Asked { request, headers: Bytes::new(), demand: Demand::default() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let words: [&str; 6] = [
         "data: {\"text\":\"a\"}\n\n",

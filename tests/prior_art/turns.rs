@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use moriio_proxy::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration, Role};
 use moriio_proxy::metrics::Metrics;
 use moriio_proxy::pool::{Engine, Pool, State, Vitals};
-use moriio_proxy::routing::Selector;
+use moriio_proxy::routing::{Demand, Selector};
 use moriio_proxy::settings::{BreakerLimits, PickRules};
 use moriio_proxy::sim::{self, Settings};
 
@@ -51,7 +51,7 @@ fn every_slot_gets_its_share() {
         let rounds = 3 * usize::from(decodes);
         let (mut by_slot, mut by_decode) = (BTreeMap::new(), BTreeMap::new());
         for _ in 0..slots * rounds {
-            let picked = selector.pick(&pool, &[], Instant::now()).unwrap();
+            let picked = selector.pick(&pool, Demand::default(), &[], Instant::now()).unwrap();
             let (prefill, decode) = (picked.prefill.engine.incarnation, picked.decode.engine.incarnation);
             *by_slot.entry((prefill, picked.rank)).or_insert(0) += 1;
             *by_decode.entry(decode).or_insert(0) += 1;
@@ -71,7 +71,7 @@ fn simultaneous_requests_take_different_pairs() {
     for _ in 0..100 {
         let pick = || {
             barrier.wait();
-            let picked = selector.pick(&pool, &[], Instant::now()).unwrap();
+            let picked = selector.pick(&pool, Demand::default(), &[], Instant::now()).unwrap();
             // Held until all have picked, as legs in flight are.
             barrier.wait();
             (picked.prefill.engine.incarnation, picked.decode.engine.incarnation)

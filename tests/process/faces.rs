@@ -48,8 +48,12 @@ fn messages(log: &str, level: &str) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_named_vllm_router_serves_as_that_program() {
     let link = Link::new();
-    let base =
-        [&PORTS[..], &MORIIO, &["--log-format", "json", "--policy", "consistent_hash", "--log-dir", "/x"]].concat();
+    let base = [
+        &PORTS[..],
+        &MORIIO,
+        &["--log-format", "json", "--policy", "consistent_hash", "--decode-policy", "kv_aware", "--log-dir", "/x"],
+    ]
+    .concat();
     let mut proxy = Served::launch(link.command(&base));
     assert!(proxy.http.ip().is_loopback(), "{}", proxy.http);
     let health = || async { client().get(proxy.url("/health")).send().await.unwrap().status().as_u16() };
@@ -70,7 +74,7 @@ async fn a_link_named_vllm_router_serves_as_that_program() {
     let defaults = told[0]["defaults"].as_str().unwrap();
     assert!(defaults.starts_with("host=127.0.0.1 metrics-host=127.0.0.1 decode-token-budget=exact"), "{defaults}");
     let warned: Vec<Value> = messages(&log, "WARN").into_iter().map(|line| line["message"].clone()).collect();
-    for said in ["--policy: not available, round_robin is used", "--log-dir: taken, has no effect"] {
+    for said in ["--decode-policy: not available, round_robin is used", "--log-dir: taken, has no effect"] {
         assert!(warned.contains(&json!(said)), "{said}: {warned:?}");
     }
 }

@@ -138,9 +138,15 @@ pub fn completion(prompt: &str, tokens: usize, stream: bool) -> Value {
 
 /// Sends a request and waits for all of its answer. The record of an exchange must fit what came back.
 pub async fn post(proxy: &Proxy, path: &str, body: &Value) -> Answer {
+    post_as(proxy, path, &[], body).await
+}
+
+/// The same with more headers.
+pub async fn post_as(proxy: &Proxy, path: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
     let id = record::fresh_id();
     let request =
         passing().post(proxy.url(path)).header("content-type", "application/json").header("x-request-id", &id);
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
     let sent = request.body(body.to_string()).send();
     let response = tokio::time::timeout(PATIENCE, sent).await.expect("an answer in time").expect("an answer");
     let mut answer = tokio::time::timeout(PATIENCE, Answer::of(response)).await.expect("an end in time");

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-pub use client::{Answer, Stream, client, completion, generate, post};
+pub use client::{Answer, Stream, client, completion, generate, post, post_as};
 
 /// The longest that anything is waited for. It only ever passes in full when a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pool::tests::engine_of;
 use crate::pool::{Engine, LegEnd, Pool};
-use crate::routing::Selector;
+use crate::routing::{Demand, Selector};
 use crate::settings::{PickRules, Times, TokenBudget};
 use crate::upstream::Upstream;
 
@@ -83,8 +83,8 @@ impl Story {
         let means = means(Pool::new([engine_of(1, Role::Prefill, 1, 1), engine.clone()], Some(Mode::Read)));
         let text = Bytes::from_static(b"{\"prompt\":\"x\",\"stream\":true}");
         let request = Request::parse(Api::Completions, text, TokenBudget::MinusOne).unwrap();
-        let asked = Arc::new(Asked { request, headers: Bytes::new() });
-        let picked = means.selector.pick(&means.pool.borrow(), &[], Clock::now()).unwrap();
+        let asked = Arc::new(Asked { request, headers: Bytes::new(), demand: Demand::default() });
+        let picked = means.selector.pick(&means.pool.borrow(), Demand::default(), &[], Clock::now()).unwrap();
         let leg = picked.decode.leg_end();
         let content_type = if events { "text/event-stream" } else { "application/json" };
         let drive = Drive::relaying(&means, &asked, picked, |mut guard| {

@@ -72,6 +72,8 @@ pub(super) enum Verdict {
     HonouredWhereGiven(Key),
     /// With this value it goes there.
     HonouredIf(&'static str, Key, Otherwise),
+    /// With one of these values it goes there by our name for it.
+    HonouredAs(&'static [(&'static str, &'static str)], Key, Otherwise),
     /// It goes to these options, changed, its default too; what is said of it, if anything.
     Mapped(&'static [(Key, Change)], Option<&'static str>),
     /// Engines say it themselves when they register, and what they say is set against this. For that one of these options must be
@@ -182,7 +184,10 @@ impl Verdict {
     /// Its place in [`TITLES`].
     pub(super) fn title(self) -> usize {
         match self {
-            Verdict::Honoured(_) | Verdict::HonouredWhereGiven(_) | Verdict::HonouredIf(..) => 0,
+            Verdict::Honoured(_)
+            | Verdict::HonouredWhereGiven(_)
+            | Verdict::HonouredIf(..)
+            | Verdict::HonouredAs(..) => 0,
             Verdict::Mapped(..) => 1,
             Verdict::Registration(..) => 2,
             Verdict::Silent | Verdict::Inert(_) | Verdict::SilentIf(_, Otherwise::Note(_)) => 3,

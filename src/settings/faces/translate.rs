@@ -70,6 +70,15 @@ impl CommandLine {
                     reader.refuse(name, &format!("{} is not available, only {wanted} is", quoted(&text)));
                 }
                 Verdict::HonouredIf(_, _, Otherwise::Note(said)) => notes.add(said, name),
+                Verdict::HonouredAs(names, key, otherwise) => {
+                    match names.iter().find(|(theirs, _)| theirs.eq_ignore_ascii_case(&text)) {
+                        Some((_, ours)) => given.lend(key, (*ours).to_owned(), reader),
+                        None => match otherwise {
+                            Otherwise::Note(said) => notes.add(said, name),
+                            Otherwise::Refuse => reader.refuse(name, &format!("{} is not available", quoted(&text))),
+                        },
+                    }
+                }
                 Verdict::Mapped(keys, said) => {
                     for (key, change) in keys {
                         change.apply(&text).into_iter().for_each(|text| given.lend(*key, text, reader));

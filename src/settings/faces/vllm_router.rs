@@ -8,13 +8,13 @@ use crate::settings::presumed::Ranks;
 
 use Change::{Always, HalfOfFew, OneLess, Renamed, Same, Seconds};
 use Key::{
-    AnswerTimeout, BreakerFailures, BreakerOpen, BreakerOpenMax, ColdTimeout, ConnectTimeout, FirstByteTimeout,
-    MaxBodyBytes, MaxInFlight, MetricsHost, MetricsPort, PingHost, PingPort, PrefillTimeout, QueueSize, QueueTimeout,
-    RequestIdHeaders, Retries, StreamIdleTimeout, VllmDiscoveryAddress,
+    AnswerTimeout, BalanceAbsThreshold, BalanceRelThreshold, BreakerFailures, BreakerOpen, BreakerOpenMax, ColdTimeout,
+    ConnectTimeout, FirstByteTimeout, MaxBodyBytes, MaxInFlight, MetricsHost, MetricsPort, PingHost, PingPort,
+    PrefillTimeout, QueueSize, QueueTimeout, RequestIdHeaders, Retries, StreamIdleTimeout, VllmDiscoveryAddress,
 };
 use Takes::{List, Nothing, Number, OneOf, Secret, Text, Url, UrlAndPort, Whole, Within};
 use Verdict::{
-    Honoured, HonouredIf, HonouredWhereGiven, Inert, Mapped, Noted, Refused, Registration, Silent, SilentIf,
+    Honoured, HonouredAs, HonouredIf, HonouredWhereGiven, Inert, Mapped, Noted, Refused, Registration, Silent, SilentIf,
 };
 
 /// The program with all its options.
@@ -42,6 +42,16 @@ const POLICIES: &[&str] = &[
     "consistent_hash",
     "sticky_least_loaded",
     "rendezvous_hash",
+];
+
+/// Those of them that we have, with our names. Sessions stick to their engines under every policy of ours.
+const AVAILABLE: &[(&str, &str)] = &[
+    ("random", "random"),
+    ("round_robin", "round_robin"),
+    ("power_of_two", "power_of_two"),
+    ("consistent_hash", "consistent_hash"),
+    ("rendezvous_hash", "consistent_hash"),
+    ("sticky_least_loaded", "least_loaded"),
 ];
 
 /// Native names of levels do too.
@@ -75,11 +85,11 @@ const ROWS: &[Row] = rows! {
         => "makes moriio-proxy stand in for vllm-router, which does nothing else here";
     "kv-connector": OneOf(&["nixl", "mooncake", "moriio"]), "nixl", HonouredIf("moriio", Key::KvConnector, Otherwise::Refuse)
         => "only `moriio`, which is meant when it is absent; others are refused";
-    "policy": OneOf(POLICIES), "cache_aware", HonouredIf("round_robin", Key::Policy, POLICY)
-        => "`round_robin`; others are taken with a note and answered with it";
-    "prefill-policy": OneOf(POLICIES), "", HonouredIf("round_robin", Key::PrefillPolicy, POLICY)
+    "policy": OneOf(POLICIES), "cache_aware", HonouredAs(AVAILABLE, Key::Policy, POLICY)
+        => "`rendezvous_hash` is `consistent_hash`, `sticky_least_loaded` is `least_loaded`; `cache_aware` and `kv_aware` are taken with a note and answered with `round_robin`";
+    "prefill-policy": OneOf(POLICIES), "", HonouredAs(AVAILABLE, Key::PrefillPolicy, POLICY)
         => "as `--policy`";
-    "decode-policy": OneOf(POLICIES), "", HonouredIf("round_robin", Key::DecodePolicy, POLICY)
+    "decode-policy": OneOf(POLICIES), "", HonouredAs(AVAILABLE, Key::DecodePolicy, POLICY)
         => "as `--policy`";
     "prometheus-port": Whole, "29000", HonouredWhereGiven(MetricsPort)
         => "where `/metrics` is served besides, only where it is given; a port that is taken is told of";
@@ -110,6 +120,10 @@ const ROWS: &[Row] = rows! {
         => "`--breaker-failures`";
     "cb-timeout-duration-secs": Within(1, LONGEST), "60", Mapped(&[(BreakerOpen, Seconds), (BreakerOpenMax, Seconds)], None)
         => "`--breaker-open` and `--breaker-open-max`";
+    "balance-abs-threshold": Within(0, 1_000_000), "64", Mapped(&[(BalanceAbsThreshold, Same)], None)
+        => "`--balance-abs-threshold`: beyond the mean of the others, not the least";
+    "balance-rel-threshold": Number, "1.5", Mapped(&[(BalanceRelThreshold, Same)], None)
+        => "`--balance-rel-threshold`: times that mean";
     "disable-circuit-breaker": Nothing, "", Mapped(&[(BreakerFailures, Always("0"))], None)
         => "`--breaker-failures 0`";
     "api-key": Secret, "", Mapped(&[(Key::OpenaiApiKey, Same)],
@@ -140,8 +154,6 @@ const ROWS: &[Row] = rows! {
     "retry-backoff-multiplier": Number, "1.5", Silent => "";
     "retry-jitter-factor": Number, "0.2", Silent => "";
     "cache-threshold": Number, "0.3", Silent => "";
-    "balance-abs-threshold": Whole, "64", Silent => "";
-    "balance-rel-threshold": Number, "1.5", Silent => "";
     "eviction-interval-secs" or "eviction-interval": Whole, "120", Silent => "";
     "max-tree-size": Whole, "33554432", Silent => "";
     "cors-allowed-origins": List, "", SilentIf("", Otherwise::Note(NO_EFFECT))

@@ -109,8 +109,8 @@ fn inference_x() {
         "vllm-router {MORIIO} {DISCOVERY} --port 30000 --host 0.0.0.0 {} --log-level info",
         policies("consistent_hash")
     );
-    let said = ["--policy, --prefill-policy, --decode-policy: not available, round_robin is used"];
-    check(&line, "0.0.0.0:30000", "0.0.0.0:36367", &said);
+    let effective = check(&line, "0.0.0.0:30000", "0.0.0.0:36367", &[]);
+    assert_eq!([&*effective["prefill-policy"], &*effective["decode-policy"]], ["consistent_hash"; 2]);
 }
 
 #[test]
@@ -119,8 +119,8 @@ fn the_routers_own_test() {
         "vllm-router --port 8300 {} {MORIIO} {DISCOVERY} --worker-startup-check-interval 1",
         policies("consistent_hash")
     );
-    let said = ["--policy, --prefill-policy, --decode-policy: not available, round_robin is used"];
-    check(&line, "127.0.0.1:8300", "0.0.0.0:36367", &said);
+    let effective = check(&line, "127.0.0.1:8300", "0.0.0.0:36367", &[]);
+    assert_eq!([&*effective["prefill-policy"], &*effective["decode-policy"]], ["consistent_hash"; 2]);
 }
 
 #[test]

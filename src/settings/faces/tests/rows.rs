@@ -39,16 +39,36 @@ const CASES: &[(&str, Must)] = &[
     ("--kv-connector mooncake", Refuse),
     ("--kv-connector other", Refuse),
     ("--policy round_robin", Hush),
-    ("--policy random", Say(ROBIN)),
+    ("--policy random", Set(&[("policy", "random"), ("prefill-policy", "random"), ("decode-policy", "random")])),
     ("--policy cache_aware", Say(ROBIN)),
     ("--policy kv_aware", Say(ROBIN)),
-    ("--policy power_of_two", Say(ROBIN)),
-    ("--policy consistent_hash", Say(ROBIN)),
-    ("--policy sticky_least_loaded", Say(ROBIN)),
-    ("--policy rendezvous_hash", Say(ROBIN)),
+    (
+        "--policy power_of_two",
+        Set(&[("policy", "power_of_two"), ("prefill-policy", "power_of_two"), ("decode-policy", "power_of_two")]),
+    ),
+    (
+        "--policy consistent_hash",
+        Set(&[
+            ("policy", "consistent_hash"),
+            ("prefill-policy", "consistent_hash"),
+            ("decode-policy", "consistent_hash"),
+        ]),
+    ),
+    (
+        "--policy sticky_least_loaded",
+        Set(&[("policy", "least_loaded"), ("prefill-policy", "least_loaded"), ("decode-policy", "least_loaded")]),
+    ),
+    (
+        "--policy rendezvous_hash",
+        Set(&[
+            ("policy", "consistent_hash"),
+            ("prefill-policy", "consistent_hash"),
+            ("decode-policy", "consistent_hash"),
+        ]),
+    ),
     ("--policy fastest", Refuse),
     ("--prefill-policy round_robin", Hush),
-    ("--prefill-policy consistent_hash", Say(ROBIN)),
+    ("--prefill-policy consistent_hash", Set(&[("prefill-policy", "consistent_hash")])),
     ("--prefill-policy fastest", Refuse),
     ("--decode-policy round_robin", Hush),
     ("--decode-policy kv_aware", Say(ROBIN)),
@@ -148,7 +168,9 @@ const CASES: &[(&str, Must)] = &[
     ("--retry-jitter-factor much", Refuse),
     ("--cache-threshold 0.3", Hush),
     ("--balance-abs-threshold 64", Hush),
+    ("--balance-abs-threshold 8", Set(&[("balance-abs-threshold", "8")])),
     ("--balance-rel-threshold 1.5", Hush),
+    ("--balance-rel-threshold 1.1", Set(&[("balance-rel-threshold", "1.1")])),
     ("--eviction-interval-secs 120", Hush),
     ("--eviction-interval 120", Hush),
     ("--max-tree-size 67108864", Hush),
@@ -258,7 +280,7 @@ fn inert_options_go_with_their_master() {
 /// One line for each reason names all options that it holds for.
 #[test]
 fn notes_are_gathered() {
-    let line = "--policy random --decode-policy kv_aware --log-dir d --profile";
+    let line = "--policy cache_aware --decode-policy kv_aware --log-dir d --profile";
     let (_, warnings) = resolve_as(program(), line, &[]).unwrap();
     let wanted =
         ["--policy, --decode-policy: not available, round_robin is used", "--log-dir, --profile: taken, has no effect"];
