@@ -149,7 +149,7 @@ impl App {
         let wanted = parts.door.max_connections;
         let descriptors = raise_descriptors().saturating_sub(PER_THREAD * (config.workers as u64 - 1));
         let (max_peers, max_connections) =
-            fit(parts.registry.max_engines, wanted, parts.server.max_in_flight, descriptors);
+            fit(parts.registry.max_engines, wanted, parts.server.admission.in_flight, descriptors);
         if max_connections < wanted {
             tracing::warn!(
                 max_connections,
@@ -207,6 +207,7 @@ impl App {
             background: tasks.clone(),
             limits: times,
             serial_write,
+            waits_for_room: server.admission.is_capped,
             cut: cut.clone(),
         });
         let rounds = Arc::new(Rounds::default());

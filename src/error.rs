@@ -101,12 +101,17 @@ pub enum ProxyError {
     },
     /// The proxy serves as many requests as `--max-in-flight` allows, and as many wait as `--queue-size` does.
     #[error("too many requests in flight")]
-    Overloaded,
+    Overloaded {
+        /// When another try may have more luck, in seconds.
+        retry_after: u64,
+    },
     /// The request has waited as long as `--queue-timeout` allows.
     #[error("no place among the requests in flight within {}s (--queue-timeout)", .limit.as_secs_f64())]
     QueueTimeout {
         /// The limit.
         limit: Duration,
+        /// When another try may have more luck, in seconds.
+        retry_after: u64,
     },
     /// Every place that `--max-connections` allows is taken by a connection with a request.
     #[error("no place for another connection (--max-connections)")]
@@ -127,9 +132,13 @@ pub enum ProxyError {
         /// Engines whose breaker is open.
         open_circuits: usize,
     },
-    /// Engines exist, but some are at `--engine-in-flight` or bound to another, and nothing else is free.
+    /// Engines exist, but some are at their cap (`--prefill-in-flight`, `--decode-in-flight`), turn work away or are bound to another,
+    /// and nothing else is free.
     #[error("every engine is busy")]
-    PoolBusy,
+    PoolBusy {
+        /// When another try may have more luck, in seconds.
+        retry_after: u64,
+    },
     /// All that is in the way is a pair's first exchange, which goes alone and has not answered (protocol P4).
     #[error(
         "the first exchange of these engines goes alone and has not answered within {}s (--queue-timeout): they may be building kernels",
@@ -242,6 +251,17 @@ impl ProxyError {
         matches!(self, ProxyError::Engine { .. } | ProxyError::Redirected { .. })
     }
 
+    /// The seconds after which a client had better ask again, where it had.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        use ProxyError as E;
+        match self {
+            E::Overloaded { retry_after } | E::QueueTimeout { retry_after, .. } | E::PoolBusy { retry_after } => {
+                Some(*retry_after)
+            }
+            other => (other.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(1),
+        }
+    }
+
     /// Whose fault it is.
     pub fn source(&self) -> Source {
         use ProxyError as E;
@@ -250,7 +270,9 @@ impl ProxyError {
             E::ModelNotFound => Source::Client,
             E::BodyTooLarge { .. } | E::BodyTimeout { .. } => Source::Client,
             E::QueueTimeout { .. } | E::FirstContact { .. } | E::Shortage { .. } => Source::Proxy,
-            E::Overloaded | E::NoPlace | E::NoPair { .. } | E::PoolBusy | E::Stopping | E::Internal => Source::Proxy,
+            E::Overloaded { .. } | E::NoPlace | E::NoPair { .. } | E::PoolBusy { .. } | E::Stopping | E::Internal => {
+                Source::Proxy
+            }
             E::HandOverTooLate { .. } | E::EngineTooOld { .. } | E::AnswerTooLarge { .. } => Source::Proxy,
             E::Exhausted { last, .. } => last.source(),
             E::Connect { role }
@@ -287,9 +309,9 @@ impl ProxyError {
             E::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed"),
             E::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "body_too_large"),
             E::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "body_timeout"),
-            E::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "too_many_requests"),
+            E::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "too_many_requests"),
             E::QueueTimeout { .. } => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "queue_timeout"),
-            E::PoolBusy => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "pool_busy"),
+            E::PoolBusy { .. } => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", "pool_busy"),
             E::FirstContact { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "first_contact"),
             E::NoPair { .. } => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_pair"),
             E::NoPlace => (StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "no_place"),
@@ -322,9 +344,9 @@ impl ProxyError {
             E::MethodNotAllowed,
             E::BodyTimeout { limit },
             E::BodyTooLarge { limit: 1 },
-            E::Overloaded,
-            E::QueueTimeout { limit },
-            E::PoolBusy,
+            E::Overloaded { retry_after: 1 },
+            E::QueueTimeout { limit, retry_after: 1 },
+            E::PoolBusy { retry_after: 1 },
             E::Internal,
             E::EngineTooOld { what: "the Responses API", since: EngineVersion::new(0, 24, 0) },
             E::AnswerTooLarge { role: Role::Prefill, limit: 1 },

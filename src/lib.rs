@@ -12,6 +12,7 @@ pub mod demo;
 pub mod app;
 pub(crate) mod http;
 pub mod exchange;
+pub mod queue;
 pub mod routing;
 pub mod registration;
 pub mod pool;

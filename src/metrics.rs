@@ -220,7 +220,7 @@ impl Metrics {
         r.register("drained_legs", "Decode legs that outlived their client, by outcome", self.orphans.clone());
         r.register(
             "attempts",
-            "Attempts beyond the first, by cause: retry, or in READ hand_over to another decode engine",
+            "Attempts beyond the first, by cause: retry, back_pressure of an engine, or in READ hand_over to another decode engine",
             self.attempts.clone(),
         );
         r.register(
@@ -229,8 +229,8 @@ impl Metrics {
             self.decisions.clone(),
         );
         r.register("requests_in_flight", "Client requests being served", self.in_flight.clone());
-        r.register("requests_queued", "Client requests that wait for a place in flight", self.queued.clone());
-        r.register("queue_seconds", "How long requests waited for a place in flight", self.queue_time.clone());
+        r.register("requests_queued", "Client requests that wait in line", self.queued.clone());
+        r.register("queue_seconds", "How long requests waited in line", self.queue_time.clone());
         r.register(
             "parked_legs_in_flight",
             "Decode legs that outlive their client at the moment",

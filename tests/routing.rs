@@ -1,6 +1,8 @@
 //! Where requests go: sessions, policies, and what is told of both. The orders themselves are tested beside the code, and
 //! `model` picks by all of them at random.
 
+mod queue;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use moriio_proxy::settings::options::Key;
@@ -56,7 +58,9 @@ async fn turns_of_a_session_go_to_one_engine_under_every_policy() {
             let world = Plan::new(mode).engines(4, 2).with(Key::Policy, policy).start().await;
             let (moves, engines) = agents(&world, 5, 6).await;
             assert_eq!(moves, 0, "{policy} in {mode:?}");
-            assert!(engines.len() > 1, "{policy} in {mode:?}: sessions spread");
+            // By chance five may meet on one.
+            let spreads = !matches!(policy, "random" | "power_of_two");
+            assert!(engines.len() > 1 || !spreads, "{policy} in {mode:?}");
             world.settle().await;
             let hits =
                 world.proxy.metric("moriio_policy_decisions_total{role=\"prefill\",policy=\"session\",reason=\"hit\"}");

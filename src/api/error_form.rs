@@ -73,8 +73,8 @@ impl ProxyError {
                 let mut response = Response::new(Bytes::from(other.body_for(api)));
                 *response.status_mut() = other.status();
                 response.headers_mut().insert(ERROR_SOURCE, HeaderValue::from_static(other.source().as_str()));
-                if matches!(other.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
-                    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                if let Some(seconds) = other.retry_after() {
+                    response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
                 }
                 if matches!(other, E::BodyTooLarge { .. } | E::BodyTimeout { .. } | E::NoPlace) {
                     // What is left of the body is not read, so the connection cannot carry another request.

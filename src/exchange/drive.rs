@@ -34,6 +34,7 @@ use crate::pool::pairs::Meeting;
 use crate::pool::{Engine, InFlight, LegEnd, Pool};
 use crate::routing::{DecodePlace, Demand, Picked, Selector};
 use crate::settings::Times;
+use crate::upstream::failure::Kind;
 use crate::upstream::gauges::Queue;
 use crate::upstream::{Limit, Repeat, Upstream};
 use clock::Clock;
@@ -57,6 +58,8 @@ pub struct Means {
     pub limits: Times,
     /// WRITE: whether decode waits for prefill's answer (`--write-dispatch serial`).
     pub serial_write: bool,
+    /// Whether requests wait in line for engines that turn work away.
+    pub waits_for_room: bool,
     /// Fires when the drain is over and what is left is cut.
     pub cut: CancellationToken,
 }
@@ -79,6 +82,8 @@ pub struct Failed {
     pub repeat: Repeat,
     /// The engines it failed of, by incarnation.
     pub refused: Vec<u64>,
+    /// An engine had no room for it, for which requests wait in line.
+    pub turned_away: bool,
 }
 
 /// Limits on the time between two parts of an answer.
@@ -159,6 +164,8 @@ struct Attempt {
     message: Option<Value>,
     /// What a leg failed of.
     failure: Option<ProxyError>,
+    /// Its kind.
+    failed_by: Option<Kind>,
     /// Engines of which a leg failed, by incarnation.
     refused: Vec<u64>,
     acknowledgement: Option<Acknowledgement>,
@@ -222,6 +229,7 @@ impl Drive {
             params: None,
             message: None,
             failure: None,
+            failed_by: None,
             refused: Vec::new(),
             acknowledgement: None,
             clock: Clock::default(),
@@ -271,7 +279,12 @@ impl Drive {
         match verdict {
             Verdict::Commit(head) => Ok(Outcome::Relayed(self, head, limits)),
             Verdict::CommitMessage(message) => Ok(Outcome::Message(message, limits)),
-            Verdict::Fail(failure) => Err(failure),
+            Verdict::Fail(failure) => {
+                if failure.turned_away {
+                    self.0.finish().await;
+                }
+                Err(failure)
+            }
         }
     }
 
@@ -304,6 +317,15 @@ impl Attempt {
         if !self.transfer.is_over() {
             let background = self.means.background.clone();
             background.spawn(self.see_to_its_end());
+        }
+    }
+
+    /// Sees to what is owed to engines before the request is tried again: their queues are not to be filled by what is left of tries
+    /// before it. Dropped meanwhile, it goes on in the background.
+    async fn finish(&mut self) {
+        (self.prefill_guard, self.answer_guard) = (None, None);
+        while !self.transfer.is_over() {
+            self.step().await;
         }
     }
 

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::Api;
 use crate::api::side;
 use crate::error::ProxyError;
 use crate::metrics::Metrics;
 use crate::pool::LegEnd;
+use crate::queue::Place;
 use crate::routing::Picked;
 
 /// How an exchange ended for its client.
@@ -57,7 +57,7 @@ pub struct Exchange {
     prefill_time: Option<Duration>,
     bytes: u64,
     pair: Option<PairLine>,
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
     /// Whether the client and the log are told the side at fault, as MAD's proxy does.
     names_side: bool,
     /// Attempts that were made.
@@ -104,7 +104,7 @@ impl Exchange {
     }
 
     /// Keeps the exchange's place among those that may be in flight until its end, that of its stream included.
-    pub(crate) fn occupy(&mut self, place: OwnedSemaphorePermit) {
+    pub(crate) fn occupy(&mut self, place: Place) {
         self.place = Some(place);
     }
 

@@ -10,7 +10,6 @@ mod pass_through;
 mod places;
 pub(crate) mod port;
 mod profile;
-mod queue;
 mod respond;
 mod retries;
 pub(crate) mod routes;

@@ -14,7 +14,6 @@ use tokio::sync::{Semaphore, watch};
 use super::access;
 use super::body::collect;
 use super::health::Health;
-use super::queue::Queue;
 use super::respond::respond;
 use super::retries::RetryBudget;
 use super::session;
@@ -28,6 +27,7 @@ use crate::exchange::record::Exchange;
 use crate::metrics::Metrics;
 use crate::pool::rounds::Rounds;
 use crate::pool::{PROBE_WAIT, Pool};
+use crate::queue::{Queue, Ticket};
 use crate::routing::{Demand, NoPick, Picked, Selector};
 use crate::settings::ServerSettings;
 use crate::turns::LARGE;
@@ -46,7 +46,7 @@ pub struct Server {
     pool: watch::Receiver<Arc<Pool>>,
     rounds: Arc<Rounds>,
     pub(super) metrics: Arc<Metrics>,
-    queue: Queue,
+    queue: Arc<Queue>,
     retry_budget: RetryBudget,
     /// Turns of large bodies that are parsed.
     parsing: Arc<Semaphore>,
@@ -61,7 +61,7 @@ impl Server {
     /// A server over a pool.
     pub fn new(settings: ServerSettings, means: Arc<Means>, rounds: Arc<Rounds>, metrics: Arc<Metrics>) -> Arc<Self> {
         let (selector, pool) = (means.selector.clone(), means.pool.clone());
-        let queue = Queue::new(&settings, metrics.clone());
+        let queue = Queue::new(settings.admission, metrics.clone());
         let health = Health::new(settings.health_waits);
         let retry_budget = RetryBudget::new(settings.retry_percent);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -137,23 +137,25 @@ impl Server {
         // One that sends slowly holds no place, and of one that sends and leaves while it waits that is noticed.
         self.queue.admit()?;
         let body = self.read(&head.headers, body).await?;
-        record.occupy(self.queue.place().await?);
         let request = self.parse(api, body).await?;
         let streams = request.stream;
         let (demand, session) = session::demand(&self.settings.session_keys, head, &request.body);
+        let mut ticket = self.queue.ticket(session::priority(&head.headers, &request.body), demand.session);
         let headers = access::encoded(&self.settings.keys, &head.headers, session.as_deref());
         let asked = Arc::new(Asked { request, headers, demand });
         self.retry_budget.request();
         let mut last: Option<ProxyError> = None;
         let mut refused = Vec::new();
-        let mut attempts = 0;
+        let (mut attempts, mut turned_away) = (0, 0);
         let mut probes = self.probes();
-        let until = Instant::now() + self.settings.queue_time;
         loop {
-            let picked = match self.pick(&mut probes, demand, &refused, until).await {
+            let picked = match self.pick(&mut ticket, &mut probes, demand, &refused).await {
                 Ok(picked) => picked,
-                Err(error) => return Err(self.exhausted(attempts, last.unwrap_or(error))),
+                Err(error) => return Err(self.exhausted(attempts - turned_away, last.unwrap_or(error))),
             };
+            if let Some(place) = ticket.served() {
+                record.occupy(place);
+            }
             let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
             asked.request.fits(prefill.traits, decode.traits, picked.mode, prefill.registration.dp_size)?;
             for (role, choice) in [Role::Prefill, Role::Decode].into_iter().zip(picked.choices) {
@@ -163,12 +165,18 @@ impl Server {
                 self.metrics.attempt("retry");
             }
             attempts += 1;
+            let (tries, retries) = (attempts - turned_away, self.settings.retries);
             match Drive::new(&self.means, &asked, picked, record).run(record).await {
                 Ok(outcome) => return Ok((outcome, streams)),
-                Err(Failed { error, repeat, refused: by })
-                    if repeat == Repeat::Safe || (repeat == Repeat::Once && attempts == 1) =>
+                // It waits for room again, which costs nobody anything.
+                Err(Failed { turned_away: true, .. }) => {
+                    self.metrics.attempt("back_pressure");
+                    turned_away += 1;
+                }
+                Err(Failed { error, repeat, refused: by, .. })
+                    if repeat == Repeat::Safe || (repeat == Repeat::Once && tries == 1) =>
                 {
-                    if attempts > self.settings.retries || !self.retry_budget.take() {
+                    if tries > retries || !self.retry_budget.take() {
                         return Err(self.exhausted(attempts, error));
                     }
                     last = Some(error);
@@ -230,31 +238,50 @@ impl Server {
         parsing.await.unwrap_or(Err(ProxyError::Internal))
     }
 
-    /// A pair, waiting a little where waiting can help: for probes, for room, for a first contact to end.
+    /// A pair, waiting where waiting can help: in line for a place and for room, for probes, for a first contact to end.
     async fn pick(
         &self,
+        ticket: &mut Ticket,
         probes: &mut Probes<'_>,
         demand: Demand,
         refused: &[u64],
-        until: Instant,
     ) -> Result<Picked, ProxyError> {
         let mut changes = self.pool.clone();
+        let until = ticket.until();
         loop {
             // Watched from before the look, so that nothing that happens in between is missed.
-            let freed = self.selector.pairs.freed.notified();
+            let (freed, room) = (self.selector.pairs.freed.notified(), self.selector.loads.freed.notified());
             let pool = changes.borrow_and_update().clone();
             let now = Instant::now();
+            if !ticket.may_look() {
+                ticket.join()?;
+                if tokio::time::timeout_at(until.into(), ticket.called()).await.is_err() {
+                    return Err(ticket.late());
+                }
+                continue;
+            }
             match self.selector.pick(&pool, demand, refused, now) {
                 Ok(picked) => return Ok(picked),
-                Err(NoPick::Busy | NoPick::FirstContact) if now < until => {
+                Err(NoPick::Busy) if now < until => {
+                    if self.queue.is_on() {
+                        ticket.join()?;
+                    }
+                    tokio::select! {
+                        () = freed => {}
+                        () = room => {}
+                        _ = tokio::time::timeout(BUSY_LOOK, changes.changed()) => {}
+                    }
+                }
+                Err(NoPick::FirstContact) if now < until => {
+                    ticket.step_aside();
                     tokio::select! {
                         () = freed => {}
                         _ = tokio::time::timeout(BUSY_LOOK, changes.changed()) => {}
                     }
                 }
-                Err(NoPick::Busy) => return Err(ProxyError::PoolBusy),
+                Err(NoPick::Busy) => return Err(ProxyError::PoolBusy { retry_after: ticket.retry_after() }),
                 Err(NoPick::FirstContact) => {
-                    let limit = self.settings.queue_time;
+                    let limit = self.settings.admission.time;
                     return Err(ProxyError::FirstContact { limit });
                 }
                 Err(NoPick::Nobody) if probes.may_help(&pool, &mut changes).await => {}

@@ -40,6 +40,13 @@ pub(super) fn demand(keys: &SessionKeys, head: &http::request::Parts, body: &Bod
     (Demand { session, key, bytes: body.text().len() as u64 }, stamp)
 }
 
+/// How much it presses, as engines read it: lower goes first (protocol F13).
+pub(super) fn priority(headers: &HeaderMap, body: &Body) -> i64 {
+    let header = headers.get("x-vllm-priority").and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let field = || std::str::from_utf8(body.get_some("priority")?).ok()?.parse().ok();
+    header.or_else(field).unwrap_or(0)
+}
+
 /// Not random: another proxy beside this one has the same.
 fn hash<T: Hash + ?Sized>(name: &T) -> u64 {
     let mut hasher = DefaultHasher::new();

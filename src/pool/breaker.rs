@@ -59,6 +59,9 @@ enum State {
     },
 }
 
+/// How long an engine that turned work away is not asked, where requests wait for it in line (protocol L12).
+const PRESSED: Duration = Duration::from_millis(200);
+
 /// The breaker of one engine.
 #[derive(Debug)]
 pub struct Breaker {
@@ -66,12 +69,14 @@ pub struct Breaker {
     state: State,
     /// Trials that were ever let through, which is the number of the last one.
     trials: u64,
+    /// Until when it is not asked since it turned work away, which is no failure.
+    pressed: Option<Instant>,
 }
 
 impl Breaker {
     /// A closed breaker.
     pub fn new(limits: BreakerLimits) -> Self {
-        Breaker { limits, state: State::Closed { failures: 0 }, trials: 0 }
+        Breaker { limits, state: State::Closed { failures: 0 }, trials: 0, pressed: None }
     }
 
     /// What operators see at `now`.
@@ -81,6 +86,16 @@ impl Breaker {
             State::Open { until, .. } if now < until => Circuit::Open,
             State::Open { .. } | State::Probation { .. } => Circuit::Probation,
         }
+    }
+
+    /// The engine turned work away.
+    pub fn press(&mut self, now: Instant) {
+        self.pressed = Some(now + PRESSED);
+    }
+
+    /// Whether it did just now.
+    pub fn is_pressed(&self, now: Instant) -> bool {
+        self.pressed.is_some_and(|until| now < until)
     }
 
     /// Whether [`Breaker::admit`] would let a leg through.

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 use crate::engine::Role;
 
 mod ring;
@@ -168,11 +170,15 @@ impl Side {
 
 /// Both roles' slots, locked for a few statements each time.
 #[derive(Debug, Default)]
-pub struct Loads([Mutex<Side>; 2]);
+pub struct Loads {
+    sides: [Mutex<Side>; 2],
+    /// Wakes whoever waits for room on an engine, at each leg's end.
+    pub freed: Notify,
+}
 
 impl Loads {
     fn lock(&self, role: Role) -> MutexGuard<'_, Side> {
-        self.0[role as usize].lock().unwrap_or_else(PoisonError::into_inner)
+        self.sides[role as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A role's slots as they are in the snapshot of this number, the first `ranks` of each engine; who they are is asked when that is
@@ -233,5 +239,6 @@ impl Drop for Load {
             debug_assert!(legs.is_some() && weight.is_some(), "a leg that ends has begun");
             *work = Work { legs: legs.unwrap_or(0), weight: weight.unwrap_or(0) };
         });
+        self.loads.freed.notify_waiters();
     }
 }

@@ -89,6 +89,16 @@ impl Vitals {
         self.refused.swap(false, Ordering::Relaxed)
     }
 
+    /// The engine turns work away: it is given a moment.
+    pub(crate) fn press(&self, now: Instant) {
+        self.breaker(|b| b.press(now));
+    }
+
+    /// Whether it did just now.
+    pub(crate) fn is_pressed(&self, now: Instant) -> bool {
+        self.breaker(|b| b.is_pressed(now))
+    }
+
     /// Whether the breaker would let a leg through.
     pub fn usable(&self, now: Instant) -> bool {
         self.breaker(|b| b.usable(now))

@@ -95,8 +95,12 @@ impl Selector {
         self.rules.policies
     }
 
-    fn has_room(&self, engine: &Engine) -> bool {
-        self.rules.engine_in_flight == 0 || engine.vitals.in_flight() < self.rules.engine_in_flight
+    fn has_room(&self, engine: &Engine, now: Instant) -> bool {
+        let cap = match engine.role() {
+            Role::Prefill => self.rules.caps.prefill,
+            Role::Decode => self.rules.caps.decode,
+        };
+        (cap == 0 || engine.vitals.in_flight() < cap) && !engine.vitals.is_pressed(now)
     }
 
     /// Takes the next pair. One turn is consumed whether or not there is one; what cannot be used is stepped over. Engines
@@ -148,7 +152,7 @@ impl Selector {
                 if refused.contains(&prefill.incarnation) || !prefill.vitals.usable(want.now) {
                     continue;
                 }
-                if !self.has_room(prefill) {
+                if !self.has_room(prefill, want.now) {
                     why = NoPick::Busy;
                     continue;
                 }
@@ -264,7 +268,7 @@ impl Selector {
             }
             let Some(place) = self.place((prefill, rank), decode, round, mode) else { continue };
             let state = memory.history.state(prefill, decode, mode);
-            if !self.has_room(decode) {
+            if !self.has_room(decode, now) {
                 why = NoPick::Busy;
                 continue;
             }
@@ -327,7 +331,7 @@ impl Selector {
                 };
                 let met = self.rank_state(memory, (prefill, rank), decode, Mode::Read);
                 let barred = barred || met == PairState::FirstContact;
-                if refused.contains(&decode.incarnation) || barred || !self.has_room(decode) {
+                if refused.contains(&decode.incarnation) || barred || !self.has_room(decode, now) {
                     return None;
                 }
                 Some((decode.admit(now)?, place, met))

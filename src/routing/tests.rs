@@ -9,10 +9,12 @@ use crate::engine::versions::EngineVersion;
 use crate::pool::State;
 use crate::pool::reason::{Failure, Reason};
 use crate::pool::tests::{engine_of, with};
+use crate::settings::Caps;
 
 mod policies;
 
 const OLD: EngineVersion = EngineVersion::new(0, 29, 0);
+const TWO: Caps = Caps { prefill: 2, decode: 2 };
 const NEW: EngineVersion = EngineVersion::new(0, 32, 0);
 
 fn engines(releases: &[EngineVersion], decodes: u16) -> Vec<Arc<Engine>> {
@@ -130,7 +132,7 @@ fn one_decode_engine_is_as_if_nobody_were_bound() {
 
 #[test]
 fn what_stands_in_the_way_is_told_apart() {
-    let rules = PickRules { engine_in_flight: 2, first_contact: true, ..PickRules::default() };
+    let rules = PickRules { caps: TWO, first_contact: true, ..PickRules::default() };
     let (all, selector) = (engines(&[OLD], 2), Selector::new(rules));
     let one = Pool::new(all[..2].to_vec(), Some(Mode::Read));
     let first = pick(&selector, &one).unwrap();
@@ -163,7 +165,7 @@ fn who_has_refused_is_asked_again_only_where_there_is_nobody_else() {
 #[test]
 fn for_one_with_no_room_is_waited_rather_than_asking_again() {
     let pool = pool(&engines(&[NEW; 2], 3));
-    let selector = Selector::new(PickRules { engine_in_flight: 2, ..PickRules::default() });
+    let selector = Selector::new(PickRules { caps: TWO, ..PickRules::default() });
     let held = selector.pick(&pool, Demand::default(), &[1], Instant::now()).unwrap();
     let more = selector.pick(&pool, Demand::default(), &[1], Instant::now()).unwrap();
     assert_eq!(selector.pick(&pool, Demand::default(), &[1], Instant::now()).err(), Some(NoPick::Busy));

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::settings::options::{Key, ServeOptions};
 
+mod admission;
 mod conduct;
 pub mod faces;
 mod hosts;
@@ -19,6 +20,7 @@ mod reader;
 mod spans;
 mod values;
 
+pub use admission::{Admission, Caps};
 pub use conduct::{Announces, Conduct};
 pub use hosts::{Endpoint, Host, Origins};
 pub use parts::{

@@ -92,6 +92,10 @@ table! {
             "Engines known at once; registrations beyond are refused";
         EngineInFlight "engine-in-flight" "PROXY_ENGINE_IN_FLIGHT" Value("COUNT") = "0":
             "Requests one engine may have in flight; 0 sets no limit";
+        PrefillInFlight "prefill-in-flight" "PROXY_PREFILL_IN_FLIGHT" Value("COUNT") = "":
+            "The same for prefill engines; as --engine-in-flight says when unset";
+        DecodeInFlight "decode-in-flight" "PROXY_DECODE_IN_FLIGHT" Value("COUNT") = "":
+            "The same for decode engines; as --engine-in-flight says when unset";
         Policy "policy" "PROXY_POLICY" Value("NAME") = "round_robin":
             "How engines are chosen: `round_robin`, `random`, `power_of_two`, `least_loaded` or `consistent_hash`; `cache_aware` is accepted and answered with round_robin";
         PrefillPolicy "prefill-policy" "PROXY_PREFILL_POLICY" Value("NAME") = "":
@@ -156,10 +160,10 @@ table! {
             "Client connections open at once";
         MaxInFlight "max-in-flight" "PROXY_MAX_IN_FLIGHT" Value("COUNT") = "8192":
             "Generation requests in flight at once; more wait as --queue-size allows";
-        QueueSize "queue-size" "PROXY_QUEUE_SIZE" Value("COUNT") = "0":
-            "Requests that wait, in order of arrival, for a place in flight; more are answered with 429";
+        QueueSize "queue-size" "PROXY_QUEUE_SIZE" Value("COUNT") = "":
+            "Requests that wait for a place in flight or for engines with room, by priority and fair between sessions; more are answered with 429; when unset 100 where --max-in-flight or a cap on engines is set, else 0";
         QueueTimeout "queue-timeout" "PROXY_QUEUE_TIMEOUT" Value("TIME") = "60s":
-            "How long a request waits for a place in flight, then for room on engines or a pair's first contact; after it 429, or 503";
+            "How long a request waits for a place in flight, room on engines or a pair's first contact; after it 429, or 503";
     }
     "Retries and breakers" {
         Retries "retries" "PROXY_RETRIES" Value("COUNT") = "2":

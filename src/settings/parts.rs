@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use tracing::Level;
 
+use super::admission::{Admission, Caps};
 use super::conduct::Conduct;
 use super::hosts::{self, Endpoint, Host, Origins};
 use super::options::Key;
@@ -92,12 +93,8 @@ parts! {
         max_body: u64 = MaxBodyBytes size;
         /// Time for the whole request body (`--body-timeout`).
         body_time: Duration = BodyTimeout time;
-        /// Requests served at once, at least 1 (`--max-in-flight`).
-        max_in_flight: usize = MaxInFlight number(1, MANY);
-        /// Requests that wait beyond these (`--queue-size`).
-        queue_size: usize = QueueSize number(0, MANY);
-        /// How long each of them waits at most, and then any for room on engines or a pair's first contact (`--queue-timeout`).
-        queue_time: Duration = QueueTimeout time;
+        /// How many requests are served at once, and what the others wait for.
+        admission: Admission;
         /// Attempts beyond the first (`--retries`).
         retries: u32 = Retries number(0, 10);
         /// Retries as a share of requests, in percent (`--retry-budget`).
@@ -160,8 +157,8 @@ parts! {
     /// What a pick must respect beyond the state of the engines. By default nothing but that.
     #[derive(Copy, Default)]
     PickRules {
-        /// Legs that an engine may have in flight; 0 is no limit (`--engine-in-flight`).
-        engine_in_flight: usize = EngineInFlight number(0, MANY);
+        /// Legs that an engine may have in flight.
+        caps: Caps;
         /// Whether a pair's first exchange goes alone where the engines need it (`--first-contact`).
         first_contact: bool = FirstContact choice(&[("auto", true), ("off", false)]);
         /// Whether pairs that should fail for ever are used all the same (`--allow-stale-pairs`).

@@ -45,14 +45,14 @@ fn defaults_are_those_promised() {
     assert_eq!(listen.discovery.to_string(), "0.0.0.0:36367");
     assert_eq!((door.max_connections, door.head_time, door.keep_alive), (16384, seconds(30), seconds(65)));
     assert_eq!(door.drain, seconds(25));
-    assert_eq!((server.max_body, server.body_time, server.max_in_flight), (268_435_456, seconds(120), 8192));
+    assert_eq!((server.max_body, server.body_time, server.admission.in_flight), (268_435_456, seconds(120), 8192));
     assert_eq!((server.retries, server.retry_percent, server.health_waits), (2, 10, false));
     assert_eq!(server.budget, TokenBudget::MinusOne);
     assert_eq!((server.keys.api_key, server.keys.engine_key, origins), (None, None, Origins::None));
     assert_eq!((registry.ttl, registry.max_engines, allowed), (seconds(15), 4096, Vec::new()));
     let breaker = registry.breaker;
     assert_eq!((breaker.failures, breaker.open, breaker.open_max), (5, seconds(5), seconds(30)));
-    assert_eq!((picking.engine_in_flight, picking.first_contact, picking.allow_stale), (0, true, false));
+    assert_eq!((picking.caps, picking.first_contact, picking.allow_stale), (super::Caps::default(), true, false));
     assert_eq!((picking.route_ranks, picking.contract), (0, Contract::Auto));
     assert_eq!((times.connect, times.prefill), (seconds(5), seconds(600)));
     assert_eq!((times.first_byte, times.idle), (seconds(300), seconds(300)));
@@ -202,7 +202,7 @@ fn off_means_off() {
     assert!(!kv_release && !picking.first_contact);
     assert_eq!(door.drain, Duration::ZERO);
     assert_eq!(good(&[], &[("PROXY_LOG_LEVEL", "warning")]).log.level, tracing::Level::WARN);
-    assert_eq!(good(&[], &[("PROXY_ENGINE_IN_FLIGHT", "7")]).parts.picking.engine_in_flight, 7);
+    assert_eq!(good(&[], &[("PROXY_ENGINE_IN_FLIGHT", "7")]).parts.picking.caps, super::Caps { prefill: 7, decode: 7 });
 }
 
 #[test]

@@ -171,7 +171,7 @@ async fn case_54_health_and_ready() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_requests_than_allowed_at_once() {
-    let world = Plan::new(Mode::Read).with(Key::MaxInFlight, "1").start().await;
+    let world = Plan::new(Mode::Read).with(Key::MaxInFlight, "1").with(Key::QueueSize, "0").start().await;
     world.decode[0].set_fault(Fault::times(FaultKind::HangAfterTokens { tokens: 1 }, 1));
     let body = completion("some words", 9, true);
     let mut first = Stream::open(&world.proxy, "/v1/completions", &body).await;

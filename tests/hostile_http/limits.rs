@@ -68,7 +68,7 @@ async fn slow_bodies_are_told_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_beyond_those_in_flight_are_refused_at_once() {
-    let world = world(plan().with(Key::MaxInFlight, "2")).await;
+    let world = world(plan().with(Key::MaxInFlight, "2").with(Key::QueueSize, "0")).await;
     // Answers that have begun and do not end: a stream is in flight to its last byte.
     world.decode[0].set_fault(Fault::always(FaultKind::HangAfterTokens { tokens: 2 }));
     let mut streams = Vec::new();

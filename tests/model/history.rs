@@ -13,7 +13,7 @@ use moriio_proxy::pool::reason::Failure;
 use moriio_proxy::pool::registry::{Entered, Probe, Registry};
 use moriio_proxy::pool::{InFlight, Pool, State};
 use moriio_proxy::routing::{Demand, NoPick, Selector};
-use moriio_proxy::settings::{Affinity, Balance, PickRules, Policies, Policy, RegistryLimits};
+use moriio_proxy::settings::{Affinity, Balance, Caps, PickRules, Policies, Policy, RegistryLimits};
 use moriio_proxy::upstream::Verdict;
 
 use super::world::{BREAKER, End, Life, Met, meeting, registration};
@@ -59,7 +59,7 @@ impl History {
     pub fn new(seed: u64) -> History {
         let mut random = Random::new(seed);
         let rules = PickRules {
-            engine_in_flight: random.below(4),
+            caps: Caps { prefill: random.below(4), decode: random.below(4) },
             first_contact: random.one_in(2),
             allow_stale: random.one_in(4),
             route_ranks: 0,
@@ -184,7 +184,9 @@ impl History {
 
     /// Whether the model would send work to this life.
     fn free(&self, life: &Life) -> bool {
-        let room = self.rules.engine_in_flight == 0 || life.guards < self.rules.engine_in_flight;
+        let Caps { prefill, decode } = self.rules.caps;
+        let cap = if life.says.role == Role::Prefill { prefill } else { decode };
+        let room = cap == 0 || life.guards < cap;
         life.ready && room && life.circuit.usable(self.now)
     }
 

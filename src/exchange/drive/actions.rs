@@ -9,6 +9,7 @@ use crate::error::ProxyError;
 use crate::exchange::leg::{AnswerLeg, PrefillLeg};
 use crate::exchange::transfer::{Action, Cause, Event, Left, Notice, Orphan, Plan};
 use crate::metrics::LegStatus;
+use crate::upstream::failure::Kind;
 use crate::upstream::gauges;
 use crate::upstream::{Ask, Destination, LegFailure, Repeat, Verdict as EngineVerdict};
 
@@ -47,7 +48,8 @@ impl Attempt {
             Action::Fail(cause, repeat) => {
                 let error = self.error(cause);
                 let refused = std::mem::take(&mut self.refused);
-                self.verdict = Some(Verdict::Fail(Failed { error, repeat, refused }));
+                let turned_away = self.is_turned_away(cause);
+                self.verdict = Some(Verdict::Fail(Failed { error, repeat, refused, turned_away }));
             }
             Action::Release => self.release(),
             Action::Leave(Left::NoMessage | Left::TooEarly) => self.means.notifier.unsupported("release"),
@@ -127,8 +129,12 @@ impl Attempt {
     fn breach(&mut self) {
         debug_assert!(false, "an action that cannot be carried out");
         self.means.metrics.invariant_breaches.inc();
-        self.verdict =
-            Some(Verdict::Fail(Failed { error: ProxyError::Internal, repeat: Repeat::Never, refused: Vec::new() }));
+        self.verdict = Some(Verdict::Fail(Failed {
+            error: ProxyError::Internal,
+            repeat: Repeat::Never,
+            refused: Vec::new(),
+            turned_away: false,
+        }));
     }
 
     /// Whether a leg's request was handed over whole. One that was not is given up by closing the leg.
@@ -177,6 +183,20 @@ impl Attempt {
         let (status, headers) = opening.take_head();
         let (role, is_events) = (opening.guard.engine.role(), opening.scanner.is_events());
         self.verdict = Some(Verdict::Commit(Head { role, status, headers, is_events }));
+    }
+
+    /// Whether an engine had no room. It is given a moment.
+    fn is_turned_away(&self, cause: Cause) -> bool {
+        let engine = match cause {
+            Cause::Leg(Role::Prefill) => &self.prefill_engine,
+            Cause::Leg(Role::Decode) => &self.decode_engine,
+            Cause::NoBlocks | Cause::HandOver | Cause::FirstOutput => return false,
+        };
+        let is_turned_away = self.means.waits_for_room && self.failed_by == Some(Kind::Unavailable);
+        if is_turned_away {
+            engine.vitals.press(Instant::now());
+        }
+        is_turned_away
     }
 
     /// What the client is told.

@@ -98,7 +98,7 @@ impl Attempt {
     }
 
     fn failed(&mut self, role: Role, failure: LegFailure) -> Event {
-        self.failure = Some(failure.error);
+        (self.failure, self.failed_by) = (Some(failure.error), Some(failure.kind));
         let engine = if role == Role::Prefill { &self.prefill_engine } else { &self.decode_engine };
         self.refused.push(engine.incarnation);
         Event::Failed(role, failure.kind)
