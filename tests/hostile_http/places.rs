@@ -276,6 +276,12 @@ async fn a_request_on_its_way_is_not_lost() {
             let status = other.answer().await.expect("an answer").status;
             assert!([400, 503].contains(&status), "{status}");
         }
+        // One that had it gives it back when its end is noticed. What is left is this one and the look itself.
+        until("the others' ends", || async {
+            let open = world.proxy.metric("moriio_connections").await;
+            (open <= 2.0).then_some(()).ok_or_else(|| open.to_string())
+        })
+        .await;
         slow.send(&whole[cut..]).await;
         assert_eq!(slow.answer().await.expect("an answer").status, 200, "cut at {cut}");
     }
