@@ -84,6 +84,9 @@ pub enum ProxyError {
     /// No such route.
     #[error("no such route")]
     NotFound,
+    /// Answers of siblings that cannot be made one: not what the API has them be.
+    #[error("the answers of several engines cannot be made one")]
+    Unlike,
     /// The route exists for other methods.
     #[error("method not allowed on this route")]
     MethodNotAllowed,
@@ -273,7 +276,7 @@ impl ProxyError {
             E::Overloaded { .. } | E::NoPlace | E::NoPair { .. } | E::PoolBusy { .. } | E::Stopping | E::Internal => {
                 Source::Proxy
             }
-            E::HandOverTooLate { .. } | E::EngineTooOld { .. } | E::AnswerTooLarge { .. } => Source::Proxy,
+            E::HandOverTooLate { .. } | E::EngineTooOld { .. } | E::AnswerTooLarge { .. } | E::Unlike => Source::Proxy,
             E::Exhausted { last, .. } => last.source(),
             E::Connect { role }
             | E::Broken { role }
@@ -321,6 +324,7 @@ impl ProxyError {
             E::Broken { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "engine_connection_broken"),
             E::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "timeout_error", "engine_timeout"),
             E::AnswerTooLarge { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "answer_too_large"),
+            E::Unlike => (StatusCode::BAD_GATEWAY, "upstream_error", "siblings_unlike"),
             E::EngineTooOld { .. } => (StatusCode::NOT_IMPLEMENTED, "unavailable_error", "engine_too_old"),
             E::Redirected { .. } => (StatusCode::BAD_GATEWAY, "upstream_error", "engine_redirected"),
             E::PrefillUnreadable => (StatusCode::BAD_GATEWAY, "upstream_error", "prefill_unreadable"),
@@ -352,6 +356,7 @@ impl ProxyError {
             E::AnswerTooLarge { role: Role::Prefill, limit: 1 },
             E::Broken { role: Role::Decode },
             E::Redirected { role: Role::Decode },
+            E::Unlike,
             E::PrefillUnreadable,
             E::PrefillWithoutBlocks,
             E::NoPlace,

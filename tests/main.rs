@@ -21,6 +21,7 @@ mod prior_art;
 mod process;
 mod relay;
 mod routing;
+mod siblings;
 mod tidy;
 mod transfer;
 mod wide;

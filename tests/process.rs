@@ -192,7 +192,7 @@ async fn one_log_line_an_exchange_and_no_secret_in_any() {
     let good = send(completion(prompt, 9, true)).await;
     assert_eq!(good.status, 200, "{}", good.body);
     let mut siblings = completion(prompt, 9, false);
-    siblings["n"] = json!(2);
+    siblings["n"] = json!(99);
     assert_eq!(send(siblings).await.status, 400);
     let unauthorized = Answer::of(ask(&proxy, &completion(prompt, 9, false)).await).await;
     assert_eq!(unauthorized.status, 401);

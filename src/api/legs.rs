@@ -99,7 +99,10 @@ pub fn decode_leg_read(request: &Request, pair: &Pair<'_>, ids: &Ids, params: &P
 /// params, so prefill keeps nothing.
 pub fn alone_leg(request: &Request, ids: &Ids) -> Segments {
     let id = Edit::Set("request_id", Json::Text(quoted(&ids.for_body(request.api))));
-    request.body.edit(&[id, Edit::Remove(PARAMS)])
+    let mut edits = vec![id, Edit::Remove(PARAMS)];
+    let own = fields::of(request.api).filter(|field| field.gets(Role::Prefill) == Gets::Sibling);
+    edits.extend(own.filter_map(|field| own_value(request, field.name)));
+    request.body.edit(&edits)
 }
 
 /// A leg by the table.
@@ -113,6 +116,7 @@ fn leg(request: &Request, role: Role, ids: &Ids, params: Json) -> Segments {
             Gets::Id => Some(Edit::Set(field.name, Json::Text(quoted(&ids.for_body(request.api))))),
             Gets::Params => params.take().map(|params| Edit::Set(field.name, params)),
             Gets::Less => less(field, &request.limits, &limits),
+            Gets::Sibling => own_value(request, field.name),
             gets => replaced(field, gets, field.home(&request.body, request.sampling.as_ref())),
         };
         match field.place {
@@ -138,8 +142,13 @@ fn replaced(field: &Field, gets: Gets, home: Option<&Body>) -> Option<Edit> {
         Gets::AnyTool => {
             sent().filter(|text| forces_one_tool(text)).map(|_| Edit::Set(name, Json::Fixed(r#"{"type":"any"}"#)))
         }
-        Gets::Sent | Gets::Never | Gets::Id | Gets::Params | Gets::Less => None,
+        Gets::Sent | Gets::Never | Gets::Id | Gets::Params | Gets::Less | Gets::Sibling => None,
     }
+}
+
+/// What a sibling has of its own.
+fn own_value(request: &Request, name: &'static str) -> Option<Edit> {
+    request.sibling.as_ref()?.edit(name, request.body.get(name).is_some())
 }
 
 /// Only what changed is written, so that a limit which stays keeps the client's own text.

@@ -6,6 +6,7 @@ pub mod legs;
 pub(crate) mod message;
 pub mod output;
 pub mod request;
+pub mod siblings;
 pub(crate) mod side;
 
 /// A route that takes a pair of engines.

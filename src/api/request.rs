@@ -8,6 +8,7 @@ use crate::api::fields;
 use crate::api::fields::hidden::stripped;
 use crate::api::fields::row::{Gets, Need, PromptSide, SAMPLING};
 use crate::api::fields::values::{flag, whole_number};
+use crate::api::siblings::{self, Shape, Sibling};
 use crate::engine::Mode;
 use crate::engine::versions::Traits;
 use crate::error::ProxyError;
@@ -99,11 +100,40 @@ pub struct Request {
     pub alone: Option<PromptSide>,
     /// What only some releases can do.
     pub needs: Vec<Need>,
+    /// Which of several answers it is, where the client asked for several.
+    pub sibling: Option<Sibling>,
+}
+
+/// What a client's body asks for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The request, as it is where it asks for one answer.
+    pub request: Request,
+    /// The answers that it asks for, if they are several.
+    pub several: Option<(Shape, Vec<Sibling>)>,
+}
+
+impl Asked {
+    /// Reads a client's body, or says which field is at fault. At most so many `siblings`.
+    pub fn parse(api: Api, text: Bytes, budget: TokenBudget, siblings: u32) -> Result<Asked, ProxyError> {
+        let request = Request::read(api, text, budget)?;
+        let several = siblings::of(api, &request.body, siblings)?;
+        Ok(Asked { request, several })
+    }
 }
 
 impl Request {
-    /// Reads a client's body, or says which field is at fault.
+    /// Reads a client's body that asks for one answer, or says which field is at fault.
     pub fn parse(api: Api, text: Bytes, budget: TokenBudget) -> Result<Request, ProxyError> {
+        Asked::parse(api, text, budget, 1).map(|asked| asked.request)
+    }
+
+    /// The request for one of several answers.
+    pub fn of_sibling(&self, sibling: Sibling) -> Request {
+        Request { sibling: Some(sibling), ..self.clone() }
+    }
+
+    fn read(api: Api, text: Bytes, budget: TokenBudget) -> Result<Request, ProxyError> {
         let body =
             Body::parse(text).map_err(|error| ProxyError::BadRequest { message: error.to_string(), param: None })?;
         let body = stripped(body)?;
@@ -114,7 +144,8 @@ impl Request {
         let findings = fields::check(api, &body, sampling.as_ref())?;
         let stream = flag(&body, "stream", "stream")?;
         let limits = Limits::read(api, &body, sampling.as_ref());
-        let request = Request { api, body, sampling, stream, limits, budget, alone: None, needs: findings.needs };
+        let request =
+            Request { api, body, sampling, stream, limits, budget, alone: None, needs: findings.needs, sibling: None };
         match findings.side {
             Some(side) if request.limit().is_some_and(|limit| limit <= 1) => {
                 Ok(Request { alone: Some(side), ..request })

@@ -60,6 +60,10 @@ pub struct Exchange {
     place: Option<Place>,
     /// Whether the client and the log are told the side at fault, as MAD's proxy does.
     names_side: bool,
+    /// Which of several answers it is, of a client request that has a record of its own.
+    sibling: Option<u32>,
+    /// How many of those it is made of.
+    siblings: Option<u32>,
     /// Attempts that were made.
     pub attempts: u32,
 }
@@ -93,8 +97,30 @@ impl Exchange {
             pair: None,
             place: None,
             names_side: false,
+            sibling: None,
+            siblings: None,
             attempts: 0,
         }
+    }
+
+    /// Opens the account of one of several answers. It has a line of its own and counts its errors, but is no client request.
+    pub(crate) fn sibling(&self, number: u32) -> Self {
+        let (metrics, client_id) = (self.metrics.clone(), self.client_id.clone());
+        let mut sibling = Exchange::open(metrics, self.route, client_id).naming_side(self.names_side);
+        sibling.metrics.close_exchange();
+        sibling.sibling = Some(number);
+        sibling
+    }
+
+    /// It is made of so many, which count their errors.
+    pub(crate) fn several(&mut self, siblings: u32) {
+        self.siblings = Some(siblings);
+    }
+
+    /// One of several answers told an error in the midst of it.
+    pub(crate) fn cut_by_sibling(&mut self) {
+        self.ended = Ended::Cut;
+        self.error = Some(("sibling_failed", "proxy"));
     }
 
     /// The same account, that tells the side at fault as MAD's proxy does.
@@ -157,7 +183,9 @@ impl Exchange {
         if self.first_byte.is_none() {
             let after = self.started.elapsed();
             self.first_byte = Some(after);
-            self.metrics.first_byte.observe(after.as_secs_f64());
+            if self.sibling.is_none() {
+                self.metrics.first_byte.observe(after.as_secs_f64());
+            }
         }
     }
 
@@ -181,7 +209,9 @@ impl Exchange {
             tracing::error!("FAIL_SOURCE={side} tx={tx} {:?}", error.to_string());
         }
         self.error = Some((error.code(), error.source().as_str()));
-        self.metrics.error(error.code(), error.source().as_str());
+        if self.siblings.is_none() || matches!(error, ProxyError::Unlike) {
+            self.metrics.error(error.code(), error.source().as_str());
+        }
     }
 }
 
@@ -206,10 +236,12 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.metrics.request(self.route, self.status);
-        self.metrics.ended(self.ended.as_str());
-        self.metrics.relayed_bytes.inc_by(self.bytes);
-        self.metrics.close_exchange();
+        if self.sibling.is_none() {
+            self.metrics.request(self.route, self.status);
+            self.metrics.ended(self.ended.as_str());
+            self.metrics.relayed_bytes.inc_by(self.bytes);
+            self.metrics.close_exchange();
+        }
         let milliseconds = |time: Option<Duration>| time.map(|t| (t.as_secs_f64() * 1e4).round() / 10.0);
         let pair = self.pair.as_ref();
         tracing::info!(
@@ -227,6 +259,8 @@ impl Drop for Exchange {
             mode = pair.map(|p| p.mode),
             transfer_id = self.transfer_id(),
             client_id = self.client_id.as_deref(),
+            sibling = self.sibling,
+            siblings = self.siblings,
             attempts = self.attempts,
             prefill_ms = milliseconds(self.prefill_time),
             first_byte_ms = milliseconds(self.first_byte),

@@ -16,7 +16,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::access;
-use super::server::{Server, no_pair, refuse};
+use super::probes::no_pair;
+use super::server::{Server, refuse};
 use crate::api::Api;
 use crate::api::fields;
 use crate::engine::Role;

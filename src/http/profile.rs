@@ -86,7 +86,7 @@ async fn ask(server: &Server, head: &http::request::Parts, body: Body) -> Result
     let asked = pool.engines().map(|engine| one(server, engine, head.uri.path(), (headers.clone(), body.clone())));
     let told = join_all(asked).await;
     if told.is_empty() {
-        return Err(super::server::no_pair(&pool, std::time::Instant::now()));
+        return Err(super::probes::no_pair(&pool, std::time::Instant::now()));
     }
     let good = told.iter().all(|engine| engine["status"].as_u64().is_some_and(|status| status < 400));
     let status = if good { StatusCode::OK } else { StatusCode::BAD_GATEWAY };

@@ -2,9 +2,12 @@
 
 use axum::body::Body;
 use axum::response::Response;
-use http::{HeaderValue, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
 use tokio_util::sync::CancellationToken;
 
+use super::siblings::{Part, Together};
+use crate::api::siblings::Shape;
 use crate::api::{Api, message};
 use crate::exchange::drive::Outcome;
 use crate::exchange::record::Exchange;
@@ -44,4 +47,28 @@ pub(super) fn respond(
             response
         }
     }
+}
+
+/// Whole answers of siblings that were made one.
+pub(super) fn respond_whole(headers: HeaderMap, answer: Bytes, mut record: Exchange) -> Response {
+    record.committed(200);
+    record.first_output();
+    record.relayed(answer.len());
+    record.complete();
+    let mut response = Response::new(Body::from(answer));
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Streams of siblings as one.
+pub(super) fn respond_together(
+    headers: HeaderMap,
+    parts: Vec<Part>,
+    (api, shape): (Api, Shape),
+    mut record: Exchange,
+) -> Response {
+    record.committed(200);
+    let mut response = Response::new(Body::new(Together::new(parts, (api, shape), record)));
+    *response.headers_mut() = headers;
+    response
 }

@@ -14,19 +14,22 @@ use tokio::sync::{Semaphore, watch};
 use super::access;
 use super::body::collect;
 use super::health::Health;
-use super::respond::respond;
+use super::probes::{Probes, no_pair};
+use super::respond::{respond, respond_together, respond_whole};
 use super::retries::RetryBudget;
 use super::session;
+use super::siblings;
 use crate::api::Api;
 use crate::api::request;
+use crate::api::siblings::Shape;
 use crate::api::side;
 use crate::engine::Role;
 use crate::error::ProxyError;
 use crate::exchange::drive::{Asked, Drive, Failed, Means, Outcome};
 use crate::exchange::record::Exchange;
 use crate::metrics::Metrics;
+use crate::pool::Pool;
 use crate::pool::rounds::Rounds;
-use crate::pool::{PROBE_WAIT, Pool};
 use crate::queue::{Queue, Ticket};
 use crate::routing::{Demand, NoPick, Picked, Selector};
 use crate::settings::ServerSettings;
@@ -37,6 +40,16 @@ use crate::upstream::{RANK, REQUEST_ID, Repeat};
 const PARSED_AT_ONCE: usize = 8;
 /// How often a waiting request looks again, since a freed place has no signal of its own.
 const BUSY_LOOK: Duration = Duration::from_millis(50);
+
+/// What a request has come to.
+enum Served {
+    /// An answer, which may be a stream.
+    One(Outcome, bool),
+    /// Several, as one.
+    Whole(HeaderMap, Bytes),
+    /// The streams of several, of which one has begun.
+    Streams(HeaderMap, Vec<siblings::Part>, Shape),
+}
 
 /// What every request handler shares.
 pub struct Server {
@@ -91,7 +104,7 @@ impl Server {
     }
 
     /// One exchange: accept, parse, then attempts until one succeeds or none may follow.
-    pub(super) async fn exchange(&self, api: Api, request: Request) -> Response {
+    pub(super) async fn exchange(self: Arc<Self>, api: Api, request: Request) -> Response {
         let (head, body) = request.into_parts();
         let client_id = client_id(&self.settings.id_headers, &head.headers);
         let mut record = Exchange::open(self.metrics.clone(), api.as_str(), client_id.clone())
@@ -105,7 +118,9 @@ impl Server {
             result = self.serve(api, &head, body, &mut record) => result,
         };
         let mut response = match result {
-            Ok((outcome, streams)) => respond(outcome, (api, streams), record, cut),
+            Ok(Served::One(outcome, streams)) => respond(outcome, (api, streams), record, cut),
+            Ok(Served::Whole(headers, answer)) => respond_whole(headers, answer, record),
+            Ok(Served::Streams(headers, parts, shape)) => respond_together(headers, parts, (api, shape), record),
             Err(error) => {
                 record.failed(&error);
                 tracing::debug!(code = error.code(), source = error.source().as_str(), %error, "exchange failed");
@@ -127,22 +142,62 @@ impl Server {
     }
 
     async fn serve(
-        &self,
+        self: &Arc<Self>,
         api: Api,
         head: &http::request::Parts,
         body: Body,
         record: &mut Exchange,
-    ) -> Result<(Outcome, bool), ProxyError> {
+    ) -> Result<Served, ProxyError> {
         self.admit(head)?;
         // One that sends slowly holds no place, and of one that sends and leaves while it waits that is noticed.
         self.queue.admit()?;
         let body = self.read(&head.headers, body).await?;
-        let request = self.parse(api, body).await?;
+        let request::Asked { request, several } = self.parse(api, body).await?;
         let streams = request.stream;
+        let Some((shape, siblings)) = several else {
+            let (asked, priority) = self.asked(head, request);
+            return Ok(Served::One(self.attempts(&Arc::new(asked), priority, record).await?, streams));
+        };
+        record.several(shape.count);
+        let asking = siblings.into_iter().map(|sibling| {
+            let account = record.sibling(sibling.index);
+            self.clone().sibling(self.asked(head, request.of_sibling(sibling)), account)
+        });
+        let asking = asking.collect();
+        if streams {
+            let (headers, parts) = siblings::begun(asking).await?;
+            return Ok(Served::Streams(headers, parts, shape));
+        }
+        let (headers, answer) = siblings::whole(asking, shape).await?;
+        Ok(Served::Whole(headers, answer))
+    }
+
+    /// What a request asks of engines, and how much it presses.
+    fn asked(&self, head: &http::request::Parts, request: request::Request) -> (Asked, i64) {
         let (demand, session) = session::demand(&self.settings.session_keys, head, &request.body);
-        let mut ticket = self.queue.ticket(session::priority(&head.headers, &request.body), demand.session);
+        let priority = session::priority(&head.headers, &request.body);
         let headers = access::encoded(&self.settings.keys, &head.headers, session.as_deref());
-        let asked = Arc::new(Asked { request, headers, demand });
+        (Asked { request, headers, demand }, priority)
+    }
+
+    /// One of several answers, as it would be if it were the only one.
+    fn sibling(self: Arc<Self>, (asked, priority): (Asked, i64), mut record: Exchange) -> siblings::Asking {
+        Box::pin(async move {
+            let (api, streams) = (asked.request.api, asked.request.stream);
+            match self.attempts(&Arc::new(asked), priority, &mut record).await {
+                Ok(outcome) => Ok(respond(outcome, (api, streams), record, self.means.cut.clone())),
+                Err(error) => {
+                    record.failed(&error);
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    /// Attempts until one succeeds or none may follow.
+    async fn attempts(&self, asked: &Arc<Asked>, priority: i64, record: &mut Exchange) -> Result<Outcome, ProxyError> {
+        let demand = asked.demand;
+        let mut ticket = self.queue.ticket(priority, demand.session);
         self.retry_budget.request();
         let mut last: Option<ProxyError> = None;
         let mut refused = Vec::new();
@@ -166,8 +221,8 @@ impl Server {
             }
             attempts += 1;
             let (tries, retries) = (attempts - turned_away, self.settings.retries);
-            match Drive::new(&self.means, &asked, picked, record).run(record).await {
-                Ok(outcome) => return Ok((outcome, streams)),
+            match Drive::new(&self.means, asked, picked, record).run(record).await {
+                Ok(outcome) => return Ok(outcome),
                 // It waits for room again, which costs nobody anything.
                 Err(Failed { turned_away: true, .. }) => {
                     self.metrics.attempt("back_pressure");
@@ -224,16 +279,16 @@ impl Server {
         }
     }
 
-    async fn parse(&self, api: Api, body: Bytes) -> Result<request::Request, ProxyError> {
-        let budget = self.settings.budget;
+    async fn parse(&self, api: Api, body: Bytes) -> Result<request::Asked, ProxyError> {
+        let (budget, siblings) = (self.settings.budget, self.settings.siblings);
         if body.len() < LARGE {
-            return request::Request::parse(api, body, budget);
+            return request::Asked::parse(api, body, budget, siblings);
         }
         // The semaphore is never closed. A turn lasts as long as the work, also when the client leaves.
         let turn = self.parsing.clone().acquire_owned().await.map_err(|_| ProxyError::Internal)?;
         let parsing = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            request::Request::parse(api, body, budget)
+            request::Asked::parse(api, body, budget, siblings)
         });
         parsing.await.unwrap_or(Err(ProxyError::Internal))
     }
@@ -292,48 +347,7 @@ impl Server {
 
     /// For a request that may have to wait for probes.
     pub(super) fn probes(&self) -> Probes<'_> {
-        Probes { since: None, rounds: &self.rounds, round: None, is_over: false }
-    }
-}
-
-/// What one request has waited for probes.
-pub(super) struct Probes<'a> {
-    /// When it began to.
-    since: Option<tokio::time::Instant>,
-    rounds: &'a Rounds,
-    /// The round that it asked for.
-    round: Option<u64>,
-    is_over: bool,
-}
-
-impl Probes<'_> {
-    /// Waits until something is known of the engines that was not in `pool`: a first probe's result, or what a round finds that
-    /// was asked for by this request. False once nothing is to be waited for, or it took too long.
-    pub(super) async fn may_help(&mut self, pool: &Pool, changes: &mut watch::Receiver<Arc<Pool>>) -> bool {
-        let asks = pool.unhealthy > 0 && !self.is_over;
-        if !asks && pool.probing == 0 {
-            return false;
-        }
-        let since = *self.since.get_or_insert_with(tokio::time::Instant::now);
-        let round = if asks { *self.round.get_or_insert_with(|| self.rounds.ask()) } else { 0 };
-        tokio::select! {
-            changed = changes.changed() => changed.is_ok(),
-            () = self.rounds.over(round), if asks => {
-                self.is_over = true;
-                true
-            }
-            () = tokio::time::sleep_until(since + PROBE_WAIT) => false,
-        }
-    }
-}
-
-pub(super) fn no_pair(pool: &Pool, now: Instant) -> ProxyError {
-    ProxyError::NoPair {
-        prefill: pool.prefill.len(),
-        usable_prefill: pool.prefill.iter().filter(|e| e.is_usable(now)).count(),
-        decode: pool.decode.len(),
-        usable_decode: pool.decode.iter().filter(|e| e.is_usable(now)).count(),
-        open_circuits: pool.open_circuits(now),
+        Probes::new(&self.rounds)
     }
 }
 

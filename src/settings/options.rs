@@ -160,6 +160,8 @@ table! {
             "Client connections open at once";
         MaxInFlight "max-in-flight" "PROXY_MAX_IN_FLIGHT" Value("COUNT") = "8192":
             "Generation requests in flight at once; more wait as --queue-size allows";
+        MaxSiblings "max-siblings" "PROXY_MAX_SIBLINGS" Value("COUNT") = "16":
+            "Answers that one request may ask for, by `n` or a list of prompts: each has a pair of its own; 1 refuses several";
         QueueSize "queue-size" "PROXY_QUEUE_SIZE" Value("COUNT") = "":
             "Requests that wait for a place in flight or for engines with room, by priority and fair between sessions; more are answered with 429; when unset 100 where --max-in-flight or a cap on engines is set, else 0";
         QueueTimeout "queue-timeout" "PROXY_QUEUE_TIMEOUT" Value("TIME") = "60s":

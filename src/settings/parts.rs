@@ -87,6 +87,8 @@ parts! {
     ServerSettings {
         /// Decode's token limit (`--decode-token-budget`).
         budget: TokenBudget = DecodeTokenBudget choice(&BUDGETS);
+        /// Answers that a request may ask for (`--max-siblings`).
+        siblings: u32 = MaxSiblings number(1, 256);
         /// Where requests name their sessions.
         session_keys: SessionKeys;
         /// The largest request body, inclusive (`--max-body-bytes`).

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use futures::future::join_all;
 use moriio_proxy::api::Api;
-use moriio_proxy::api::request::Request;
+use moriio_proxy::api::request::Asked;
 use moriio_proxy::engine;
 use moriio_proxy::settings::TokenBudget;
 use moriio_proxy::settings::options::Key;
@@ -120,19 +120,29 @@ async fn try_one(world: &World, minor: u16, random: &mut Random) -> bool {
     let api = Api::ALL[random.below(Api::ALL.len())];
     let (body, tokens) = draw(random, api);
     let mode = if world.mode == Mode::Read { engine::Mode::Read } else { engine::Mode::Write };
-    let request = Request::parse(api, Bytes::from(body.to_string()), TokenBudget::Exact);
-    let fits = request.and_then(|request| request.fits(row(minor), row(minor), mode, 1));
+    let asked = Asked::parse(api, Bytes::from(body.to_string()), TokenBudget::Exact, 16);
+    let fits = asked.and_then(|Asked { request, several }| {
+        request.fits(row(minor), row(minor), mode, 1).map(|()| several.map_or(1, |(shape, _)| shape.count as usize))
+    });
     let answer = post(&world.proxy, api.path(), &body).await;
     let what = format!("{api:?} {body} on 0.{minor}: {}", answer.body);
-    if let Err(error) = fits {
-        assert_eq!((answer.status, answer.code().as_str()), (error.status().as_u16(), error.code()), "{what}");
-        return false;
-    }
+    let count = match fits {
+        Ok(count) => count,
+        Err(error) => {
+            assert_eq!((answer.status, answer.code().as_str()), (error.status().as_u16(), error.code()), "{what}");
+            return false;
+        }
+    };
     assert_eq!(answer.status, 200, "{what}");
     if api == Api::Generate {
         assert_eq!(Some(answer.tokens()), rendered_tokens(api.path(), &body, tokens), "{what}");
-    } else {
+    } else if count == 1 {
         assert_eq!(Some(answer.text()), rendered_text(api.path(), &body, tokens), "{what}");
+    } else {
+        let mut one = body.clone();
+        one.as_object_mut().unwrap().remove("n");
+        let text = rendered_text(api.path(), &one, tokens);
+        assert!(answer.texts(count).into_iter().all(|choice| Some(choice) == text), "{what}");
     }
     true
 }

@@ -128,7 +128,7 @@ async fn errors_are_the_sdk_s_own_classes() {
     client.talks_to(&world.proxy);
     let good = json!({"prompt": "p", "max_tokens": 3});
     for stream in [false, true] {
-        let mut two = json!({"prompt": "p", "max_tokens": 3, "n": 2});
+        let mut two = json!({"prompt": "p", "max_tokens": 3, "n": 99});
         two["stream"] = stream.into();
         let raised = client.raises(two, "BadRequestError", 400, json!("invalid_request")).await;
         assert_eq!(raised["param"], "n");

@@ -96,6 +96,19 @@ impl Answer {
         input["words"].as_str().unwrap_or_default().to_owned()
     }
 
+    /// The text of each of several choices, streamed or not, of completions or chat.
+    pub fn texts(&self, count: usize) -> Vec<String> {
+        assert_eq!(self.status, 200, "{}", self.body);
+        let parts = if self.is_stream() { self.events() } else { vec![self.json()] };
+        let mut texts = vec![String::new(); count];
+        for choice in parts.iter().filter_map(|part| part["choices"].as_array()).flatten() {
+            let text = [&choice["text"], &choice["message"]["content"], &choice["delta"]["content"]];
+            let text = text.iter().find_map(|text| text.as_str()).unwrap_or_default();
+            texts[choice["index"].as_u64().unwrap() as usize].push_str(text);
+        }
+        texts
+    }
+
     /// The generated token numbers, of generate.
     pub fn tokens(&self) -> Vec<usize> {
         let events = if self.is_stream() { self.events() } else { vec![self.json()] };

@@ -37,6 +37,8 @@ pub enum Gets {
     Params,
     /// `{"type":"any"}` where the client forces one tool: the same prompt, and an answer that one token can give.
     AnyTool,
+    /// What is a sibling's own, where a request asks for several answers.
+    Sibling,
     /// The field never comes so far: such a request is refused, or prefill alone answers it.
     Never,
 }
@@ -58,8 +60,8 @@ pub enum Refuse {
     Below(u64),
     /// As [`Refuse::Below`] 1, but 0 is a limit beside `echo`, and then asks for prompt-side output.
     LimitBesideEcho,
-    /// A list of several prompts.
-    Several,
+    /// More answers than `--max-siblings`; judged by `api/siblings.rs`, which knows how many that are.
+    TooMany,
     /// Several prompts, or any beside `prompt`.
     BesidePrompt,
     /// Tools that run inside the server.
@@ -181,6 +183,7 @@ impl Gets {
             Gets::Id => "our request id".into(),
             Gets::Params => "ours".into(),
             Gets::AnyTool => "`any` for one tool".into(),
+            Gets::Sibling => "the sibling's own".into(),
             Gets::Never => "never".into(),
         }
     }
@@ -196,7 +199,7 @@ impl Refuse {
             Refuse::NotOne => "all but 1".into(),
             Refuse::Below(least) => format!("below {least}"),
             Refuse::LimitBesideEcho => "below 1; 0 beside `echo`: prefill alone".into(),
-            Refuse::Several => "several prompts".into(),
+            Refuse::TooMany => "more answers than `--max-siblings`".into(),
             Refuse::BesidePrompt => "several, or beside `prompt`".into(),
             Refuse::ServerTools => "tools that run in the server".into(),
             Refuse::PromptSide => "any; with one token: prefill alone".into(),

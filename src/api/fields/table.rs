@@ -22,6 +22,7 @@ const GROWS: &str = "only prefill's answer would grow (protocol F2)";
 const SIDE: &str = "decode has no logits of what it loads; on 0.31 and 0.32 it ends prefill's listener (protocol F5)";
 const ONE_PROCESS: &str = "kept in one engine's process only (protocol F10)";
 const SIBLINGS: &str = "siblings would share one transfer";
+const SIBLING: &str = "each answer has a pair of its own (protocol F6)";
 const BEAMS: &str = "is not supported: beams are requests without transfer params";
 const TOO_FAR: &str = "is not supported: the two engines keep no answers in common";
 
@@ -72,13 +73,15 @@ pub(super) const ROWS: &[Field] = &[
     row(RESPONSES, "store", Gets::Always("false"), Gets::Sent, "nobody asks for prefill's answer (protocol F4)"),
     row(ALL, "request_id", Gets::Id, Gets::Id, "engines release a refused leg's blocks under it"),
     row(ALL, PARAMS, Gets::Params, Gets::Params, "a client's would name hosts to dial"),
-    refused(ALL, "n", Refuse::NotOne, SIBLINGS),
+    or(row(BOTH, "n", Gets::Sibling, Gets::Sibling, SIBLING), Refuse::TooMany),
+    row(BOTH, "seed", Gets::Sibling, Gets::Sibling, "choices of one prompt count up from it, as an engine's do"),
+    refused(&[Api::Responses, Api::Messages, Api::Generate], "n", Refuse::NotOne, SIBLINGS),
     refused(ALL, "best_of", Refuse::NotOne, SIBLINGS),
     refused(ALL, "use_beam_search", Refuse::True(BEAMS), "beams carry no transfer params (protocol F6)"),
     sampling(refused(GENERATE, "n", Refuse::NotOne, SIBLINGS)),
     sampling(refused(GENERATE, "best_of", Refuse::NotOne, SIBLINGS)),
     sampling(refused(GENERATE, "use_beam_search", Refuse::True(BEAMS), "beams carry no transfer params (protocol F6)")),
-    refused(COMPLETIONS, "prompt", Refuse::Several, SIBLINGS),
+    or(row(COMPLETIONS, "prompt", Gets::Sibling, Gets::Sibling, SIBLING), Refuse::TooMany),
     refused(COMPLETIONS, "prompt_embeds", Refuse::BesidePrompt, SIBLINGS),
     side(BOTH, "prompt_logprobs", Refuse::PromptSide),
     sampling(side(GENERATE, "prompt_logprobs", Refuse::PromptSide)),

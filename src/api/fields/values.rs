@@ -38,7 +38,7 @@ pub(super) fn judge(field: &Field, home: &Body, findings: &mut Findings) -> Resu
                 findings.side.get_or_insert(PromptSide { param });
             }
         }
-        Refuse::Several | Refuse::BesidePrompt if has_several(text) => {
+        Refuse::BesidePrompt if has_several(text) => {
             return Err(refused(&param, "must be a single prompt: send one request a prompt"));
         }
         Refuse::BesidePrompt if home.get_some("prompt").is_some() => {
