@@ -205,3 +205,38 @@ async fn policies_and_loads_are_shown() {
         assert!(metrics.lines().any(|other| other == line), "{line} in {metrics}");
     }
 }
+
+/// Without any session: growing prompts of agents go where their beginnings are, and a system prompt that all have keeps none of
+/// them from an engine that has less to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_go_where_their_beginnings_are() {
+    for mode in [Mode::Write, Mode::Read] {
+        let plan = Plan::new(mode).engines(4, 2).with(Key::PrefillPolicy, "cache_aware");
+        let world = plan.with(Key::SessionAffinity, "off").start().await;
+        let (world, system) = (&world, &"You are an agent, and so are others. ".repeat(100));
+        let agent = |number: usize| async move {
+            let own = format!("The task of agent {number} is its own. ").repeat(200);
+            let mut messages =
+                vec![json!({"role": "system", "content": system}), json!({"role": "user", "content": own})];
+            let (mut there, mut moves) = (None, 0);
+            for turn in 0..6 {
+                let body =
+                    json!({"model": "sim-model", "messages": messages, "max_tokens": 3, "stream": turn % 2 == 0});
+                let (prefill, _) = served(&post(&world.proxy, "/v1/chat/completions", &body).await);
+                moves += usize::from(there.replace(prefill.clone()).is_some_and(|before| before != prefill));
+                messages.push(json!({"role": "assistant", "content": format!("Answer {turn}. ").repeat(50)}));
+                messages.push(json!({"role": "user", "content": format!("And then {turn}? ").repeat(50)}));
+            }
+            (moves, there.unwrap())
+        };
+        // One after the other begins, so that each finds what the one before has left.
+        let mut agents = Vec::new();
+        for number in 0..5 {
+            agents.push(agent(number).await);
+        }
+        assert!(agents.iter().all(|(moves, _)| *moves == 0), "{agents:?}");
+        let hits = "moriio_policy_decisions_total{role=\"prefill\",policy=\"cache_aware\",reason=\"hit\"}";
+        assert!(world.proxy.metric(hits).await >= 25.0, "{}", world.proxy.metrics().await);
+        world.settle().await;
+    }
+}

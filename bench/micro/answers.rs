@@ -25,7 +25,10 @@ fn answer(blocks: u64, details: serde_json::Value) -> Bytes {
 }
 
 fn read(answer: &Bytes) -> Option<u64> {
-    may_say_cached_tokens(answer).then(|| cached_tokens(&Body::parse(answer.clone()).ok()?)).flatten()
+    may_say_cached_tokens(answer)
+        .then(|| Body::parse(answer.clone()).ok())
+        .flatten()
+        .and_then(|body| cached_tokens(&body).0)
 }
 
 /// WRITE: an answer that says nothing of cached tokens, as without `--enable-prompt-tokens-details`.

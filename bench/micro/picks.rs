@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use divan::Bencher;
 use moriio_proxy::routing::{Demand, Selector};
-use moriio_proxy::settings::{Affinity, Balance, PickRules, Policies, Policy};
+use moriio_proxy::settings::{Affinity, Balance, Cache, PickRules, Policies, Policy};
 
 use super::support::pool;
 
@@ -20,8 +20,14 @@ impl fmt::Display for Case {
 }
 
 fn cases() -> impl Iterator<Item = Case> {
-    let policies =
-        [Policy::RoundRobin, Policy::Random, Policy::PowerOfTwo, Policy::LeastLoaded, Policy::ConsistentHash];
+    let policies = [
+        Policy::RoundRobin,
+        Policy::Random,
+        Policy::PowerOfTwo,
+        Policy::LeastLoaded,
+        Policy::ConsistentHash,
+        Policy::CacheAware,
+    ];
     policies.into_iter().flat_map(|policy| [2, 16, 128, 512].map(|slots| Case(policy, slots)))
 }
 
@@ -30,10 +36,14 @@ fn cases() -> impl Iterator<Item = Case> {
 fn pick(bencher: Bencher, Case(policy, slots): &Case) {
     let pool = pool(*slots);
     let policies = Policies { prefill: *policy, decode: *policy };
-    let selector = Selector::new(PickRules { policies, ..PickRules::default() });
-    let (now, mut demand) = (Instant::now(), Demand { session: None, key: 0, bytes: 1000 });
+    let cache = Cache { hundredths: 30, memory: 1 << 20 };
+    let selector = Selector::new(PickRules { policies, cache, ..PickRules::default() });
+    let (now, mut key) = (Instant::now(), 0);
     bencher.bench_local(|| {
-        demand.key += 1;
+        key += 1;
+        // Ten blocks of a hundred prompts.
+        let prefix: [u64; 10] = std::array::from_fn(|number| (key % 100) << 32 | number as u64);
+        let demand = Demand { session: None, key, bytes: 30_000, prefix: &prefix };
         drop(selector.pick(&pool, demand, &[], now).expect("a pair"));
     });
 }
@@ -47,7 +57,7 @@ fn session(bencher: Bencher, slots: u16) {
     let (now, mut number) = (Instant::now(), 0);
     bencher.bench_local(|| {
         number = (number + 1) % 1000;
-        let demand = Demand { session: Some(number), key: number, bytes: 1000 };
+        let demand = Demand { session: Some(number), key: number, bytes: 1000, prefix: &[] };
         drop(selector.pick(&pool, demand, &[], now).expect("a pair"));
     });
 }

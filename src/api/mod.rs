@@ -5,6 +5,7 @@ pub mod fields;
 pub mod legs;
 pub(crate) mod message;
 pub mod output;
+pub mod prefix;
 pub mod request;
 pub mod siblings;
 pub(crate) mod side;

@@ -167,6 +167,12 @@ impl Request {
         limits
     }
 
+    /// Completions: the prompt, its own where the request is for one of several.
+    pub(crate) fn prompt(&self) -> Option<&[u8]> {
+        let own = self.sibling.as_ref().and_then(|sibling| sibling.prompt());
+        own.or_else(|| self.body.get_some("prompt"))
+    }
+
     /// The limit that engines of this API go by. Completions know one name only.
     fn limit(&self) -> Option<u64> {
         match self.api {

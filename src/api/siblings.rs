@@ -32,6 +32,10 @@ pub struct Shape {
 }
 
 impl Sibling {
+    pub(super) fn prompt(&self) -> Option<&[u8]> {
+        self.prompt.as_deref()
+    }
+
     /// What becomes of a field that siblings have of their own.
     pub(super) fn edit(&self, name: &'static str, is_sent: bool) -> Option<Edit> {
         match name {

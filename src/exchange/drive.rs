@@ -6,6 +6,7 @@ mod actions;
 mod clock;
 mod events;
 mod patience;
+mod terms;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,18 +22,18 @@ use tokio_util::task::TaskTracker;
 use crate::api::Api;
 use crate::api::legs::{Ids, Pair, PrefillParams};
 use crate::api::request::Request;
-use crate::engine::versions::{self, ReleaseForm};
+use crate::engine::versions;
 use crate::engine::{Mode, Role};
 use crate::error::ProxyError;
 use crate::exchange::leg::{AnswerLeg, PrefillLeg};
 use crate::exchange::opening::Opening;
 use crate::exchange::record::Exchange;
-use crate::exchange::transfer::{Acknowledged, Action, Event, Notice, Orphan, Plan, Releases, Terms, Transfer};
+use crate::exchange::transfer::{Acknowledged, Action, Event, Notice, Orphan, Plan, Transfer};
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pool::pairs::Meeting;
 use crate::pool::{Engine, InFlight, LegEnd, Pool};
-use crate::routing::{DecodePlace, Demand, Picked, Selector};
+use crate::routing::{DecodePlace, Demand, Forecast, Picked, Selector};
 use crate::settings::Times;
 use crate::upstream::failure::Kind;
 use crate::upstream::gauges::Queue;
@@ -70,8 +71,17 @@ pub struct Asked {
     pub request: Request,
     /// The headers that go to engines, encoded.
     pub headers: Bytes,
+    /// What its pair is picked by, but for what follows.
+    pub demand: Demand<'static>,
+    /// What its prompt begins with.
+    pub prefix: Vec<u64>,
+}
+
+impl Asked {
     /// What its pair is picked by.
-    pub demand: Demand,
+    pub fn demand(&self) -> Demand<'_> {
+        Demand { prefix: &self.prefix, ..self.demand }
+    }
 }
 
 /// Why an attempt gave no answer.
@@ -154,6 +164,8 @@ struct Attempt {
     prefill_written: Option<Instant>,
     answer_written: Option<Instant>,
     meeting: Option<Meeting>,
+    /// What prefill is expected to have of the prompt.
+    forecast: Option<Forecast>,
     /// Whether the first output comes with the first token.
     streams: bool,
     /// Its limits, as its pair stood when the last one of them was begun.
@@ -194,7 +206,7 @@ impl Drive {
         // Nothing of a pair is learned from prefill alone.
         let is_cold = asked.request.alone.is_none() && picked.meeting.is_cold();
         let patience = Patience::of(&means.limits, asked.request.stream, is_cold);
-        let terms = terms(means, &picked, &asked.request, &patience);
+        let terms = means.terms(&picked, &asked.request, &patience);
         let prefill_engine = prefill.clone();
         // Alone, decode's place is given back at once: one on trial or a first contact must not wait for this answer.
         let (prefill_guard, answer_guard, meeting) = match terms.plan {
@@ -224,6 +236,7 @@ impl Drive {
             prefill_written: None,
             answer_written: None,
             meeting,
+            forecast: picked.forecast,
             streams: asked.request.stream,
             patience,
             params: None,
@@ -368,29 +381,5 @@ impl Attempt {
             Some(AnswerLeg::Open(opening)) => Some(opening),
             _ => None,
         }
-    }
-}
-
-/// What the machine has to know of a pair.
-fn terms(means: &Means, picked: &Picked, request: &Request, patience: &Patience) -> Terms {
-    let (prefill, decode) = (picked.prefill.engine.traits, picked.decode.engine.traits);
-    Terms {
-        plan: match picked.mode {
-            _ if request.alone.is_some() => Plan::Alone,
-            Mode::Write => Plan::Write { serial: means.serial_write },
-            Mode::Read => Plan::Read,
-        },
-        streams: request.stream,
-        releases: match prefill.release {
-            _ if !means.notifier.is_on() => Releases::Never,
-            ReleaseForm::None => Releases::Never,
-            ReleaseForm::Text | ReleaseForm::Map if prefill.early_release => Releases::Always,
-            ReleaseForm::Text | ReleaseForm::Map => Releases::Answered,
-        },
-        wakes: means.notifier.is_on() && (decode.wake || decode.write_failed),
-        first_output: patience.first_output.time,
-        orphan: patience.orphan.time,
-        hand_over: means.limits.hand_over,
-        wake: means.limits.wake,
     }
 }

@@ -13,6 +13,8 @@ use crate::json::Body;
 pub struct Prefilled {
     /// Prompt tokens whose KV cache prefill had.
     pub cached_tokens: Option<u64>,
+    /// Tokens of the prompt, where the others are told.
+    pub prompt_tokens: Option<u64>,
     /// The answer as a whole message, where nothing is left for decode (protocol O15).
     pub message: Option<Value>,
     /// READ: what decode loads the blocks by.
@@ -25,9 +27,10 @@ impl Prefilled {
         let message = message::complete(api, &answer);
         let is_asked = is_read || may_say_cached_tokens(&answer);
         let object = is_asked.then(|| Body::parse(answer).map_err(ParamsError::from));
-        let cached_tokens = object.as_ref().and_then(|object| cached_tokens(object.as_ref().ok()?));
+        let usage = object.as_ref().and_then(|object| object.as_ref().ok());
+        let (cached_tokens, prompt_tokens) = usage.map(cached_tokens).unwrap_or_default();
         let params = object.filter(|_| is_read && message.is_none());
         let params = params.map(|object| object.and_then(|object| PrefillParams::from_answer(&object)));
-        Prefilled { cached_tokens, message, params }
+        Prefilled { cached_tokens, prompt_tokens, message, params }
     }
 }

@@ -20,9 +20,9 @@ use super::retries::RetryBudget;
 use super::session;
 use super::siblings;
 use crate::api::Api;
-use crate::api::request;
 use crate::api::siblings::Shape;
 use crate::api::side;
+use crate::api::{prefix, request};
 use crate::engine::Role;
 use crate::error::ProxyError;
 use crate::exchange::drive::{Asked, Drive, Failed, Means, Outcome};
@@ -152,16 +152,17 @@ impl Server {
         // One that sends slowly holds no place, and of one that sends and leaves while it waits that is noticed.
         self.queue.admit()?;
         let body = self.read(&head.headers, body).await?;
-        let request::Asked { request, several } = self.parse(api, body).await?;
+        let (request::Asked { request, several }, prefix) = self.parse(api, body).await?;
         let streams = request.stream;
         let Some((shape, siblings)) = several else {
-            let (asked, priority) = self.asked(head, request);
+            let (asked, priority) = self.asked(head, request, prefix);
             return Ok(Served::One(self.attempts(&Arc::new(asked), priority, record).await?, streams));
         };
         record.several(shape.count);
         let asking = siblings.into_iter().map(|sibling| {
-            let account = record.sibling(sibling.index);
-            self.clone().sibling(self.asked(head, request.of_sibling(sibling)), account)
+            let (account, request) = (record.sibling(sibling.index), request.of_sibling(sibling));
+            let prefix = self.prefix(&request);
+            self.clone().sibling(self.asked(head, request, prefix), account)
         });
         let asking = asking.collect();
         if streams {
@@ -173,11 +174,11 @@ impl Server {
     }
 
     /// What a request asks of engines, and how much it presses.
-    fn asked(&self, head: &http::request::Parts, request: request::Request) -> (Asked, i64) {
+    fn asked(&self, head: &http::request::Parts, request: request::Request, prefix: Vec<u64>) -> (Asked, i64) {
         let (demand, session) = session::demand(&self.settings.session_keys, head, &request.body);
         let priority = session::priority(&head.headers, &request.body);
         let headers = access::encoded(&self.settings.keys, &head.headers, session.as_deref());
-        (Asked { request, headers, demand }, priority)
+        (Asked { request, headers, demand, prefix }, priority)
     }
 
     /// One of several answers, as it would be if it were the only one.
@@ -196,7 +197,7 @@ impl Server {
 
     /// Attempts until one succeeds or none may follow.
     async fn attempts(&self, asked: &Arc<Asked>, priority: i64, record: &mut Exchange) -> Result<Outcome, ProxyError> {
-        let demand = asked.demand;
+        let demand = asked.demand();
         let mut ticket = self.queue.ticket(priority, demand.session);
         self.retry_budget.request();
         let mut last: Option<ProxyError> = None;
@@ -279,18 +280,29 @@ impl Server {
         }
     }
 
-    async fn parse(&self, api: Api, body: Bytes) -> Result<request::Asked, ProxyError> {
-        let (budget, siblings) = (self.settings.budget, self.settings.siblings);
+    /// What a body asks for, and what its prompt begins with, where that is wanted of one answer.
+    async fn parse(self: &Arc<Self>, api: Api, body: Bytes) -> Result<(request::Asked, Vec<u64>), ProxyError> {
         if body.len() < LARGE {
-            return request::Asked::parse(api, body, budget, siblings);
+            return self.parsed(api, body);
         }
         // The semaphore is never closed. A turn lasts as long as the work, also when the client leaves.
         let turn = self.parsing.clone().acquire_owned().await.map_err(|_| ProxyError::Internal)?;
+        let server = self.clone();
         let parsing = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            request::Asked::parse(api, body, budget, siblings)
+            server.parsed(api, body)
         });
         parsing.await.unwrap_or(Err(ProxyError::Internal))
+    }
+
+    fn parsed(&self, api: Api, body: Bytes) -> Result<(request::Asked, Vec<u64>), ProxyError> {
+        let asked = request::Asked::parse(api, body, self.settings.budget, self.settings.siblings)?;
+        let prefix = if asked.several.is_none() { self.prefix(&asked.request) } else { Vec::new() };
+        Ok((asked, prefix))
+    }
+
+    fn prefix(&self, request: &request::Request) -> Vec<u64> {
+        if self.selector.wants_prefixes() { prefix::hashes(request) } else { Vec::new() }
     }
 
     /// A pair, waiting where waiting can help: in line for a place and for room, for probes, for a first contact to end.
@@ -298,7 +310,7 @@ impl Server {
         &self,
         ticket: &mut Ticket,
         probes: &mut Probes<'_>,
-        demand: Demand,
+        demand: Demand<'_>,
         refused: &[u64],
     ) -> Result<Picked, ProxyError> {
         let mut changes = self.pool.clone();

@@ -26,7 +26,11 @@ impl Peer {
 }
 
 /// What a request is picked for, and its session's name as engines get it (protocol I6).
-pub(super) fn demand(keys: &SessionKeys, head: &http::request::Parts, body: &Body) -> (Demand, Option<Vec<u8>>) {
+pub(super) fn demand(
+    keys: &SessionKeys,
+    head: &http::request::Parts,
+    body: &Body,
+) -> (Demand<'static>, Option<Vec<u8>>) {
     let name = first(&keys.sessions, &head.headers, body);
     let session = name.as_deref().map(hash);
     let key = session.unwrap_or_else(|| match first(&keys.others, &head.headers, body) {
@@ -37,7 +41,7 @@ pub(super) fn demand(keys: &SessionKeys, head: &http::request::Parts, body: &Bod
         (1..=PASSED_MOST).contains(&name.len()) && name.iter().all(|byte| (b' '..=b'~').contains(byte))
     };
     let stamp = name.filter(passes).map(Cow::into_owned);
-    (Demand { session, key, bytes: body.text().len() as u64 }, stamp)
+    (Demand { session, key, bytes: body.text().len() as u64, prefix: &[] }, stamp)
 }
 
 /// How much it presses, as engines read it: lower goes first (protocol F13).
@@ -92,7 +96,7 @@ mod tests {
     }
 
     /// The demand of a request with these headers and this body, and what engines get.
-    fn of(headers: &[(&str, &str)], body: &'static str) -> (Demand, Option<String>) {
+    fn of(headers: &[(&str, &str)], body: &'static str) -> (Demand<'static>, Option<String>) {
         let keys = SessionKeys {
             sessions: places(&["x-session-id", "x-correlation-id", "body.session_id"]),
             others: places(&["x-user-id", "authorization"]),

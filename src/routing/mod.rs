@@ -4,32 +4,36 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::engine::hosts::Contract;
-use crate::engine::versions;
-use crate::engine::{Mode, Role, reach};
+use crate::engine::{Mode, Role};
 use crate::pool::bonds::{self, Partner};
 use crate::pool::history::PairState;
 use crate::pool::loads::{Loads, Side};
 use crate::pool::pairs::{Meeting, Memory, Pairs};
-use crate::pool::{Engine, InFlight, Pool, Slot};
-use crate::settings::{PickRules, Policies};
+use crate::pool::{Engine, InFlight, Pool};
+use crate::settings::{PickRules, Policies, Policy};
 
 mod order;
+mod places;
+mod prefixes;
 mod sessions;
 
 use order::{By, Order};
 pub use order::{Choice, Why};
+pub use prefixes::Forecast;
+use prefixes::{Longest, Prefixes};
 use sessions::{Home, Sessions};
 
 /// What a request is picked for.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Demand {
+pub struct Demand<'a> {
     /// A hash of its session's name.
     pub session: Option<u64>,
     /// A hash of whatever else it can be known by; the session's where it has one.
     pub key: u64,
     /// Bytes that prefill has to read.
     pub bytes: u64,
+    /// The prompt's blocks, for `cache_aware`.
+    pub prefix: &'a [u64],
 }
 
 /// A pair with its two places taken.
@@ -49,6 +53,8 @@ pub struct Picked {
     pub meeting: Meeting,
     /// Who chose prefill's slot and decode's engine, and why.
     pub choices: [Choice; 2],
+    /// What prefill is expected to have of the prompt.
+    pub forecast: Option<Forecast>,
 }
 
 /// Where on a decode engine a leg goes.
@@ -81,18 +87,33 @@ pub struct Selector {
     /// What engines have to do.
     pub loads: Arc<Loads>,
     sessions: Sessions,
+    /// What prefill engines have computed, where that is asked for.
+    prefixes: Option<Prefixes>,
 }
 
 impl Selector {
     /// A picker that begins with the first slot.
     pub fn new(rules: PickRules) -> Arc<Self> {
         let (turn, pairs) = (AtomicU64::new(0), Pairs::new(rules.allow_stale));
-        Arc::new(Selector { rules, turn, pairs, loads: Arc::default(), sessions: Sessions::default() })
+        let prefixes = (rules.policies.prefill == Policy::CacheAware).then(|| Prefixes::new(rules.cache.memory));
+        Arc::new(Selector { rules, turn, pairs, loads: Arc::default(), sessions: Sessions::default(), prefixes })
     }
 
     /// The policies in force.
     pub fn policies(&self) -> Policies {
         self.rules.policies
+    }
+
+    /// Whether picks want to know what a prompt begins with.
+    pub fn wants_prefixes(&self) -> bool {
+        self.prefixes.is_some()
+    }
+
+    /// Prefill has answered: of so many tokens it had these.
+    pub fn learn(&self, forecast: &Forecast, cached: u64, tokens: u64) {
+        if let (Some(prefixes), 1..) = (&self.prefixes, tokens) {
+            prefixes.learn(forecast, cached as f64 / tokens as f64);
+        }
     }
 
     fn has_room(&self, engine: &Engine, now: Instant) -> bool {
@@ -108,26 +129,38 @@ impl Selector {
     pub fn pick(
         self: &Arc<Self>,
         pool: &Pool,
-        demand: Demand,
+        demand: Demand<'_>,
         refused: &[u64],
         now: Instant,
     ) -> Result<Picked, NoPick> {
         let turn = usize::try_from(self.turn.fetch_add(1, Ordering::Relaxed)).unwrap_or(0);
         let session = demand.session.filter(|_| self.rules.affinity.is_on);
-        let want = Want { demand, home: session.and_then(|session| self.sessions.home(session)), turn, now };
-        let picked = match self.pick_but(pool, &want, refused) {
+        let home = session.and_then(|session| self.sessions.home(session));
+        let longest = self.longest(demand.prefix);
+        let want = Want { demand, home, longest, turn, now };
+        let mut picked = match self.pick_but(pool, &want, refused) {
             Err(NoPick::Nobody) if !refused.is_empty() => self.pick_but(pool, &want, &[]),
             picked => picked,
         }?;
+        let prefill = (picked.prefill.engine.incarnation, picked.rank.unwrap_or(0));
+        if let Some(prefixes) = self.prefixes.as_ref().filter(|_| !demand.prefix.is_empty()) {
+            picked.forecast = prefixes.meet(demand.prefix, prefill);
+        }
         if let Some(session) = session {
-            let prefill = (picked.prefill.engine.incarnation, picked.rank.unwrap_or(0));
             let home = Home { prefill, decode: picked.decode.engine.incarnation };
             self.sessions.settle(session, home);
         }
         Ok(picked)
     }
 
-    fn pick_but(self: &Arc<Self>, pool: &Pool, want: &Want, refused: &[u64]) -> Result<Picked, NoPick> {
+    /// Who has most of a prompt, if it is enough of it.
+    fn longest(&self, prefix: &[u64]) -> Longest {
+        let longest = self.prefixes.as_ref().map(|prefixes| prefixes.longest(prefix)).unwrap_or_default();
+        let is_enough = longest.blocks as u64 * 100 >= prefix.len() as u64 * self.rules.cache.hundredths;
+        if is_enough { longest } else { Longest::default() }
+    }
+
+    fn pick_but(self: &Arc<Self>, pool: &Pool, want: &Want<'_>, refused: &[u64]) -> Result<Picked, NoPick> {
         let Some(mode) = pool.mode.filter(|_| pool.has_pair()) else {
             return Err(NoPick::Nobody);
         };
@@ -144,6 +177,7 @@ impl Selector {
                 turn: want.turn,
                 home: want.home.map(|home| home.prefill),
                 balance: self.rules.affinity.balance,
+                longest: want.longest,
             };
             let order = Order::new(&prefills, &pool.prefill, reachable, by);
             let mut found = None;
@@ -170,7 +204,10 @@ impl Selector {
         let (mut picked, rank) = picked.ok_or(why)?;
         // The first is 1: before that nobody was picked.
         let turn = want.turn as u64 + 1;
-        self.load(&mut picked.prefill, rank, want.demand.bytes, turn);
+        // What it has need not be computed.
+        let place = Some((picked.prefill.engine.incarnation, rank));
+        let had = if want.longest.holders.contains(&place) { want.longest.bytes() } else { 0 };
+        self.load(&mut picked.prefill, rank, want.demand.bytes.saturating_sub(had), turn);
         self.load(&mut picked.decode, 0, 1, turn);
         Ok(picked)
     }
@@ -181,48 +218,8 @@ impl Selector {
         leg.carry(self.loads.begin((role, life, rank), weight, turn));
     }
 
-    /// The prefill ranks that have their turns: those below `--route-ranks`, and under the same-rank contract those that some decode
-    /// engine has, too. Slots are sorted by rank, so that turns go evenly over what is left.
-    fn reachable<'a>(&self, pool: &'a Pool, mode: Mode) -> &'a [Slot] {
-        let below = |ranks: u32| pool.prefill_slots.partition_point(|slot| slot.rank < ranks);
-        let routed = if self.rules.route_ranks == 0 { u32::MAX } else { self.rules.route_ranks };
-        let slots = &pool.prefill_slots[..below(routed)];
-        if !self.pins(mode, pool.spans, pool.repeats) {
-            return slots;
-        }
-        let decodes = pool.decode_slots.iter().map(|slot| pool.decode[slot.engine].registration.dp_size);
-        let ranks = decodes.max().unwrap_or(0);
-        &slots[..below(ranks).min(slots.len())]
-    }
-
-    /// Where on a decode engine the leg of a prefill rank goes; nowhere if the pair cannot work, or not that rank.
-    ///
-    /// Hosts that serve have their turns by `round`: how often all decode engines have had theirs.
-    fn place(&self, prefill: (&Engine, u32), decode: &Engine, round: usize, mode: Mode) -> Option<DecodePlace> {
-        let (prefill, rank) = prefill;
-        if !reach::hosts_agree(prefill.spoken(), decode.spoken(), mode) {
-            return None;
-        }
-        let (prefill, decode) = (&prefill.registration, &decode.registration);
-        let repeats = prefill.repeats() || decode.repeats();
-        if !self.pins(mode, prefill.spans() || decode.spans(), repeats) {
-            return Some(DecodePlace { host: round % decode.doors(), rank: None });
-        }
-        (rank < decode.dp_size).then(|| DecodePlace { host: decode.door(rank).host, rank: Some(rank) })
-    }
-
-    /// Whether decode's legs are pinned to prefill's ranks.
-    fn pins(&self, mode: Mode, spans: bool, repeats: bool) -> bool {
-        let by_contract = match self.rules.contract {
-            Contract::Auto => repeats,
-            Contract::Leader => false,
-            Contract::SameRank => true,
-        };
-        mode == Mode::Write && spans && by_contract
-    }
-
     /// In which order decode engines are looked at.
-    fn decodes<'a>(&self, pool: &'a Pool, side: &'a Side, mode: Mode, want: &Want, shift: usize) -> Order<'a> {
+    fn decodes<'a>(&self, pool: &'a Pool, side: &'a Side, mode: Mode, want: &Want<'_>, shift: usize) -> Order<'a> {
         // Where decode reads the whole prompt's KV anyway, nothing is won by staying.
         let stays = |life: &u64| {
             let engine = side.place(*life, 0).map(|place| &pool.decode[side.slots()[place].engine]);
@@ -234,6 +231,8 @@ impl Selector {
             turn: want.turn.wrapping_add(shift),
             home: want.home.map(|home| home.decode).filter(stays).map(|life| (life, 0)),
             balance: self.rules.affinity.balance,
+            // What decode has read is not kept count of.
+            longest: Longest::default(),
         };
         Order::new(side, &pool.decode, &pool.decode_slots, by)
     }
@@ -244,7 +243,7 @@ impl Selector {
         memory: &mut Memory,
         (pool, side): (&Pool, &Side),
         (prefill, rank, chosen): (&Arc<Engine>, u32, Choice),
-        (mode, want, refused): (Mode, &Want, &[u64]),
+        (mode, want, refused): (Mode, &Want<'_>, &[u64]),
     ) -> Result<Picked, NoPick> {
         let Want { turn, now, .. } = *want;
         let fit = |decode: &Engine| self.pairs.is_fit(&memory.history, prefill, decode, mode, now);
@@ -282,10 +281,7 @@ impl Selector {
                 continue;
             }
             if state == PairState::Stale && !self.rules.allow_stale {
-                if memory.history.complain(prefill, decode) {
-                    let restart = if mode == Mode::Write { &prefill.name } else { &decode.name };
-                    tracing::warn!(prefill = %prefill.name, decode = %decode.name, %restart, "pair is not used: one side remembers an earlier life of the other until it is restarted");
-                }
+                complain(memory, prefill, decode, mode);
                 continue;
             }
             // Another thread may have taken a probation's only place since `usable` looked.
@@ -298,9 +294,17 @@ impl Selector {
             };
             let first = (met == PairState::Cold).then_some(rank);
             let meeting = self.pairs.meet(memory, (prefill, first), decode, mode, now);
-            let rank = (prefill.registration.dp_size > 1).then_some(rank);
-            let choices = [chosen, choice];
-            return Ok(Picked { prefill: prefill_guard, decode: decode_guard, rank, place, mode, meeting, choices });
+            let (rank, choices) = ((prefill.registration.dp_size > 1).then_some(rank), [chosen, choice]);
+            return Ok(Picked {
+                prefill: prefill_guard,
+                decode: decode_guard,
+                rank,
+                place,
+                mode,
+                meeting,
+                choices,
+                forecast: None,
+            });
         }
         Err(why)
     }
@@ -310,12 +314,12 @@ impl Selector {
         self: &Arc<Self>,
         pool: &Pool,
         (prefill, rank): (&Arc<Engine>, u32),
-        demand: Demand,
+        demand: Demand<'_>,
         refused: &[u64],
         now: Instant,
     ) -> Option<(InFlight, DecodePlace, Meeting)> {
         let turn = usize::try_from(self.turn.load(Ordering::Relaxed)).unwrap_or(0);
-        let want = Want { demand, home: None, turn, now };
+        let want = Want { demand, home: None, longest: Longest::default(), turn, now };
         let memory = &mut *self.pairs.memory();
         let round = turn / pool.decode_slots.len().max(1);
         let found = {
@@ -343,26 +347,23 @@ impl Selector {
         let meeting = self.pairs.meet(memory, (prefill, first), &guard.engine, Mode::Read, now);
         Some((guard, place, meeting))
     }
+}
 
-    /// How a decode engine and a prefill rank stand, where it takes that for an engine of its own and must meet it alone (protocol
-    /// P4, H5).
-    fn rank_state(&self, memory: &Memory, prefill: (&Engine, u32), decode: &Engine, mode: Mode) -> PairState {
-        let (prefill, rank) = prefill;
-        let is_own = mode == Mode::Read && prefill.registration.spans() && self.alone(prefill, decode);
-        if is_own { memory.history.rank_state(prefill, decode, rank) } else { PairState::Known }
-    }
-
-    /// Whether the pair's first exchange must go alone: not when both are known to be 0.31.0 or newer.
-    fn alone(&self, prefill: &Engine, decode: &Engine) -> bool {
-        self.rules.first_contact && versions::first_contact_gate(prefill.traits, decode.traits)
+/// Says once that a pair is stale, and which engine to restart.
+fn complain(memory: &mut Memory, prefill: &Engine, decode: &Engine, mode: Mode) {
+    if memory.history.complain(prefill, decode) {
+        let restart = if mode == Mode::Write { &prefill.name } else { &decode.name };
+        tracing::warn!(prefill = %prefill.name, decode = %decode.name, %restart, "pair is not used: one side remembers an earlier life of the other until it is restarted");
     }
 }
 
 /// One pick.
-struct Want {
-    demand: Demand,
+struct Want<'a> {
+    demand: Demand<'a>,
     /// Where its session was served last.
     home: Option<Home>,
+    /// Who has most of its prompt.
+    longest: Longest,
     turn: usize,
     now: Instant,
 }

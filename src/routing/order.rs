@@ -9,6 +9,8 @@ use crate::pool::loads::{Homes, PROBES, Side};
 use crate::pool::{Engine, Slot};
 use crate::settings::{Balance, Policy};
 
+use super::prefixes::{HOLDERS, Longest};
+
 /// How many slots are looked at by preference; the others have their turns after that.
 const PREFERRED: usize = 8;
 /// `consistent_hash`: a slot takes keys as long as its legs are at most this many, or this part of the mean more than the mean.
@@ -65,6 +67,8 @@ pub(super) struct By {
     /// The slot that has the session's prefix: an engine's life and a rank.
     pub(super) home: Option<(u64, u32)>,
     pub(super) balance: Balance,
+    /// `cache_aware`: who has most of the prompt, if it is enough.
+    pub(super) longest: Longest,
 }
 
 /// The slots in their order.
@@ -87,6 +91,10 @@ pub(super) struct Order<'a> {
     homes: Option<Homes>,
     /// Places that were given, in order.
     but: [Range<usize>; PREFERRED],
+    /// How many were taken by what they have to do.
+    lightened: usize,
+    /// Nobody has enough of the prompt.
+    missed: bool,
     /// The heavier of two.
     other: Option<Slot>,
 }
@@ -107,6 +115,8 @@ impl<'a> Order<'a> {
             spilled: false,
             homes: None,
             but: [const { 0..0 }; PREFERRED],
+            lightened: 0,
+            missed: false,
             other: None,
         };
         let home = by.home.and_then(|(life, rank)| Some(side.slots()[side.place(life, rank)?]));
@@ -167,16 +177,46 @@ impl<'a> Order<'a> {
                 Some(lighter)
             }
             Policy::PowerOfTwo if number < PREFERRED => Some(self.other.take().unwrap_or_else(|| self.drawn())),
-            Policy::LeastLoaded if number < PREFERRED => {
-                let place = self.side.lightest(&self.but[PREFERRED - number..])?;
-                // One that will not do is mostly its engine, not its rank.
-                self.but[PREFERRED - 1 - number] = self.side.engine_at(place);
-                self.but[PREFERRED - 1 - number..].sort_unstable_by_key(|places| places.start);
-                Some(self.side.slots()[place])
-            }
+            Policy::LeastLoaded => self.by_load(),
             Policy::ConsistentHash => self.by_hash(number),
-            Policy::Random | Policy::PowerOfTwo | Policy::LeastLoaded => None,
+            Policy::CacheAware => self.by_cache(number),
+            Policy::Random | Policy::PowerOfTwo => None,
         }
+    }
+
+    /// The next by what there is to do.
+    fn by_load(&mut self) -> Option<Slot> {
+        self.lightened += 1;
+        let left = PREFERRED.checked_sub(self.lightened)?;
+        let place = self.side.lightest(&self.but[left + 1..])?;
+        // One that will not do is mostly its engine, not its rank.
+        self.but[left] = self.side.engine_at(place);
+        self.but[left..].sort_unstable_by_key(|places| places.start);
+        Some(self.side.slots()[place])
+    }
+
+    /// Those that have most of the prompt, the one with the least to do first; then by load.
+    fn by_cache(&mut self, from: usize) -> Option<Slot> {
+        for number in from..HOLDERS {
+            self.preferred = number + 1;
+            let place = |(life, rank): (u64, u32)| Some(self.side.slots()[self.side.place(life, rank)?]);
+            let mut near = self.by.longest.holders.map(|holder| holder.and_then(place));
+            near.sort_unstable_by_key(|slot| slot.map_or((u64::MAX, 0), |slot| (self.weight(slot), self.legs(slot))));
+            let Some(slot) = near[number] else { continue };
+            if !self.is_overloaded(slot) && !self.takes_longer(slot) {
+                return Some(slot);
+            }
+            self.spilled = true;
+        }
+        self.missed |= self.by.longest.blocks == 0;
+        self.by_load()
+    }
+
+    /// Whether what a slot has to do before is more than what it has of the prompt, so that the one with the least to do is
+    /// done sooner.
+    fn takes_longer(&self, slot: Slot) -> bool {
+        let least = self.side.lightest(&[]).map_or(0, |place| self.weight(self.side.slots()[place]));
+        self.weight(slot) > least + self.by.longest.bytes()
     }
 
     /// The homes of the key that have room, from the given one on.
@@ -207,7 +247,7 @@ impl Iterator for Order<'_> {
         let why = match (home, self.spilled) {
             (Some(_), _) => Why::Hit,
             (None, true) => Why::Spill,
-            (None, false) if is_first && !self.had_home => Why::Hit,
+            (None, false) if is_first && !self.had_home && !self.missed => Why::Hit,
             (None, false) => Why::Fallback,
         };
         Some((slot, Choice { by_session: self.had_home, policy: self.by.policy, why }))

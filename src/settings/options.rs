@@ -97,7 +97,7 @@ table! {
         DecodeInFlight "decode-in-flight" "PROXY_DECODE_IN_FLIGHT" Value("COUNT") = "":
             "The same for decode engines; as --engine-in-flight says when unset";
         Policy "policy" "PROXY_POLICY" Value("NAME") = "round_robin":
-            "How engines are chosen: `round_robin`, `random`, `power_of_two`, `least_loaded` or `consistent_hash`; `cache_aware` is accepted and answered with round_robin";
+            "How engines are chosen: `round_robin`, `random`, `power_of_two`, `least_loaded`, `consistent_hash` or `cache_aware`";
         PrefillPolicy "prefill-policy" "PROXY_PREFILL_POLICY" Value("NAME") = "":
             "How prefill engines are chosen; as --policy says when unset";
         DecodePolicy "decode-policy" "PROXY_DECODE_POLICY" Value("NAME") = "":
@@ -108,6 +108,10 @@ table! {
             "What names a session: headers, and texts of the body as `body.NAME`, the first present; or `none`";
         HashKeys "hash-keys" "PROXY_HASH_KEYS" List("PLACES") = "x-user-id,authorization":
             "What `consistent_hash` hashes where there is no session, before the client's address; or `none`";
+        CacheThreshold "cache-threshold" "PROXY_CACHE_THRESHOLD" Value("PART") = "0.3":
+            "`cache_aware`: the part of a prompt that an engine must have computed before, 0 to 1; else the one with the least to do is taken";
+        PrefixMemory "prefix-memory" "PROXY_PREFIX_MEMORY" Value("BYTES") = "64MiB":
+            "`cache_aware`: memory for what engines have computed, 64 bytes for each 2 KB of prompts";
         BalanceAbsThreshold "balance-abs-threshold" "PROXY_BALANCE_ABS_THRESHOLD" Value("COUNT") = "64":
             "A session moves once its engine has so many requests in flight more than the others on average, and --balance-rel-threshold times as many";
         BalanceRelThreshold "balance-rel-threshold" "PROXY_BALANCE_REL_THRESHOLD" Value("TIMES") = "1.5":

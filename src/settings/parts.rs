@@ -11,7 +11,7 @@ use super::admission::{Admission, Caps};
 use super::conduct::Conduct;
 use super::hosts::{self, Endpoint, Host, Origins};
 use super::options::Key;
-use super::policies::{Affinity, Policies, SessionKeys};
+use super::policies::{Affinity, Cache, Policies, SessionKeys};
 use super::presumed::Presumed;
 use super::reader::Reader;
 use super::spans::{self, Spans};
@@ -173,6 +173,8 @@ parts! {
         policies: Policies;
         /// Whether sessions stay where they are.
         affinity: Affinity;
+        /// What `cache_aware` knows.
+        cache: Cache;
     }
 
     /// How long engines may take. All are above zero.

@@ -2,7 +2,7 @@
 
 use super::options::Key;
 use super::reader::Reader;
-use super::values::{Parsed, Refusal, choice, number, switch};
+use super::values::{Parsed, Refusal, choice, number, size, switch};
 
 /// How the engine of one role is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +18,9 @@ pub enum Policy {
     LeastLoaded,
     /// The one that a session, a user or a client hashes to, unless it has much more to do than others.
     ConsistentHash,
+    /// Prefill: the one that has the longest beginning of the prompt, unless to wait for it would take longer than to compute that.
+    /// Decode, and where none has enough of it: as [`Policy::LeastLoaded`].
+    CacheAware,
 }
 
 impl Policy {
@@ -29,18 +32,18 @@ impl Policy {
             Policy::PowerOfTwo => "power_of_two",
             Policy::LeastLoaded => "least_loaded",
             Policy::ConsistentHash => "consistent_hash",
+            Policy::CacheAware => "cache_aware",
         }
     }
 }
 
-const POLICIES: [(&str, Option<Policy>); 6] = [
-    ("round_robin", Some(Policy::RoundRobin)),
-    ("random", Some(Policy::Random)),
-    ("power_of_two", Some(Policy::PowerOfTwo)),
-    ("least_loaded", Some(Policy::LeastLoaded)),
-    ("consistent_hash", Some(Policy::ConsistentHash)),
-    // Of vllm-router, accepted so that its command lines start.
-    ("cache_aware", None),
+const POLICIES: [(&str, Policy); 6] = [
+    ("round_robin", Policy::RoundRobin),
+    ("random", Policy::Random),
+    ("power_of_two", Policy::PowerOfTwo),
+    ("least_loaded", Policy::LeastLoaded),
+    ("consistent_hash", Policy::ConsistentHash),
+    ("cache_aware", Policy::CacheAware),
 ];
 
 /// The policies of both roles (`--prefill-policy` and `--decode-policy`, else `--policy`).
@@ -54,26 +57,37 @@ pub struct Policies {
 
 impl Policies {
     pub(super) fn read(reader: &mut Reader<'_>) -> Self {
-        let mut lacking = Vec::new();
-        let mut read = |key, otherwise: Policy| {
-            let policy = match reader.find(key, choice(&POLICIES)) {
-                Some(Some(policy)) => policy,
-                Some(None) => {
-                    lacking.push(reader.named(key));
-                    Policy::RoundRobin
-                }
-                None => otherwise,
-            };
+        let both = reader.get(Key::Policy, choice(&POLICIES));
+        let mut of = |key| {
+            let policy = reader.find(key, choice(&POLICIES)).unwrap_or(both);
             reader.show(key, policy.as_str().to_owned());
             policy
         };
-        let both = read(Key::Policy, Policy::RoundRobin);
-        let policies = Policies { prefill: read(Key::PrefillPolicy, both), decode: read(Key::DecodePolicy, both) };
-        if !lacking.is_empty() {
-            reader.warn(format!("{}: not available, round_robin is used", lacking.join(", ")));
-        }
-        policies
+        Policies { prefill: of(Key::PrefillPolicy), decode: of(Key::DecodePolicy) }
     }
+}
+
+/// What `cache_aware` knows, and when it goes by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cache {
+    /// The part of a prompt that an engine must have, in hundredths (`--cache-threshold`).
+    pub hundredths: u64,
+    /// Bytes of memory for what engines have computed (`--prefix-memory`).
+    pub memory: u64,
+}
+
+impl Cache {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        Cache { hundredths: reader.get(Key::CacheThreshold, part), memory: reader.get(Key::PrefixMemory, size) }
+    }
+}
+
+/// A part of a whole, whose first two decimals count.
+fn part(text: &str) -> Parsed<u64> {
+    let number = text.parse::<f64>().ok().filter(|number| (0.0..=1.0).contains(number));
+    let number = number.ok_or_else(|| Refusal::Number("0".into(), "1".into()))?;
+    // In range, so that nothing is cut off.
+    Ok(((number * 100.0).round() as u64, number.to_string()))
 }
 
 /// How much more than the others an engine may have to do and keep its sessions: both limits must be passed before one moves.

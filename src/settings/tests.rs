@@ -95,8 +95,8 @@ fn the_command_line_of_vllm_router_is_accepted_as_it_stands() {
     assert_eq!(config.parts.listen.discovery.to_string(), "10.2.3.4:36367");
     assert_eq!(config.parts.listen.http.to_string(), "0.0.0.0:30000");
     let policies = config.parts.picking.policies;
-    assert_eq!([policies.prefill.as_str(), policies.decode.as_str()], ["round_robin"; 2]);
-    assert_eq!(warnings, ["--decode-policy: not available, round_robin is used"]);
+    assert_eq!([policies.prefill.as_str(), policies.decode.as_str()], ["round_robin", "cache_aware"]);
+    assert_eq!(warnings, Vec::<String>::new());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use moriio_proxy::engine::{Dialect, HttpAddress, KvEndpoint, Mode, Registration,
 use moriio_proxy::metrics::Metrics;
 use moriio_proxy::pool::{Engine, Pool, State, Vitals};
 use moriio_proxy::routing::{Demand, Selector};
-use moriio_proxy::settings::{Affinity, Balance, BreakerLimits, PickRules, Policies, Policy};
+use moriio_proxy::settings::{Affinity, Balance, BreakerLimits, Cache, PickRules, Policies, Policy};
 use stats_alloc::Region;
 
 use crate::ALLOCATOR;
@@ -43,19 +43,28 @@ fn pool(engines: u16) -> Pool {
 #[test]
 fn a_pick_allocates_for_its_legs_alone() {
     let _alone = crate::alone();
-    for policy in [Policy::RoundRobin, Policy::Random, Policy::PowerOfTwo, Policy::LeastLoaded, Policy::ConsistentHash]
-    {
+    for policy in [
+        Policy::RoundRobin,
+        Policy::Random,
+        Policy::PowerOfTwo,
+        Policy::LeastLoaded,
+        Policy::ConsistentHash,
+        Policy::CacheAware,
+    ] {
         for engines in [1, 8, 32] {
             let balance = Balance { absolute: 64, hundredths: 150 };
             let rules = PickRules {
                 policies: Policies { prefill: policy, decode: policy },
                 affinity: Affinity { is_on: true, balance },
+                cache: Cache { hundredths: 30, memory: 1 << 20 },
                 ..PickRules::default()
             };
             let (pool, selector) = (pool(engines), Selector::new(rules));
             let pick = |number: u64| {
                 let session = Some(number % 7).filter(|name| *name > 2);
-                let demand = Demand { session, key: number, bytes: 1000 };
+                // Two blocks of a hundred prompts.
+                let prefix = [number % 100, number % 100 + 1000];
+                let demand = Demand { session, key: number, bytes: 1000, prefix: &prefix };
                 selector.pick(&pool, demand, &[], Instant::now()).expect("a pair").meeting.prove();
             };
             // Every pair has met, and what is remembered has room.

@@ -72,9 +72,12 @@ async fn a_link_named_vllm_router_serves_as_that_program() {
     let told = messages(&log, "INFO").into_iter().filter(|line| line["face"] == "vllm-router").collect::<Vec<_>>();
     assert_eq!(told.len(), 1, "{log}");
     let defaults = told[0]["defaults"].as_str().unwrap();
-    assert!(defaults.starts_with("host=127.0.0.1 metrics-host=127.0.0.1 decode-token-budget=exact"), "{defaults}");
+    assert!(
+        defaults.starts_with("host=127.0.0.1 metrics-host=127.0.0.1 prefix-memory=32MiB decode-token-budget=exact"),
+        "{defaults}"
+    );
     let warned: Vec<Value> = messages(&log, "WARN").into_iter().map(|line| line["message"].clone()).collect();
-    for said in ["--decode-policy: not available, round_robin is used", "--log-dir: taken, has no effect"] {
+    for said in ["--decode-policy: not available, as if it were not given", "--log-dir: taken, has no effect"] {
         assert!(warned.contains(&json!(said)), "{said}: {warned:?}");
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use super::{read, root, sources};
 
 const RULES: &str = "docs/protocol.md";
-const MOST_LINES: usize = 320;
+const MOST_LINES: usize = 324;
 const LONGEST_LINE: usize = 210;
 
 /// Texts that code was written from and that are not here.

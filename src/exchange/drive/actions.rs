@@ -155,7 +155,7 @@ impl Attempt {
         let next = self.means.selector.another_decode(
             &pool,
             (&self.prefill_engine, self.holding_rank),
-            self.asked.as_ref().map(|asked| asked.demand).unwrap_or_default(),
+            self.asked.as_ref().map(|asked| asked.demand()).unwrap_or_default(),
             &self.refused,
             Instant::now(),
         );

@@ -109,6 +109,11 @@ impl Attempt {
         if let Some(tokens) = answer.cached_tokens {
             self.means.metrics.cached_tokens.inc_by(tokens);
         }
+        if let (Some(forecast), Some(cached), Some(tokens)) =
+            (self.forecast.take(), answer.cached_tokens, answer.prompt_tokens)
+        {
+            self.means.selector.learn(&forecast, cached, tokens);
+        }
         if answer.message.is_some() {
             self.message = answer.message;
             return Answer::Message;

@@ -2,11 +2,17 @@
 
 use super::*;
 use crate::metrics::LegStatus;
-use crate::settings::{Affinity, Balance, Policies, Policy};
+use crate::settings::{Affinity, Balance, Cache, Policies, Policy};
 use crate::upstream::Verdict;
 
-const ALL: [Policy; 5] =
-    [Policy::RoundRobin, Policy::Random, Policy::PowerOfTwo, Policy::LeastLoaded, Policy::ConsistentHash];
+const ALL: [Policy; 6] = [
+    Policy::RoundRobin,
+    Policy::Random,
+    Policy::PowerOfTwo,
+    Policy::LeastLoaded,
+    Policy::ConsistentHash,
+    Policy::CacheAware,
+];
 
 /// Prefill engines of so many ranks each, and decode engines.
 fn side_by_side(prefills: u16, ranks: u32, decodes: u16) -> Vec<Arc<Engine>> {
@@ -26,11 +32,11 @@ fn staying(policy: Policy, balance: Balance) -> Arc<Selector> {
 
 const BALANCE: Balance = Balance { absolute: 64, hundredths: 150 };
 
-fn demand(key: u64) -> Demand {
-    Demand { session: None, key, bytes: 1000 }
+fn demand(key: u64) -> Demand<'static> {
+    Demand { session: None, key, bytes: 1000, prefix: &[] }
 }
 
-fn session(name: u64) -> Demand {
+fn session(name: u64) -> Demand<'static> {
     Demand { session: Some(name), ..demand(name) }
 }
 
@@ -38,7 +44,7 @@ fn slot(picked: &Picked) -> (u64, u32) {
     (picked.prefill.engine.incarnation, picked.rank.unwrap_or(0))
 }
 
-fn take(selector: &Arc<Selector>, pool: &Pool, demand: Demand) -> Picked {
+fn take(selector: &Arc<Selector>, pool: &Pool, demand: Demand<'_>) -> Picked {
     selector.pick(pool, demand, &[], Instant::now()).expect("a pair")
 }
 
@@ -222,4 +228,94 @@ fn affinity_can_be_off() {
     let (pool, selector) = (pool(&side_by_side(4, 1, 1)), by(Policy::RoundRobin));
     let slots: Vec<_> = (0..4).map(|_| slot(&take(&selector, &pool, session(1))).0).collect();
     assert_eq!(slots, [1, 2, 3, 4]);
+}
+
+/// By what prompts begin with, without sessions.
+fn by_cache() -> Arc<Selector> {
+    let policies = Policies { prefill: Policy::CacheAware, decode: Policy::CacheAware };
+    let affinity = Affinity { is_on: false, balance: BALANCE };
+    let cache = Cache { hundredths: 30, memory: 64 << 20 };
+    Selector::new(PickRules { policies, affinity, cache, ..PickRules::default() })
+}
+
+/// The blocks of a prompt whose first ones it has in common with all of the same family.
+fn prompt(family: u64, common: u64, own: u64, count: u64) -> Vec<u64> {
+    let block =
+        |number: u64| if number < common { family << 32 | number } else { (family + 1000 + own) << 32 | number };
+    (0..count).map(|number| block(number).wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect()
+}
+
+fn blocks(prefix: &[u64]) -> Demand<'_> {
+    Demand { session: None, key: 0, bytes: prefix.len() as u64 * 2048, prefix }
+}
+
+#[test]
+fn a_prompt_goes_where_most_of_it_is() {
+    let (pool, selector) = (pool(&side_by_side(4, 2, 2)), by_cache());
+    let ask = |prefix: &[u64]| {
+        let picked = take(&selector, &pool, blocks(prefix));
+        (slot(&picked), picked.choices[0].why)
+    };
+    // Growing prompts of eight agents, one after the other.
+    let mut homes = BTreeMap::new();
+    for turn in 1..6 {
+        for agent in 0..8 {
+            let (there, why) = ask(&prompt(agent, 100, 0, turn * 20));
+            let home = *homes.entry(agent).or_insert(there);
+            assert_eq!((there, why), (home, if turn == 1 { Why::Fallback } else { Why::Hit }), "{agent} {turn}");
+        }
+    }
+    assert_eq!(homes.values().collect::<BTreeSet<_>>().len(), 8, "{homes:?}");
+    // The longest of two: a part of it is elsewhere, too.
+    let (there, _) = ask(&prompt(0, 60, 7, 90));
+    assert_eq!(there, homes[&0]);
+    // Less than three tenths are no reason.
+    assert_eq!(ask(&prompt(1, 20, 9, 70)).1, Why::Fallback);
+    assert_eq!(ask(&prompt(1, 22, 10, 70)), (homes[&1], Why::Hit));
+    // Without a prompt of some length it goes by load.
+    assert_eq!(ask(&[]).1, Why::Fallback);
+    assert!(selector.loads.is_idle());
+}
+
+/// To wait behind more than what is saved would be slower than to compute it again.
+#[test]
+fn a_prompt_does_not_wait_for_its_cache_for_too_long() {
+    let (pool, selector) = (pool(&side_by_side(4, 1, 1)), by_cache());
+    let system = prompt(1, 10, 0, 10);
+    let home = slot(&take(&selector, &pool, blocks(&system)));
+    // Sessions that have a system prompt in common, all at once.
+    let prompts: Vec<_> = (0..40).map(|own| prompt(1, 10, own, 30)).collect();
+    let held: Vec<_> = prompts.iter().map(|prefix| take(&selector, &pool, blocks(prefix))).collect();
+    assert_eq!(slot(&held[0]), home);
+    let spills = held.iter().filter(|picked| picked.choices[0].why == Why::Spill).count();
+    assert!(spills > 0, "not all to the one that had it first");
+    let [prefill, _] = counts(held.into_iter());
+    let (least, most) = (prefill.values().min().unwrap(), prefill.values().max().unwrap());
+    assert!(prefill.len() == 4 && most - least <= 6, "{prefill:?}");
+    // Many that have it by then: the one with the least to do.
+    let picked = take(&selector, &pool, blocks(&system));
+    let again = take(&selector, &pool, blocks(&system));
+    assert!(slot(&picked) != slot(&again) && again.choices[0].why == Why::Hit);
+}
+
+/// What an engine says of its cache is believed: what it has lost is looked for elsewhere, or nowhere.
+#[test]
+fn a_cache_that_was_lost_is_forgotten() {
+    let (pool, selector) = (pool(&side_by_side(2, 1, 1)), by_cache());
+    let (one, other) = (prompt(1, 50, 0, 50), prompt(2, 50, 0, 50));
+    let home = slot(&take(&selector, &pool, blocks(&one)));
+    let elsewhere = take(&selector, &pool, blocks(&other));
+    assert_ne!(slot(&elsewhere), home);
+    drop(elsewhere);
+    let again = take(&selector, &pool, blocks(&one));
+    assert_eq!(again.choices[0].why, Why::Hit);
+    let forecast = again.forecast.expect("it should have all of it");
+    selector.learn(&forecast, 900, 1000);
+    drop(again);
+    assert_eq!(take(&selector, &pool, blocks(&one)).choices[0].why, Why::Hit, "nine tenths are well");
+    let again = take(&selector, &pool, blocks(&other));
+    selector.learn(&again.forecast.unwrap(), 0, 1000);
+    // It has just computed that, but whatever it had before is gone.
+    drop(again);
+    assert_eq!(take(&selector, &pool, blocks(&other)).choices[0].why, Why::Hit);
 }

@@ -101,6 +101,7 @@ fn its_defaults_hold_where_nothing_is_given() {
             "breaker-failures=10",
             "breaker-open=60s",
             "breaker-open-max=60s",
+            "decode-policy=cache_aware",
             "decode-token-budget=exact",
             "first-byte-timeout=1800s",
             "health-waits-for-pair=true",
@@ -109,7 +110,10 @@ fn its_defaults_hold_where_nothing_is_given() {
             "max-in-flight=32768",
             "metrics-host=127.0.0.1",
             "ping-host=127.0.0.1",
+            "policy=cache_aware",
+            "prefill-policy=cache_aware",
             "prefill-timeout=1800s",
+            "prefix-memory=32MiB",
             "queue-size=100",
             "retries=4",
             "stream-idle-timeout=1800s",
@@ -119,7 +123,7 @@ fn its_defaults_hold_where_nothing_is_given() {
     assert_eq!(face, "vllm-router");
     assert_eq!(
         said,
-        "host=127.0.0.1 metrics-host=127.0.0.1 decode-token-budget=exact prefill-timeout=1800s first-byte-timeout=1800s \
+        "host=127.0.0.1 metrics-host=127.0.0.1 policy=cache_aware prefix-memory=32MiB decode-token-budget=exact prefill-timeout=1800s first-byte-timeout=1800s \
          stream-idle-timeout=1800s max-body-bytes=512MiB max-in-flight=32768 queue-size=100 retries=4 \
          breaker-failures=10 breaker-open=60s breaker-open-max=60s health-waits-for-pair=true"
     );

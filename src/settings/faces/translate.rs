@@ -135,7 +135,7 @@ fn presume(says: Says, given: &Given, reader: &mut Reader<'_>) {
 fn set_defaults(program: &Program, reader: &mut Reader<'_>) {
     for row in program.rows.iter().filter(|row| !row.default.is_empty() && !matches!(row.takes, Takes::Secret)) {
         match row.verdict {
-            Verdict::Honoured(key) => reader.default_to(key, row.default.to_owned()),
+            Verdict::Honoured(key) | Verdict::HonouredAs(_, key, _) => reader.default_to(key, row.default.to_owned()),
             Verdict::Mapped(keys, _) => keys.iter().for_each(|(key, change)| {
                 change.apply(row.default).into_iter().for_each(|text| reader.default_to(*key, text));
             }),

@@ -8,9 +8,10 @@ use crate::settings::presumed::Ranks;
 
 use Change::{Always, HalfOfFew, OneLess, Renamed, Same, Seconds};
 use Key::{
-    AnswerTimeout, BalanceAbsThreshold, BalanceRelThreshold, BreakerFailures, BreakerOpen, BreakerOpenMax, ColdTimeout,
-    ConnectTimeout, FirstByteTimeout, MaxBodyBytes, MaxInFlight, MetricsHost, MetricsPort, PingHost, PingPort,
-    PrefillTimeout, QueueSize, QueueTimeout, RequestIdHeaders, Retries, StreamIdleTimeout, VllmDiscoveryAddress,
+    AnswerTimeout, BalanceAbsThreshold, BalanceRelThreshold, BreakerFailures, BreakerOpen, BreakerOpenMax,
+    CacheThreshold, ColdTimeout, ConnectTimeout, FirstByteTimeout, MaxBodyBytes, MaxInFlight, MetricsHost, MetricsPort,
+    PingHost, PingPort, PrefillTimeout, PrefixMemory, QueueSize, QueueTimeout, RequestIdHeaders, Retries,
+    StreamIdleTimeout, VllmDiscoveryAddress,
 };
 use Takes::{List, Nothing, Number, OneOf, Secret, Text, Url, UrlAndPort, Whole, Within};
 use Verdict::{
@@ -52,13 +53,14 @@ const AVAILABLE: &[(&str, &str)] = &[
     ("consistent_hash", "consistent_hash"),
     ("rendezvous_hash", "consistent_hash"),
     ("sticky_least_loaded", "least_loaded"),
+    ("cache_aware", "cache_aware"),
 ];
 
 /// Native names of levels do too.
 const LEVELS: &[&str] = &["debug", "info", "warning", "error", "critical", "warn", "trace"];
 
 const NO_EFFECT: &str = "taken, has no effect";
-const POLICY: Otherwise = Otherwise::Note("not available, round_robin is used");
+const POLICY: Otherwise = Otherwise::Note("not available, as if it were not given");
 
 /// Longest time in seconds and largest body in bytes that we can be told.
 const LONGEST: u64 = 30 * 24 * 60 * 60;
@@ -86,7 +88,7 @@ const ROWS: &[Row] = rows! {
     "kv-connector": OneOf(&["nixl", "mooncake", "moriio"]), "nixl", HonouredIf("moriio", Key::KvConnector, Otherwise::Refuse)
         => "only `moriio`, which is meant when it is absent; others are refused";
     "policy": OneOf(POLICIES), "cache_aware", HonouredAs(AVAILABLE, Key::Policy, POLICY)
-        => "`rendezvous_hash` is `consistent_hash`, `sticky_least_loaded` is `least_loaded`; `cache_aware` and `kv_aware` are taken with a note and answered with `round_robin`";
+        => "`rendezvous_hash` is `consistent_hash`, `sticky_least_loaded` is `least_loaded`; `kv_aware` is taken with a note, as if it were not given";
     "prefill-policy": OneOf(POLICIES), "", HonouredAs(AVAILABLE, Key::PrefillPolicy, POLICY)
         => "as `--policy`";
     "decode-policy": OneOf(POLICIES), "", HonouredAs(AVAILABLE, Key::DecodePolicy, POLICY)
@@ -120,6 +122,10 @@ const ROWS: &[Row] = rows! {
         => "`--breaker-failures`";
     "cb-timeout-duration-secs": Within(1, LONGEST), "60", Mapped(&[(BreakerOpen, Seconds), (BreakerOpenMax, Seconds)], None)
         => "`--breaker-open` and `--breaker-open-max`";
+    "cache-threshold": Number, "0.3", Mapped(&[(CacheThreshold, Same)], None)
+        => "`--cache-threshold`";
+    "max-tree-size": Within(1, LARGEST), "33554432", Mapped(&[(PrefixMemory, Same)], None)
+        => "`--prefix-memory`: bytes of memory, 64 for each 2 KB of prompts; not letters for each engine";
     "balance-abs-threshold": Within(0, 1_000_000), "64", Mapped(&[(BalanceAbsThreshold, Same)], None)
         => "`--balance-abs-threshold`: beyond the mean of the others, not the least";
     "balance-rel-threshold": Number, "1.5", Mapped(&[(BalanceRelThreshold, Same)], None)
@@ -153,9 +159,7 @@ const ROWS: &[Row] = rows! {
     "retry-max-backoff-ms": Whole, "30000", Silent => "";
     "retry-backoff-multiplier": Number, "1.5", Silent => "";
     "retry-jitter-factor": Number, "0.2", Silent => "";
-    "cache-threshold": Number, "0.3", Silent => "";
-    "eviction-interval-secs" or "eviction-interval": Whole, "120", Silent => "";
-    "max-tree-size": Whole, "33554432", Silent => "";
+    "eviction-interval-secs" or "eviction-interval": Whole, "120", Silent => "what is beyond `--max-tree-size` goes at once";
     "cors-allowed-origins": List, "", SilentIf("", Otherwise::Note(NO_EFFECT))
         => "origins are noted: `--cors-allow-origin` allows them";
     "backend": Text, "vllm", SilentIf("vllm", Otherwise::Refuse)

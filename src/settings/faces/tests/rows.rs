@@ -23,7 +23,7 @@ pub(super) enum Must {
 use Must::{Hush, Refuse, Say, Set, SetAndSay};
 
 const NONE: &str = "taken, has no effect";
-const ROBIN: &str = "not available, round_robin is used";
+const UNGIVEN: &str = "not available, as if it were not given";
 
 /// A part of a command line, the option that it is about first.
 const CASES: &[(&str, Must)] = &[
@@ -38,10 +38,13 @@ const CASES: &[(&str, Must)] = &[
     ("--kv-connector nixl", Refuse),
     ("--kv-connector mooncake", Refuse),
     ("--kv-connector other", Refuse),
-    ("--policy round_robin", Hush),
+    (
+        "--policy round_robin",
+        Set(&[("policy", "round_robin"), ("prefill-policy", "round_robin"), ("decode-policy", "round_robin")]),
+    ),
     ("--policy random", Set(&[("policy", "random"), ("prefill-policy", "random"), ("decode-policy", "random")])),
-    ("--policy cache_aware", Say(ROBIN)),
-    ("--policy kv_aware", Say(ROBIN)),
+    ("--policy cache_aware", Hush),
+    ("--policy kv_aware", Say(UNGIVEN)),
     (
         "--policy power_of_two",
         Set(&[("policy", "power_of_two"), ("prefill-policy", "power_of_two"), ("decode-policy", "power_of_two")]),
@@ -67,11 +70,11 @@ const CASES: &[(&str, Must)] = &[
         ]),
     ),
     ("--policy fastest", Refuse),
-    ("--prefill-policy round_robin", Hush),
+    ("--prefill-policy round_robin", Set(&[("prefill-policy", "round_robin")])),
     ("--prefill-policy consistent_hash", Set(&[("prefill-policy", "consistent_hash")])),
     ("--prefill-policy fastest", Refuse),
-    ("--decode-policy round_robin", Hush),
-    ("--decode-policy kv_aware", Say(ROBIN)),
+    ("--decode-policy round_robin", Set(&[("decode-policy", "round_robin")])),
+    ("--decode-policy kv_aware", Say(UNGIVEN)),
     ("--decode-policy fastest", Refuse),
     ("--log-level debug", Set(&[("log-level", "debug")])),
     ("--log-level info", Hush),
@@ -167,13 +170,14 @@ const CASES: &[(&str, Must)] = &[
     ("--retry-jitter-factor 0.2", Hush),
     ("--retry-jitter-factor much", Refuse),
     ("--cache-threshold 0.3", Hush),
+    ("--cache-threshold 0.5", Set(&[("cache-threshold", "0.5")])),
     ("--balance-abs-threshold 64", Hush),
     ("--balance-abs-threshold 8", Set(&[("balance-abs-threshold", "8")])),
     ("--balance-rel-threshold 1.5", Hush),
     ("--balance-rel-threshold 1.1", Set(&[("balance-rel-threshold", "1.1")])),
     ("--eviction-interval-secs 120", Hush),
     ("--eviction-interval 120", Hush),
-    ("--max-tree-size 67108864", Hush),
+    ("--max-tree-size 67108864", Set(&[("prefix-memory", "64MiB")])),
     ("--worker-urls", Hush),
     ("--worker-urls ''", Hush),
     ("--worker-urls http://a:1 http://b:2", Refuse),
@@ -280,9 +284,11 @@ fn inert_options_go_with_their_master() {
 /// One line for each reason names all options that it holds for.
 #[test]
 fn notes_are_gathered() {
-    let line = "--policy cache_aware --decode-policy kv_aware --log-dir d --profile";
+    let line = "--policy kv_aware --decode-policy kv_aware --log-dir d --profile";
     let (_, warnings) = resolve_as(program(), line, &[]).unwrap();
-    let wanted =
-        ["--policy, --decode-policy: not available, round_robin is used", "--log-dir, --profile: taken, has no effect"];
+    let wanted = [
+        "--policy, --decode-policy: not available, as if it were not given",
+        "--log-dir, --profile: taken, has no effect",
+    ];
     assert_eq!(warnings, wanted);
 }

@@ -1,0 +1,219 @@
+//! What a prompt begins with, as hashes: one for each 2 KB of its text, each with all before it in it. Two prompts whose hashes agree up
+//! to one place agree up to there, so that whoever has computed the one has that much of the other. No tokenizer, and nothing of the
+//! prompt is kept.
+//!
+//! The parts stand in the order in which engines render them. What is hashed is the client's own JSON text: clients that write a history
+//! again write it the same.
+
+use std::borrow::Cow;
+
+use memchr::memmem;
+use serde_json::value::RawValue;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::api::Api;
+use crate::api::request::Request;
+
+/// Bytes of a block: some 500 tokens, which are many of an engine's own blocks.
+pub const BLOCK: usize = 2048;
+/// What Claude Code writes in front of its system prompt, other in each request; engines take it out (protocol F14).
+const BILLING: &[u8] = b"x-anthropic-billing-header";
+
+/// The hashes of a request's whole blocks, from the first.
+pub fn hashes(request: &Request) -> Vec<u64> {
+    let mut chain = Chain::new(request.body.text().len());
+    for (name, text) in parts(request) {
+        // Names stand between, so that no part passes for the end of another.
+        chain.add(name.as_bytes());
+        chain.add(&text);
+    }
+    chain.hashes
+}
+
+/// The parts of a prompt.
+fn parts(request: &Request) -> Vec<(&'static str, Cow<'_, [u8]>)> {
+    let names: &[&'static str] = match request.api {
+        Api::Completions => &["model", "cache_salt"],
+        Api::Chat => {
+            &["model", "cache_salt", "chat_template", "chat_template_kwargs", "documents", "tools", "messages"]
+        }
+        Api::Responses => &["model", "cache_salt", "tools", "instructions", "input"],
+        Api::Messages => &["model", "cache_salt", "tools", "system", "messages"],
+        Api::Generate => &["model", "cache_salt", "token_ids"],
+    };
+    let text = |name: &&'static str| {
+        let text = request.body.get_some(name)?;
+        let text = if *name == "system" { without_billing(text) } else { Cow::Borrowed(text) };
+        Some((*name, open(text)))
+    };
+    let mut parts: Vec<_> = names.iter().filter_map(text).collect();
+    if request.api == Api::Completions
+        && let Some(prompt) = request.prompt()
+    {
+        parts.push(("prompt", open(Cow::Borrowed(prompt))));
+    }
+    parts
+}
+
+/// A list or a text without its end: the next turn goes on there.
+fn open(text: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text.strip_suffix(b"]").or(text.strip_suffix(b"\"")).unwrap_or(text)),
+        Cow::Owned(text) => Cow::Owned(text),
+    }
+}
+
+/// A system prompt's blocks without the one that changes with each request.
+fn without_billing(text: &[u8]) -> Cow<'_, [u8]> {
+    if memmem::find(text, BILLING).is_none() {
+        return Cow::Borrowed(text);
+    }
+    let Ok(blocks) = serde_json::from_slice::<Vec<&RawValue>>(text) else { return Cow::Borrowed(text) };
+    let is_billing = |block: &&&RawValue| {
+        #[derive(serde::Deserialize)]
+        struct Block<'a> {
+            #[serde(borrow)]
+            text: Option<Cow<'a, str>>,
+        }
+        let text = serde_json::from_str::<Block<'_>>(block.get()).ok().and_then(|block| block.text);
+        text.is_some_and(|text| text.as_bytes().starts_with(BILLING))
+    };
+    Cow::Owned(blocks.iter().filter(|block| !is_billing(block)).flat_map(|block| block.get().bytes()).collect())
+}
+
+/// Hashes of blocks, wherever the text is cut.
+struct Chain {
+    hashes: Vec<u64>,
+    last: u64,
+    /// What has come of the next block.
+    rest: Vec<u8>,
+}
+
+impl Chain {
+    fn new(length: usize) -> Chain {
+        Chain { hashes: Vec::with_capacity(length / BLOCK + 1), last: 0, rest: Vec::with_capacity(BLOCK) }
+    }
+
+    fn add(&mut self, mut text: &[u8]) {
+        if !self.rest.is_empty() {
+            let (head, tail) = text.split_at(text.len().min(BLOCK - self.rest.len()));
+            self.rest.extend_from_slice(head);
+            text = tail;
+            if self.rest.len() == BLOCK {
+                let hash = xxh3_64(&self.rest);
+                self.link(hash);
+                self.rest.clear();
+            }
+        }
+        let mut blocks = text.chunks_exact(BLOCK);
+        for block in &mut blocks {
+            self.link(xxh3_64(block));
+        }
+        self.rest.extend_from_slice(blocks.remainder());
+    }
+
+    /// One more block, with all before it.
+    fn link(&mut self, hash: u64) {
+        let mut text = [0; 16];
+        text[..8].copy_from_slice(&self.last.to_le_bytes());
+        text[8..].copy_from_slice(&hash.to_le_bytes());
+        self.last = xxh3_64(&text);
+        self.hashes.push(self.last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::settings::TokenBudget;
+
+    fn of(api: Api, body: &Value) -> Vec<u64> {
+        let text = Bytes::from(body.to_string());
+        hashes(&Request::parse(api, text, TokenBudget::Exact).unwrap())
+    }
+
+    /// How many hashes two have in common from the first.
+    fn common(one: &[u64], other: &[u64]) -> usize {
+        one.iter().zip(other).take_while(|(one, other)| one == other).count()
+    }
+
+    fn words(seed: usize, bytes: usize) -> String {
+        (0..)
+            .map(|number| format!("{} ", seed * 7919 + number))
+            .flat_map(String::into_bytes)
+            .take(bytes)
+            .map(char::from)
+            .collect()
+    }
+
+    #[test]
+    fn a_turn_has_what_the_turn_before_had() {
+        for (api, list) in [(Api::Chat, "messages"), (Api::Messages, "messages"), (Api::Responses, "input")] {
+            let mut body = json!({"model": "m", "tools": [{"type": "function", "name": words(9, 3000)}],
+                list: [{"role": "user", "content": words(1, 5000)}], "max_tokens": 5, "stream": false});
+            let before = of(api, &body);
+            assert_eq!(before.len(), 3, "8 KB of it, whole blocks");
+            for turn in 2..5 {
+                let before = of(api, &body);
+                let turns = body[list].as_array_mut().unwrap();
+                turns.push(json!({"role": "assistant", "content": words(turn, 700)}));
+                turns.push(json!({"role": "user", "content": words(turn + 50, 2500)}));
+                // What is no part of the prompt changes nothing.
+                body["stream"] = json!(turn % 2 == 0);
+                body["temperature"] = json!(turn);
+                let after = of(api, &body);
+                assert!(after.len() > before.len() && common(&before, &after) == before.len(), "{api:?}");
+            }
+            // Another tool, another salt or another model is another prompt from the start.
+            for (name, value) in [("tools", json!([])), ("cache_salt", json!("s")), ("model", json!("n"))] {
+                let mut other = body.clone();
+                other[name] = value;
+                assert_eq!(common(&of(api, &body), &of(api, &other)), 0, "{api:?} {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn prompts_and_tokens_have_prefixes() {
+        let text = words(3, 9000);
+        let body = |prompt: &str| json!({"model": "m", "prompt": prompt});
+        let (all, some) = (of(Api::Completions, &body(&text)), of(Api::Completions, &body(&text[..5000])));
+        assert_eq!((all.len(), some.len(), common(&all, &some)), (4, 2, 2));
+        let tokens: Vec<usize> = (1000..3000).collect();
+        let body = |count: usize| json!({"token_ids": &tokens[..count], "sampling_params": {}});
+        let (all, some) = (of(Api::Generate, &body(2000)), of(Api::Generate, &body(1000)));
+        assert_eq!((all.len(), some.len(), common(&all, &some)), (4, 2, 2));
+        assert!(of(Api::Chat, &json!({"messages": [{"role": "user", "content": "short"}]})).is_empty());
+    }
+
+    /// Engines take the block out that Claude Code changes each time.
+    #[test]
+    fn what_changes_with_each_request_is_skipped() {
+        let body = |number: usize, first: &str| {
+            json!({"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": words(8, 4000)}],
+                "system": [{"type": "text", "text": format!("{first}{number}")}, {"type": "text", "text": words(2, 3000)}]})
+        };
+        let billing = "x-anthropic-billing-header: cc_version=2.1; cch=";
+        let of = |number, first| of(Api::Messages, &body(number, first));
+        assert_eq!(common(&of(1, billing), &of(2, billing)), 3);
+        assert_eq!(common(&of(1, "You are "), &of(2, "You are ")), 0);
+    }
+
+    #[test]
+    fn a_chain_does_not_care_how_its_text_is_cut() {
+        let text = words(5, 20_000);
+        let chain = |size: usize| {
+            let mut chain = Chain::new(0);
+            text.as_bytes().chunks(size).for_each(|part| chain.add(part));
+            chain.hashes
+        };
+        let whole = chain(20_000);
+        assert_eq!(whole.len(), 9);
+        for size in [1, 7, 2047, 2048, 2049, 5000] {
+            assert_eq!(chain(size), whole, "{size}");
+        }
+    }
+}
