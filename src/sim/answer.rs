@@ -29,6 +29,8 @@ pub(crate) struct Answer {
     pub(crate) faults: LegFaults,
     pub(crate) voice: Voice,
     pub(crate) transfer_params: Value,
+    /// How many tokens of the prompt prefill's cache had.
+    pub(crate) cached: usize,
     pub(crate) holds: Holds,
     /// Where every chunk of the stream begins, made once for all of them.
     pub(crate) prefix: String,
@@ -110,14 +112,16 @@ impl Answer {
 
     fn usage(&self) -> Value {
         let (prompt, output) = (self.ask.prompt.tokens, self.ask.limit);
+        // A prompt of which nothing was cached has no details.
+        let told = self.core.settings.prompt_tokens_details && self.cached > 0;
         match self.ask.surface {
             Surface::Responses => json!({
                 "input_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output,
-                "input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0},
+                "input_tokens_details": {"cached_tokens": self.cached}, "output_tokens_details": {"reasoning_tokens": 0},
             }),
             _ => json!({
                 "prompt_tokens": prompt, "total_tokens": prompt + output, "completion_tokens": output,
-                "prompt_tokens_details": null,
+                "prompt_tokens_details": told.then(|| json!({"cached_tokens": self.cached})),
             }),
         }
     }

@@ -17,6 +17,8 @@ pub(crate) struct Ask {
     pub(crate) rank: Option<usize>,
     pub(crate) prompt: Prompt,
     pub(crate) limit: usize,
+    /// The limit that was named, if any was.
+    pub(crate) named: Option<usize>,
     /// No token was asked for: one is generated and not shown.
     pub(crate) hides_its_token: bool,
     /// Whether this release takes transfer params from this API.
@@ -82,6 +84,7 @@ impl Ask {
             rank,
             prompt,
             limit,
+            named,
             hides_its_token: none,
             has_params: surface.has_params(minor),
             stream,
@@ -127,6 +130,7 @@ impl Ask {
             rank: None,
             prompt: Prompt { digest: 0, tokens: 1 },
             limit: 1,
+            named: None,
             hides_its_token: false,
             has_params: surface.has_params(minor),
             stream: false,

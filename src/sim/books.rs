@@ -27,9 +27,13 @@ pub struct Counters {
     pub legs_by_rank: Vec<u64>,
     /// Of those, prefill legs taken up.
     pub prefill_legs: u64,
-    /// Of those, decode legs taken up.
+    /// Tokens in the prompts of prefill legs that began to be computed.
+    pub prompt_tokens: u64,
+    /// Of those, tokens that the prefix cache had.
+    pub cached_tokens: u64,
+    /// Of the legs, decode legs taken up.
     pub decode_legs: u64,
-    /// Of those, requests without transfer params.
+    /// Of the legs, requests without transfer params.
     pub plain: u64,
     /// Answered in full.
     pub completed: u64,

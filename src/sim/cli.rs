@@ -59,6 +59,15 @@ pub struct Options {
     /// Time a prefill takes
     #[arg(long, value_parser = duration, default_value = "50ms")]
     pub prefill_delay: Duration,
+    /// Tokens of prompts that a prefill rank computes in a second besides, one prompt at a time; 0 is no limit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub prefill_rate: u32,
+    /// Tokens that the prefix cache of each prefill rank keeps; 0 is no cache
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub cache_tokens: u32,
+    /// Tell in usage how much of a prompt was cached
+    #[arg(long)]
+    pub prompt_tokens_details: bool,
     /// Time from the first ping to the open HTTP port
     #[arg(long, value_parser = duration, default_value = "0s")]
     pub boot_delay: Duration,
@@ -128,6 +137,9 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
             ping_interval: options.ping_interval,
             token_delay: options.token_delay,
             prefill_delay: options.prefill_delay,
+            prefill_rate: options.prefill_rate.into(),
+            cache_tokens: options.cache_tokens as usize,
+            prompt_tokens_details: options.prompt_tokens_details,
             boot_delay: options.boot_delay,
             keep_alive: options.sse_keep_alive_interval,
             plain: options.plain,

@@ -14,10 +14,12 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::books::{Books, Counters, lock};
+use super::cache::Cache;
 use super::peer::Metadata;
 use super::ports::Ports;
 use super::settings::{Mode, Role, Settings};
 use super::state::{Load, Pool, Slot, State};
+use super::turn::Desk;
 use super::zmtp::{HIGH_WATER_MARK, Message, dealer};
 
 /// The processes of an engine on one of its hosts.
@@ -61,6 +63,8 @@ pub(crate) struct Core {
     pub(crate) meeting: Mutex<HashSet<(String, u16)>>,
     pub(crate) data_streams: Mutex<HashMap<String, Vec<TcpStream>>>,
     dealers: Mutex<HashMap<(String, u16), mpsc::Sender<Message>>>,
+    /// Where each rank computes prompts if it has a rate.
+    pub(crate) desks: Vec<Desk>,
     /// By host.
     sites: Mutex<Vec<Arc<Site>>>,
     tasks: watch::Sender<usize>,
@@ -70,7 +74,8 @@ impl Core {
     pub(crate) fn new(settings: Settings, minor: u32, books: Arc<Books>, ports: Arc<Ports>) -> Self {
         let sites: Vec<Arc<Site>> = (0..settings.hosts.len()).map(Site::new).collect();
         let start = (sites[0].nonce % u64::from(settings.blocks)) as u32;
-        let pools = (0..settings.dp).map(|_| Pool::new(settings.blocks, start)).collect();
+        let tokens = if settings.role == Role::Prefill { settings.cache_tokens } else { 0 };
+        let pools = (0..settings.dp).map(|_| Pool::new(settings.blocks, start, Cache::new(tokens))).collect();
         books.count(|counters| counters.legs_by_rank.resize(settings.dp as usize, 0));
         Self {
             minor,
@@ -86,6 +91,7 @@ impl Core {
             meeting: Mutex::default(),
             data_streams: Mutex::default(),
             dealers: Mutex::default(),
+            desks: (0..settings.dp).map(|_| Desk::new()).collect(),
             sites: Mutex::new(sites),
             tasks: watch::Sender::new(0),
             settings,

@@ -2,13 +2,11 @@
 
 use std::future::pending;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use http::{Response, StatusCode};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
 
 use super::answer::{Answer, Holds};
 use super::arrival::Arrival;
@@ -18,16 +16,14 @@ use super::books::lock;
 use super::core::{Blocks, Core, Gauge};
 use super::fault::LegFaults;
 use super::handshake::{audit_first_contact, meet};
-use super::held;
 use super::link::Link;
 use super::mapped::Mapped;
 use super::notice::remote_blocks_message;
 use super::notify::complete_early;
 use super::params::{Facts, Plan, plan};
 use super::peer::{Peer, port};
-use super::response::{error, json_response};
+use super::response::error;
 use super::span;
-use super::state::Stage;
 use super::text::{Block, Voice};
 use super::transfer::{self, Debt};
 
@@ -111,17 +107,6 @@ impl Leg {
         }
     }
 
-    /// The first token has ended the text: the answer is whole, and there are no transfer params in it.
-    fn ended_at_once(&self) -> Response<Body> {
-        let id = self.ask.internal_id();
-        let usage = json!({"input_tokens": self.ask.prompt.tokens, "output_tokens": 1});
-        let message = json!({
-            "id": id, "type": "message", "role": "assistant", "content": [], "model": self.core.settings.model,
-            "stop_reason": "end_turn", "stop_sequence": null, "usage": usage,
-        });
-        json_response(StatusCode::OK, message.to_string())
-    }
-
     /// Decode is asked for the prompt's side: since 0.31.0 it computes the whole prompt itself. In WRITE up to 0.32.0 it still
     /// announces blocks, none, and prefill's listener ends of that (run on 0.32.0); otherwise prefill is released.
     async fn recompute(self, rank: usize, name: &str, peer: &Peer) -> Response<Body> {
@@ -158,82 +143,6 @@ impl Leg {
         let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
         self.fill(&blocks);
         self.generate(blocks).await
-    }
-
-    async fn prefill(self, rank: usize, transfer: &str, peer: Option<Peer>) -> Response<Body> {
-        let core = self.core.clone();
-        core.books.count(|counters| counters.prefill_legs += 1);
-        let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
-        let _mapped = Mapped::enter(&core, transfer, Stage::Computing);
-        let running = Gauge::new(&core, core.host_of(rank), |load| &mut load.running);
-        if !core.settings.prefill_delay.is_zero() {
-            sleep(core.settings.prefill_delay).await;
-        }
-        if self.faults.ends_at_once && !self.ask.guards_its_token() {
-            return self.ended_at_once();
-        }
-        self.fill(&blocks);
-        let voice = self.voice(&blocks);
-        if let Some(peer) = peer.as_ref().filter(|_| core.write()) {
-            meet(&core, peer).await;
-        }
-        let mut ids = blocks.into_ids();
-        let spare = ids.split_off(self.ask.prompt.blocks());
-        let transfer_params = self.transfer_params(rank, transfer, &ids);
-        drop(Blocks::of(&core, rank, spare));
-        held::hold(&core, transfer, rank, ids, peer, self.ask.prompt.digest);
-        if self.ask.forces_one_tool() {
-            // The work is done; then the converter finds that one token is no JSON.
-            let status = if core.minor >= 28 { StatusCode::BAD_REQUEST } else { StatusCode::INTERNAL_SERVER_ERROR };
-            return error(status, "Invalid JSON in tool arguments");
-        }
-        if let Some(status) = self.faults.status_after_work {
-            // By then a push that is due has begun.
-            sleep(Duration::from_millis(300)).await;
-            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            return error(status, "scripted, after the work");
-        }
-        self.answer(rank, voice, transfer_params, None, running).give().await
-    }
-
-    /// What prefill tells of its blocks, by release.
-    fn transfer_params(&self, rank: usize, transfer: &str, ids: &[u32]) -> Value {
-        let core = &self.core;
-        if self.faults.null_params {
-            return Value::Null;
-        }
-        let (handshake, notify) = (core.ports.handshake_base(), core.ports.notify_base());
-        let host = core.settings.hosts[core.host_of(rank)].to_string();
-        let mut params = json!({
-            "do_remote_prefill": true, "do_remote_decode": false,
-            "remote_block_ids": if core.minor >= 30 { json!([ids]) } else { json!(ids) },
-            "remote_engine_id": format!("{host}:{handshake}"),
-            "tp_size": core.settings.tp,
-        });
-        if core.minor <= 19 {
-            params["remote_host"] = json!(host);
-            params["remote_port"] = json!(handshake.to_string());
-        } else {
-            params["transfer_id"] = json!(transfer);
-        }
-        if core.minor >= 24 {
-            params["remote_host"] = json!(host);
-            params["remote_handshake_port"] = json!(handshake.to_string());
-            params["remote_notify_port"] = json!(notify.to_string());
-            params["remote_dp_size"] = json!(core.settings.dp);
-        }
-        if core.minor >= 28 {
-            params["remote_dp_rank"] = json!(rank);
-            params["remote_dp_rank_override"] = json!(true);
-            params["remote_dp_size_local"] = json!(core.settings.local_dp());
-        }
-        if core.minor >= 31 {
-            params["remote_prefill_cached_tokens"] = json!(0);
-        }
-        if self.faults.no_block_ids {
-            params["remote_block_ids"] = Value::Null;
-        }
-        params
     }
 
     async fn read_decode(self, rank: usize, transfer: &str, peer: &Peer, remote: &[u32]) -> Response<Body> {
@@ -317,7 +226,7 @@ impl Leg {
     }
 
     /// Computes the prompt's KV into its blocks.
-    fn fill(&self, blocks: &Blocks) {
+    pub(super) fn fill(&self, blocks: &Blocks) {
         let mut state = lock(&self.core.state);
         for (index, id) in blocks.ids.iter().take(self.ask.prompt.blocks()).enumerate() {
             if let Some(memory) = state.pools[blocks.rank].block_mut(*id) {
@@ -326,7 +235,7 @@ impl Leg {
         }
     }
 
-    fn voice(&self, blocks: &Blocks) -> Voice {
+    pub(super) fn voice(&self, blocks: &Blocks) -> Voice {
         // What was loaded has no logits.
         if !self.core.prefill() && self.core.minor <= 30 && self.ask.has_prompt_side() {
             return self.ask.prompt.voice(std::iter::empty());
@@ -345,7 +254,7 @@ impl Leg {
         self.answer(rank, voice, Value::Null, Some(blocks), running).give().await
     }
 
-    fn answer(
+    pub(super) fn answer(
         self,
         rank: usize,
         voice: Voice,
@@ -353,6 +262,7 @@ impl Leg {
         blocks: Option<Blocks>,
         running: Gauge,
     ) -> Answer {
+        let cached = self.told_cached();
         let holds =
             Holds { core: self.core.clone(), blocks, completed: false, running: Some(running), mapped: self.mapped };
         let site = self.core.site_of(rank);
@@ -364,9 +274,17 @@ impl Leg {
             faults: self.faults,
             voice,
             transfer_params,
+            cached,
             holds,
             prefix: String::new(),
         }
+    }
+
+    /// What decode is told of prefill's cache, which it tells its client; what it loads it counts neither way.
+    fn told_cached(&self) -> usize {
+        let told = self.ask.params().filter(|_| !self.core.prefill() && self.core.minor >= 31);
+        let told = told.and_then(|params| params.get("remote_prefill_cached_tokens")?.as_u64());
+        told.unwrap_or(0) as usize
     }
 }
 

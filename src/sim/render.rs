@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::surface::Surface;
-use super::text::{Block, Prompt, Voice, digest, mix};
+use super::text::{Block, Prompt, TOKEN_BYTES, Voice, digest, mix};
 
 /// How a block of `system` begins that changes with every request of one client, and that engines take out.
 const BILLING: &str = "x-anthropic-billing-header";
@@ -66,7 +66,23 @@ fn whole(path: &str, body: &Value) -> Option<Voice> {
 /// Renders a request. `limit` is the one it names, if it names one.
 pub(crate) fn render(surface: Surface, body: &Map<String, Value>, minor: u32, limit: Option<usize>) -> Prompt {
     let prompt = Prompt::of(body.get(surface.prompt_key()).unwrap_or(&Value::Null));
-    let mut more: Vec<(&str, Value)> = Vec::new();
+    let more = more(surface, body, minor, limit);
+    if more.is_empty() {
+        return prompt;
+    }
+    let text = json!(more).to_string();
+    let tokens = prompt.tokens + text.len().div_ceil(TOKEN_BYTES);
+    Prompt { digest: mix(prompt.digest ^ digest(text.as_bytes())), tokens }
+}
+
+/// What is rendered besides the prompt itself.
+pub(crate) fn more(
+    surface: Surface,
+    body: &Map<String, Value>,
+    minor: u32,
+    limit: Option<usize>,
+) -> Vec<(&'static str, Value)> {
+    let mut more = Vec::new();
     for key in keys(surface) {
         let value = match body.get(*key) {
             None | Some(Value::Null) => continue,
@@ -79,13 +95,9 @@ pub(crate) fn render(surface: Surface, body: &Map<String, Value>, minor: u32, li
             Some(value) if is_cut(key, value) => json!(cut(surface, minor, limit)),
             Some(value) => value.clone(),
         };
-        more.push((key, value));
+        more.push((*key, value));
     }
-    if more.is_empty() {
-        return prompt;
-    }
-    let text = json!(more).to_string();
-    Prompt { digest: mix(prompt.digest ^ digest(text.as_bytes())), tokens: prompt.tokens + text.len().div_ceil(4) }
+    more
 }
 
 /// What an engine reads of `system`.

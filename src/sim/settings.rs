@@ -81,6 +81,12 @@ pub struct Settings {
     pub token_delay: Duration,
     /// Time a prefill takes.
     pub prefill_delay: Duration,
+    /// How many tokens of prompts a prefill rank computes in a second besides, one prompt at a time; 0 is no limit.
+    pub prefill_rate: u64,
+    /// How many tokens the prefix cache of each prefill rank keeps; 0 is no cache.
+    pub cache_tokens: usize,
+    /// Whether usage tells how much of a prompt was cached (`--enable-prompt-tokens-details`).
+    pub prompt_tokens_details: bool,
     /// Time between the first ping and the opening of every port.
     pub boot_delay: Duration,
     /// How long prefill holds blocks that nobody fetches or asks for.
@@ -117,6 +123,9 @@ impl Settings {
             api_servers: 1,
             token_delay: Duration::ZERO,
             prefill_delay: Duration::ZERO,
+            prefill_rate: 0,
+            cache_tokens: 0,
+            prompt_tokens_details: false,
             boot_delay: Duration::ZERO,
             defer_timeout: Duration::from_secs(60),
             transfer_timeout: Duration::from_secs(30),

@@ -6,6 +6,7 @@ use std::ops::Range;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::cache::Cache;
 use super::peer::{Layout, Peer};
 use super::text::{BLOCK_BYTES, Block};
 
@@ -20,12 +21,13 @@ pub(crate) struct Pool {
     free: Vec<u32>,
     content: HashMap<u32, Block>,
     leaked: Vec<u32>,
+    pub(crate) cache: Cache,
 }
 
 impl Pool {
     /// An empty pool of `limit` blocks, whose numbers begin at `start`.
-    pub(crate) fn new(limit: u32, start: u32) -> Self {
-        Self { limit, start, next: 0, free: Vec::new(), content: HashMap::new(), leaked: Vec::new() }
+    pub(crate) fn new(limit: u32, start: u32, cache: Cache) -> Self {
+        Self { limit, start, next: 0, free: Vec::new(), content: HashMap::new(), leaked: Vec::new(), cache }
     }
 
     pub(crate) fn take(&mut self, count: usize) -> Option<Vec<u32>> {
@@ -68,6 +70,7 @@ impl Pool {
     fn forget(&mut self) {
         self.content.clear();
         self.free.append(&mut self.leaked);
+        self.cache.clear();
     }
 
     pub(crate) fn used(&self) -> u64 {

@@ -4,6 +4,8 @@ use serde_json::Value;
 
 /// Tokens in one KV block.
 pub(crate) const BLOCK_TOKENS: usize = 16;
+/// Bytes of text in one token.
+pub(crate) const TOKEN_BYTES: usize = 4;
 /// Bytes in one KV block, all tensor-parallel shards together.
 pub(crate) const BLOCK_BYTES: usize = 32;
 
@@ -27,20 +29,26 @@ pub(crate) struct Prompt {
 impl Prompt {
     /// Reads the value of `prompt`, `messages`, `input` or `token_ids`.
     pub(crate) fn of(value: &Value) -> Self {
-        let value = match value {
-            Value::Array(items) if items.len() == 1 && (items[0].is_string() || items[0].is_array()) => &items[0],
-            other => other,
-        };
-        match value {
-            Value::String(text) => Self { digest: digest(text.as_bytes()), tokens: text.len().div_ceil(4).max(1) },
+        match Self::sole(value) {
+            Value::String(text) => {
+                Self { digest: digest(text.as_bytes()), tokens: text.len().div_ceil(TOKEN_BYTES).max(1) }
+            }
             other => {
                 let text = other.to_string();
                 let tokens = match other {
                     Value::Array(items) if items.iter().all(Value::is_number) => items.len(),
-                    _ => text.len().div_ceil(4),
+                    _ => text.len().div_ceil(TOKEN_BYTES),
                 };
                 Self { digest: digest(text.as_bytes()), tokens: tokens.max(1) }
             }
+        }
+    }
+
+    /// The prompt itself, where it is the only one of a list.
+    pub(crate) fn sole(value: &Value) -> &Value {
+        match value {
+            Value::Array(items) if items.len() == 1 && (items[0].is_string() || items[0].is_array()) => &items[0],
+            other => other,
         }
     }
 

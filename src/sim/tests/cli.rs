@@ -26,6 +26,19 @@ fn options_read_durations_and_modes() {
     }
 }
 
+#[test]
+fn prefix_caches_and_rates_are_off_unless_asked_for() {
+    let read = |words: &[&str]| {
+        let read = options(words).unwrap();
+        (read.cache_tokens, read.prefill_rate, read.prompt_tokens_details)
+    };
+    assert_eq!(read(&[]), (0, 0, false));
+    assert_eq!(
+        read(&["--cache-tokens", "65536", "--prefill-rate", "8000", "--prompt-tokens-details"]),
+        (65_536, 8000, true)
+    );
+}
+
 #[tokio::test]
 async fn engines_run_until_told_to_stop() {
     let nowhere = ["--registration", "127.0.0.1:9", "--prefill", "2", "--control-port", "0"];

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::zmtp::Connection;
 use super::{Counters, Engine, Mode, Role, Settings};
 
+mod cache;
 mod cli;
 mod failure;
 mod faults;
@@ -17,6 +18,7 @@ mod mistakes;
 mod pairs;
 mod registration;
 mod timing;
+mod turns;
 
 /// A prefill and a decode engine that registered nowhere.
 struct Pair {
