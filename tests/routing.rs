@@ -240,3 +240,34 @@ async fn prompts_go_where_their_beginnings_are() {
         world.settle().await;
     }
 }
+
+/// Engines with prefix caches: what part of all prompt tokens they had, by their own count, and the proxy's count of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_differ_in_what_engines_have_cached() {
+    let part = async |policy: &'static str, affinity: &'static str| {
+        let mut plan = Plan::new(Mode::Write).engines(4, 1).with(Key::Policy, policy);
+        plan.adjust = |settings| settings.cache_tokens = 20_000;
+        let world = plan.with(Key::SessionAffinity, affinity).start().await;
+        let world = &world;
+        futures::future::join_all((0..5).map(|number| async move {
+            let name = format!("agent-{number}");
+            let mut prompt = format!("The task of agent {number} is its own. ").repeat(300);
+            for turn in 0..8 {
+                let body = completion(&prompt, 3, false);
+                served(&post_as(&world.proxy, COMPLETIONS, &[("x-session-id", &name)], &body).await);
+                prompt.push_str(&format!("And then came turn {turn}. ").repeat(40));
+            }
+        }))
+        .await;
+        let (all, cached) =
+            (world.total(|counters| counters.prompt_tokens), world.total(|counters| counters.cached_tokens));
+        assert_eq!(world.proxy.metric("moriio_prefill_cached_tokens_total").await, cached as f64, "{policy}");
+        world.settle().await;
+        cached as f64 / all as f64
+    };
+    let (robin, sessions, cache) =
+        (part("round_robin", "off").await, part("round_robin", "on").await, part("cache_aware", "off").await);
+    // Of eight turns the first has nothing.
+    assert!(sessions > 0.8 && cache > 0.8, "{robin} {sessions} {cache}");
+    assert!(robin < 0.7, "{robin}");
+}

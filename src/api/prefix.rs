@@ -25,9 +25,34 @@ pub fn hashes(request: &Request) -> Vec<u64> {
     for (name, text) in parts(request) {
         // Names stand between, so that no part passes for the end of another.
         chain.add(name.as_bytes());
-        chain.add(&text);
+        if request.api == Api::Messages {
+            unmarked(&text, |part| chain.add(part));
+        } else {
+            chain.add(&text);
+        }
     }
     chain.hashes
+}
+
+/// The parts of a text between marks of what a client wants cached: they move from turn to turn and are not rendered. A quote inside a
+/// text is escaped, so that this one is a key.
+fn unmarked<'a>(mut text: &'a [u8], mut take: impl FnMut(&'a [u8])) {
+    const MARK: &[u8] = b"\"cache_control\"";
+    while let Some(at) = memmem::find(text, MARK) {
+        let before = text[..at].trim_ascii_end();
+        let end = memmem::find(&text[at..], b"}").map_or(text.len(), |end| at + end + 1);
+        let (kept, after) = match before.strip_suffix(b",") {
+            Some(kept) => (kept, &text[end..]),
+            // It is the first member: the comma behind it goes.
+            None => {
+                let after = text[end..].trim_ascii_start();
+                (before, after.strip_prefix(b",").map_or(after, <[u8]>::trim_ascii_start))
+            }
+        };
+        take(kept);
+        text = after;
+    }
+    take(text);
 }
 
 /// The parts of a prompt.
@@ -200,6 +225,24 @@ mod tests {
         let of = |number, first| of(Api::Messages, &body(number, first));
         assert_eq!(common(&of(1, billing), &of(2, billing)), 3);
         assert_eq!(common(&of(1, "You are "), &of(2, "You are ")), 0);
+    }
+
+    /// Marks move to the last messages, of which the turn before had others.
+    #[test]
+    fn marks_of_what_to_cache_are_no_text() {
+        let body = |marked: bool| {
+            let mark = if marked { r#","cache_control":{"type":"ephemeral","ttl":"1h"}"# } else { "" };
+            let first =
+                if marked { r#"{"cache_control": {"type": "ephemeral"}, "type":"text""# } else { r#"{"type":"text""# };
+            let text = words(4, 3300);
+            format!(
+                r#"{{"model":"m","max_tokens":5,"messages":[{{"role":"user","content":[{first},"text":"{text}"{mark}}}]}},{{"role":"user","content":"say \"cache_control\":{{}} {text}"}}]}}"#
+            )
+        };
+        let of =
+            |marked| hashes(&Request::parse(Api::Messages, Bytes::from(body(marked)), TokenBudget::Exact).unwrap());
+        assert_eq!(of(true).len(), 3);
+        assert_eq!(of(true), of(false));
     }
 
     #[test]

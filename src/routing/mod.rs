@@ -136,7 +136,7 @@ impl Selector {
         let turn = usize::try_from(self.turn.fetch_add(1, Ordering::Relaxed)).unwrap_or(0);
         let session = demand.session.filter(|_| self.rules.affinity.is_on);
         let home = session.and_then(|session| self.sessions.home(session));
-        let longest = self.longest(demand.prefix);
+        let longest = self.longest(demand.prefix, pool.prefill_slots.len());
         let want = Want { demand, home, longest, turn, now };
         let mut picked = match self.pick_but(pool, &want, refused) {
             Err(NoPick::Nobody) if !refused.is_empty() => self.pick_but(pool, &want, &[]),
@@ -154,10 +154,11 @@ impl Selector {
     }
 
     /// Who has most of a prompt, if it is enough of it.
-    fn longest(&self, prefix: &[u64]) -> Longest {
-        let longest = self.prefixes.as_ref().map(|prefixes| prefixes.longest(prefix)).unwrap_or_default();
+    fn longest(&self, prefix: &[u64], slots: usize) -> Longest {
+        let longest = self.prefixes.as_ref().map(|prefixes| prefixes.longest(prefix, slots)).unwrap_or_default();
         let is_enough = longest.blocks as u64 * 100 >= prefix.len() as u64 * self.rules.cache.hundredths;
-        if is_enough { longest } else { Longest::default() }
+        let has_holder = longest.holders[0].is_some();
+        if is_enough && has_holder { longest } else { Longest::default() }
     }
 
     fn pick_but(self: &Arc<Self>, pool: &Pool, want: &Want<'_>, refused: &[u64]) -> Result<Picked, NoPick> {

@@ -3,6 +3,10 @@
 //!
 //! An engine drops what was not used for longest, too. So when it turns out to lack a block, it has lost whatever it used before that:
 //! one number for each rank forgets all of it.
+//!
+//! A prompt that leaves known ground where another went on is the beginning of a new conversation, from a system prompt that many have. It
+//! goes to a rank that has that, but not where many more have begun lately than elsewhere: whoever begins will stay, and a cache holds
+//! only so many.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -11,10 +15,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::api::prefix::BLOCK;
 
-/// Memory of one block, roughly: its hash, one holder, and its part of two tables that are seven eighths full at most.
+/// Memory of one block, roughly: its hash, one holder, and its part of tables that are seven eighths full at most. Few have more.
 const ENTRY: usize = 64;
-/// Holders of a block that are remembered. More have no use: there is one to go to, and others if that is too busy.
-pub(super) const HOLDERS: usize = 3;
+/// Holders of a block that are remembered, and those of them that are looked at.
+const MOST_HOLDERS: usize = 32;
+pub(super) const HOLDERS: usize = 8;
+/// Conversations a rank that count for those that have begun lately.
+const LATELY: u64 = 64;
+/// A rank gets no new conversation for what it has when so many more than the mean and a quarter of it have begun there.
+const CROWDED: u64 = 2;
 /// Ranks of engines' lives that are told apart. After as many restarts all is forgotten.
 const LIVES: usize = 65_536;
 /// Blocks that are dealt with under one lock.
@@ -51,8 +60,37 @@ struct Holder {
     met: u32,
 }
 
-/// Of several those that met it last.
-type Holders = [Option<Holder>; HOLDERS];
+/// A block.
+#[derive(Debug)]
+struct Block {
+    /// Who met it last.
+    holder: Holder,
+    /// Others that have it.
+    others: Vec<Holder>,
+    /// Half of the hash of the block that came after it first; 0 if none has.
+    next: u32,
+}
+
+impl Block {
+    fn holders(&self) -> impl Iterator<Item = &Holder> {
+        std::iter::once(&self.holder).chain(&self.others)
+    }
+}
+
+/// By what blocks are told apart that come after the same one.
+fn tag(next: Option<&u64>) -> u32 {
+    next.map_or(0, |hash| (hash >> 32) as u32 | 1)
+}
+
+/// A rank of an engine's life.
+#[derive(Debug)]
+struct Rank {
+    place: Place,
+    /// It has lost whatever it met up to then.
+    lost: u32,
+    /// Conversations that have begun there lately.
+    begun: u64,
+}
 
 /// Hashes are as good as chance already.
 #[derive(Default)]
@@ -70,7 +108,7 @@ impl Hasher for AsItIs {
     }
 }
 
-type Blocks = HashMap<u64, Holders, BuildHasherDefault<AsItIs>>;
+type Blocks = HashMap<u64, Block, BuildHasherDefault<AsItIs>>;
 
 /// The guess.
 pub(super) struct Prefixes {
@@ -84,47 +122,91 @@ struct Known {
     /// What was met lately, and what was met before that. When the first is full it becomes the second, which is forgotten.
     young: Blocks,
     old: Blocks,
-    ranks: HashMap<Place, u32>,
-    /// By rank: who it is, and what it has lost whatever it met up to then.
-    places: Vec<(Place, u32)>,
+    numbers: HashMap<Place, u32>,
+    ranks: Vec<Rank>,
+    /// Conversations that have begun lately.
+    begun: u64,
     now: u32,
 }
 
 impl Known {
     fn holds(&self, holder: &Holder) -> bool {
-        self.places.get(holder.rank as usize).is_some_and(|(_, lost)| holder.met > *lost)
+        self.ranks.get(holder.rank as usize).is_some_and(|rank| holder.met > rank.lost)
     }
 
-    /// Who has a block.
-    fn holders(&self, block: u64) -> impl Iterator<Item = Holder> {
-        let found = self.young.get(&block).or_else(|| self.old.get(&block)).copied().unwrap_or_default();
-        found.into_iter().flatten().filter(|holder| self.holds(holder))
+    fn block(&self, hash: u64) -> Option<&Block> {
+        self.young.get(&hash).or_else(|| self.old.get(&hash))
+    }
+
+    /// Those of a block's holders that still have it, those where the fewest have begun first; of a beginning that others left for
+    /// another end, only those that have not many more than `slots` ranks have on average.
+    fn holders(&self, hash: u64, next: Option<&u64>, slots: usize) -> Option<[Option<Place>; HOLDERS]> {
+        let block = self.block(hash)?;
+        // By how many have begun there; of equals the one that met it last.
+        let mut all = [((u64::MAX, 0), None); MOST_HOLDERS];
+        let with = block.holders().filter(|holder| self.holds(holder)).map(|holder| {
+            let rank = &self.ranks[holder.rank as usize];
+            ((rank.begun, u32::MAX - holder.met), Some(rank.place))
+        });
+        all.iter_mut().zip(with).for_each(|(to, holder)| *to = holder);
+        // Nobody has it any more.
+        all[0].1?;
+        let is_beginning = next.is_some() && block.next != 0 && block.next != tag(next);
+        let most = self.begun / slots.max(1) as u64 * 5 / 4 + CROWDED;
+        if is_beginning {
+            all.iter_mut().filter(|((begun, _), _)| *begun > most).for_each(|holder| holder.1 = None);
+        }
+        all.sort_unstable_by_key(|(begun, place)| (place.is_none(), *begun));
+        Some(std::array::from_fn(|number| all[number].1))
     }
 
     fn rank(&mut self, place: Place) -> u32 {
-        if self.places.len() >= LIVES && !self.ranks.contains_key(&place) {
+        if self.ranks.len() >= LIVES && !self.numbers.contains_key(&place) {
             *self = Known { now: self.now, ..Known::default() };
         }
-        let Known { ranks, places, .. } = self;
-        *ranks.entry(place).or_insert_with(|| {
-            places.push((place, 0));
-            (places.len() - 1) as u32
+        let Known { numbers, ranks, .. } = self;
+        *numbers.entry(place).or_insert_with(|| {
+            ranks.push(Rank { place, lost: 0, begun: 0 });
+            (ranks.len() - 1) as u32
         })
     }
 
-    fn meet(&mut self, block: u64, rank: u32, met: u32, most: usize) {
-        let before = match self.young.get(&block) {
-            Some(holders) => *holders,
-            None => self.old.get(&block).copied().unwrap_or_default(),
+    /// A rank meets a block. When it did last, if it has it still, and whether others went on elsewhere.
+    fn meet(&mut self, hash: u64, next: u32, holder: Holder, most: usize) -> (Option<u32>, bool) {
+        let mut block = match self.young.remove(&hash).or_else(|| self.old.remove(&hash)) {
+            Some(block) => block,
+            None => Block { holder, others: Vec::new(), next: 0 },
         };
-        let mut holders = [Some(Holder { rank, met }), None, None];
-        let others = before.into_iter().flatten().filter(|holder| holder.rank != rank && self.holds(holder));
-        holders.iter_mut().skip(1).zip(others).for_each(|(place, holder)| *place = Some(holder));
-        if self.young.len() >= most && !self.young.contains_key(&block) {
+        let before = block.holders().find(|other| other.rank == holder.rank && other.met < holder.met);
+        let before = before.filter(|before| self.holds(before)).map(|before| before.met);
+        if block.holder.rank != holder.rank {
+            let last = std::mem::replace(&mut block.holder, holder);
+            block.others.retain(|other| other.rank != holder.rank && self.holds(other));
+            if block.others.len() < MOST_HOLDERS - 1 && self.holds(&last) {
+                block.others.push(last);
+            }
+        }
+        block.holder = holder;
+        let is_left = next != 0 && block.next != 0 && block.next != next;
+        if block.next == 0 {
+            block.next = next;
+        }
+        if self.young.len() >= most {
             self.old.clear();
             mem::swap(&mut self.young, &mut self.old);
         }
-        self.young.insert(block, holders);
+        self.young.insert(hash, block);
+        (before, is_left)
+    }
+
+    fn begin(&mut self, rank: u32) {
+        if let Some(rank) = self.ranks.get_mut(rank as usize) {
+            (rank.begun, self.begun) = (rank.begun + 1, self.begun + 1);
+        }
+        if self.begun > LATELY * self.ranks.len() as u64 {
+            self.ranks.iter_mut().for_each(|rank| rank.begun /= 2);
+            self.begun = self.ranks.iter().map(|rank| rank.begun).sum();
+        }
     }
 }
 
@@ -139,17 +221,14 @@ impl Prefixes {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who has the longest beginning of a prompt with these blocks.
-    pub(super) fn longest(&self, blocks: &[u64]) -> Longest {
+    /// Who has the longest beginning of a prompt with these blocks, and may go on with it, of so many slots.
+    pub(super) fn longest(&self, blocks: &[u64], slots: usize) -> Longest {
         // From the end: where a block is known, so was all before it.
         let mut end = blocks.len();
         for part in blocks.rchunks(AT_ONCE) {
             let known = self.known();
             for block in part.iter().rev() {
-                let mut holders = [None; HOLDERS];
-                let found = known.holders(*block).map(|holder| known.places[holder.rank as usize].0);
-                holders.iter_mut().zip(found).for_each(|(to, place)| *to = Some(place));
-                if holders[0].is_some() {
+                if let Some(holders) = known.holders(*block, blocks.get(end), slots) {
                     return Longest { blocks: end, holders };
                 }
                 end -= 1;
@@ -160,21 +239,23 @@ impl Prefixes {
 
     /// A rank is to compute a prompt with these blocks. What it is expected to have of it, if anything.
     pub(super) fn meet(&self, blocks: &[u64], place: Place) -> Option<Forecast> {
-        let (rank, now) = {
+        let holder = {
             let mut known = self.known();
             known.now = known.now.saturating_add(1);
-            (known.rank(place), known.now)
+            Holder { rank: known.rank(place), met: known.now }
         };
-        let (mut had, mut last) = (0, 0);
+        let (mut had, mut last, mut is_beginning) = (0, 0, true);
         for (part, number) in blocks.chunks(AT_ONCE).zip(0..) {
             let mut known = self.known();
             for (block, at) in part.iter().zip(number * AT_ONCE..) {
-                let met = known.holders(*block).find(|holder| holder.rank == rank).map(|holder| holder.met);
-                if let Some(met) = met.filter(|_| had == at) {
-                    (had, last) = (at + 1, met);
+                let (before, is_left) = known.meet(*block, tag(blocks.get(at + 1)), holder, self.most);
+                if let Some(met) = before.filter(|_| had == at) {
+                    (had, last, is_beginning) = (at + 1, met, is_left);
                 }
-                known.meet(*block, rank, now, self.most);
             }
+        }
+        if is_beginning {
+            self.known().begin(holder.rank);
         }
         let part = had as f64 / blocks.len() as f64;
         (had > 0).then_some(Forecast { place, part, met: last })
@@ -187,8 +268,8 @@ impl Prefixes {
         }
         let mut known = self.known();
         let rank = known.rank(forecast.place);
-        if let Some((_, lost)) = known.places.get_mut(rank as usize) {
-            *lost = forecast.met.max(*lost);
+        if let Some(rank) = known.ranks.get_mut(rank as usize) {
+            rank.lost = forecast.met.max(rank.lost);
         }
     }
 
@@ -227,16 +308,19 @@ mod tests {
     fn the_longest_beginning_is_found() {
         let prefixes = Prefixes::new(SOME);
         let all = blocks(1, 300);
-        assert_eq!(prefixes.longest(&all), Longest::default());
+        assert_eq!(prefixes.longest(&all, 4), Longest::default());
         assert_eq!(prefixes.meet(&all[..100], (7, 0)), None);
         prefixes.meet(&all[..200], (8, 1));
-        let found = prefixes.longest(&all);
-        assert_eq!((found.blocks, found.holders, found.bytes()), (200, [Some((8, 1)), None, None], 200 * 2048));
-        let found = prefixes.longest(&all[..90]);
-        assert_eq!((found.blocks, found.holders), (90, [Some((8, 1)), Some((7, 0)), None]));
+        let found = prefixes.longest(&all, 4);
+        assert_eq!(
+            (found.blocks, found.holders[..2].to_vec(), found.bytes()),
+            (200, vec![Some((8, 1)), None], 200 * 2048)
+        );
+        let found = prefixes.longest(&all[..90], 4);
+        assert_eq!((found.blocks, found.holders[..3].to_vec()), (90, vec![Some((8, 1)), Some((7, 0)), None]));
         let forecast = prefixes.meet(&all, (7, 0)).unwrap();
         assert_eq!((forecast.place, (forecast.part * 300.0).round()), ((7, 0), 100.0));
-        assert_eq!(prefixes.longest(&[]), Longest::default());
+        assert_eq!(prefixes.longest(&[], 4), Longest::default());
     }
 
     #[test]
@@ -251,8 +335,11 @@ mod tests {
             }
         }
         assert!((most / 2..=most).contains(&prefixes.len()), "{} of {most}", prefixes.len());
-        assert_eq!(prefixes.longest(&blocks(99, 1000)).blocks, 1000);
-        assert_eq!((prefixes.longest(&blocks(1000, 10)).blocks, prefixes.longest(&blocks(0, 1000)).blocks), (10, 0));
+        assert_eq!(prefixes.longest(&blocks(99, 1000), 4).blocks, 1000);
+        assert_eq!(
+            (prefixes.longest(&blocks(1000, 10), 4).blocks, prefixes.longest(&blocks(0, 1000), 4).blocks),
+            (10, 0)
+        );
     }
 
     /// What an engine has lost shows by one prompt, and whatever it met before that is forgotten with it.
@@ -267,11 +354,35 @@ mod tests {
         // It had most of what was expected: nothing is wrong.
         let forecast = prefixes.meet(&blocks(4, 12), place).unwrap();
         prefixes.learn(&forecast, 0.6);
-        assert_eq!(prefixes.longest(&blocks(2, 10)).blocks, 10);
+        assert_eq!(prefixes.longest(&blocks(2, 10), 4).blocks, 10);
         // Of the third it has nothing left.
         let forecast = prefixes.meet(&blocks(3, 10), place).unwrap();
         prefixes.learn(&forecast, 0.0);
-        let holders = |prompt| prefixes.longest(&blocks(prompt, 10)).holders[0];
+        let holders = |prompt| prefixes.longest(&blocks(prompt, 10), 4).holders[0];
         assert_eq!([1, 2, 3, 4].map(holders), [Some((8, 0)), None, Some(place), Some(place)]);
+    }
+
+    /// A system prompt that many have: each new conversation goes where it is, but not all to the one that had it first.
+    #[test]
+    fn new_conversations_do_not_crowd() {
+        let prefixes = Prefixes::new(SOME);
+        let of = |own: u64, count: u64| [blocks(1, 40), blocks(own, count)].concat();
+        for own in 100..104 {
+            prefixes.meet(&of(own, 60), (1, 0));
+        }
+        // Four have begun there: as many as there are of one rank, more than there are to be of four.
+        assert_eq!(prefixes.longest(&of(104, 5), 1).holders[0], Some((1, 0)));
+        assert_eq!(prefixes.longest(&of(104, 5), 4).holders[0], None);
+        // Its own conversation goes on there.
+        let grown = [of(100, 60), blocks(200, 5)].concat();
+        assert_eq!(prefixes.longest(&grown, 4).holders[0], Some((1, 0)));
+        // Once others have it, too, it is a matter of where the fewest have begun.
+        for (rank, count) in [(2, 3), (3, 1), (4, 2)] {
+            for number in 0..count {
+                prefixes.meet(&of(1000 * rank + number, 60), (rank, 0));
+            }
+        }
+        let found = prefixes.longest(&of(300, 5), 4);
+        assert_eq!((found.blocks, &found.holders[..4]), (40, &[3, 4, 2, 1].map(|rank| Some((rank, 0)))[..]));
     }
 }

@@ -6,7 +6,7 @@ const LONGEST_FILE: usize = 400;
 const LONGEST_FUNCTION: usize = 70;
 
 fn all_sources() -> impl Iterator<Item = String> {
-    ["src", "tests", "bench/src"].into_iter().flat_map(sources)
+    ["src", "tests", "bench/src", "bench/routing/src"].into_iter().flat_map(sources)
 }
 
 /// The functions of a formatted source, each with its first line and its length.
