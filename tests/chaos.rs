@@ -31,7 +31,8 @@ const CLIENTS: usize = 96;
 /// The number of the exchange of a client that has none.
 const IDLE: usize = usize::MAX;
 
-fn setting(name: &str, default: u64) -> u64 {
+/// A number of the environment.
+pub fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
 }
 

@@ -1,4 +1,5 @@
 //! Exchanges while hosts die and come back: every client gets its text or a typed error, and nothing is left behind.
+//! `MORIIO_CHAOS_EXCHANGES` (400) sets the length of each run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,9 +11,9 @@ use moriio_proxy::sim::{Mode, expected_text};
 use serde_json::json;
 
 use super::{Layout, PROMPT, Side, requests, side};
+use crate::chaos::setting;
 use crate::support::{World, completion, post, until};
 
-const EXCHANGES: usize = 400;
 const CLIENTS: usize = 24;
 
 /// Hosts of engines of the dialing side die, one after the other, and come back when the proxy has noticed.
@@ -68,8 +69,13 @@ async fn run(mode: Mode, serve: bool) {
     let world = Arc::new(layout.start().await);
     requests(&world, 8).await;
     let (next, complete, done) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+    let exchanges = setting("MORIIO_CHAOS_EXCHANGES", 400) as usize;
     let client = || async {
-        while let number @ 0..EXCHANGES = next.fetch_add(1, Ordering::Relaxed) {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= exchanges {
+                break;
+            }
             let prompt = format!("{number} {PROMPT}");
             let answer = post(&world.proxy, "/v1/completions", &completion(&prompt, 6, number % 3 == 0)).await;
             let is_cut = answer.header("content-type").starts_with("text/event-stream")
@@ -94,8 +100,8 @@ async fn run(mode: Mode, serve: bool) {
         trouble(&world, &done)
     );
     let complete = complete.load(Ordering::Relaxed);
-    println!("{mode:?}, serving {serve}: {lost} hosts lost, {complete} of {EXCHANGES} complete");
-    assert!(complete > EXCHANGES / 4 && lost > 0, "{complete} complete, {lost} lost");
+    println!("{mode:?}, serving {serve}: {lost} hosts lost, {complete} of {exchanges} complete");
+    assert!(complete > exchanges / 4 && lost > 0, "{complete} complete, {lost} lost");
     world.settle_within(Duration::from_secs(120)).await;
     requests(&world, 8).await;
     world.settle().await;
