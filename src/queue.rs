@@ -146,13 +146,31 @@ impl Ticket {
         let mut state = self.queue.state();
         let first = state.waiting.first_key_value().map(|(turn, _)| *turn);
         let is_next = first.is_none_or(|first| self.turn.is_some_and(|turn| turn <= first));
-        if is_next && !self.has_place && state.in_flight < self.queue.rules.in_flight {
+        if !is_next {
+            drop(state);
+            // Whoever is first may lack it.
+            if self.place.take().is_some() {
+                self.has_place = false;
+            }
+            return false;
+        }
+        if !self.has_place && state.in_flight < self.queue.rules.in_flight {
             state.in_flight += 1;
+            // Should it come back, it is before all that have come since.
+            if self.turn.is_none() {
+                state.arrivals += 1;
+                self.turn = Some((self.priority, state.round, state.arrivals));
+            }
             drop(state);
             self.place = Some(Place(self.queue.clone()));
             self.has_place = true;
         }
-        is_next && self.has_place
+        self.has_place
+    }
+
+    /// It looks for another pair, and its place was given back.
+    pub fn comes_back(&mut self) {
+        self.has_place = false;
     }
 
     /// Goes into the line, or back to where it was in it.
@@ -175,6 +193,8 @@ impl Ticket {
             }
         };
         state.waiting.insert(turn, self.called.clone());
+        // Whoever was first may have left since this one looked, or have waited for something else than a place.
+        state.call();
         drop(state);
         (self.turn, self.since) = (Some(turn), Some(Instant::now()));
         self.queue.metrics.queued.inc();
@@ -233,6 +253,17 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        if let (Some(_), Some(session)) = (self.since, self.session) {
+            // It was not served: the session's next one need not stand behind it.
+            let mut state = self.queue.state();
+            let round = state.round;
+            if let Some(last) = state.rounds.get_mut(&session) {
+                *last = last.saturating_sub(1);
+                if *last <= round {
+                    state.rounds.remove(&session);
+                }
+            }
+        }
         self.leave(false);
     }
 }

@@ -39,6 +39,14 @@ pub fn hashes(request: &Request) -> Vec<u64> {
 fn unmarked<'a>(mut text: &'a [u8], mut take: impl FnMut(&'a [u8])) {
     const MARK: &[u8] = b"\"cache_control\"";
     while let Some(at) = memmem::find(text, MARK) {
+        let value = text[at + MARK.len()..].trim_ascii_start();
+        if !value.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"{")) {
+            // No mark: nobody knows where it ends.
+            let kept = at + MARK.len();
+            take(&text[..kept]);
+            text = &text[kept..];
+            continue;
+        }
         let before = text[..at].trim_ascii_end();
         let end = memmem::find(&text[at..], b"}").map_or(text.len(), |end| at + end + 1);
         let (kept, after) = match before.strip_suffix(b",") {

@@ -32,7 +32,8 @@ pub struct Shape {
 }
 
 impl Sibling {
-    pub(super) fn prompt(&self) -> Option<&[u8]> {
+    /// Its own prompt, where the client sent several.
+    pub fn prompt(&self) -> Option<&[u8]> {
         self.prompt.as_deref()
     }
 

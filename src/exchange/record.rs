@@ -134,6 +134,11 @@ impl Exchange {
         self.place = Some(place);
     }
 
+    /// Its place is given back before it looks for another pair.
+    pub(crate) fn vacate(&mut self) {
+        self.place = None;
+    }
+
     /// An attempt with this pair begins.
     pub fn attempt(&mut self, picked: &Picked, transfer_id: &str) {
         self.attempts += 1;

@@ -2,6 +2,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod access;
+mod attempts;
 mod body;
 pub(crate) mod browsers;
 pub(crate) mod descriptors;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -10,11 +9,12 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use tokio::sync::{Semaphore, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::access;
 use super::body::collect;
 use super::health::Health;
-use super::probes::{Probes, no_pair};
+use super::probes::Probes;
 use super::respond::{respond, respond_together, respond_whole};
 use super::retries::RetryBudget;
 use super::session;
@@ -23,23 +23,20 @@ use crate::api::Api;
 use crate::api::siblings::Shape;
 use crate::api::side;
 use crate::api::{prefix, request};
-use crate::engine::Role;
 use crate::error::ProxyError;
-use crate::exchange::drive::{Asked, Drive, Failed, Means, Outcome};
+use crate::exchange::drive::{Asked, Means, Outcome};
 use crate::exchange::record::Exchange;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::pool::rounds::Rounds;
-use crate::queue::{Queue, Ticket};
-use crate::routing::{Demand, NoPick, Picked, Selector};
+use crate::queue::Queue;
+use crate::routing::Selector;
 use crate::settings::ServerSettings;
 use crate::turns::LARGE;
-use crate::upstream::{RANK, REQUEST_ID, Repeat};
+use crate::upstream::{RANK, REQUEST_ID};
 
 /// The most bodies that are parsed at once apart from the threads that serve connections, which need processors too.
 const PARSED_AT_ONCE: usize = 8;
-/// How often a waiting request looks again, since a freed place has no signal of its own.
-const BUSY_LOOK: Duration = Duration::from_millis(50);
 
 /// What a request has come to.
 enum Served {
@@ -56,11 +53,11 @@ pub struct Server {
     pub(super) settings: ServerSettings,
     pub(super) means: Arc<Means>,
     pub(super) selector: Arc<Selector>,
-    pool: watch::Receiver<Arc<Pool>>,
+    pub(super) pool: watch::Receiver<Arc<Pool>>,
     rounds: Arc<Rounds>,
     pub(super) metrics: Arc<Metrics>,
-    queue: Arc<Queue>,
-    retry_budget: RetryBudget,
+    pub(super) queue: Arc<Queue>,
+    pub(super) retry_budget: RetryBudget,
     /// Turns of large bodies that are parsed.
     parsing: Arc<Semaphore>,
     /// Whose turn it is on routes that any engine answers alike.
@@ -175,82 +172,33 @@ impl Server {
 
     /// What a request asks of engines, and how much it presses.
     fn asked(&self, head: &http::request::Parts, request: request::Request, prefix: Vec<u64>) -> (Asked, i64) {
-        let (demand, session) = session::demand(&self.settings.session_keys, head, &request.body);
+        let (mut demand, session) = session::demand(&self.settings.session_keys, head, &request.body);
+        if let Some(prompt) = request.sibling.as_ref().and_then(|sibling| sibling.prompt()) {
+            demand.bytes = prompt.len() as u64;
+        }
         let priority = session::priority(&head.headers, &request.body);
         let headers = access::encoded(&self.settings.keys, &head.headers, session.as_deref());
         (Asked { request, headers, demand, prefix }, priority)
     }
 
-    /// One of several answers, as it would be if it were the only one.
+    /// One of several answers, as it would be if it were the only one. It goes on by itself, however slowly its client reads the others.
     fn sibling(self: Arc<Self>, (asked, priority): (Asked, i64), mut record: Exchange) -> siblings::Asking {
-        Box::pin(async move {
+        AbortOnDropHandle::new(tokio::spawn(async move {
             let (api, streams) = (asked.request.api, asked.request.stream);
-            match self.attempts(&Arc::new(asked), priority, &mut record).await {
-                Ok(outcome) => Ok(respond(outcome, (api, streams), record, self.means.cut.clone())),
+            let (asked, cut) = (Arc::new(asked), self.means.cut.clone());
+            let result = tokio::select! {
+                biased;
+                () = cut.cancelled() => Err(ProxyError::Stopping),
+                result = self.attempts(&asked, priority, &mut record) => result,
+            };
+            match result {
+                Ok(outcome) => Ok(respond(outcome, (api, streams), record, cut)),
                 Err(error) => {
                     record.failed(&error);
                     Err(error)
                 }
             }
-        })
-    }
-
-    /// Attempts until one succeeds or none may follow.
-    async fn attempts(&self, asked: &Arc<Asked>, priority: i64, record: &mut Exchange) -> Result<Outcome, ProxyError> {
-        let demand = asked.demand();
-        let mut ticket = self.queue.ticket(priority, demand.session);
-        self.retry_budget.request();
-        let mut last: Option<ProxyError> = None;
-        let mut refused = Vec::new();
-        let (mut attempts, mut turned_away) = (0, 0);
-        let mut probes = self.probes();
-        loop {
-            let picked = match self.pick(&mut ticket, &mut probes, demand, &refused).await {
-                Ok(picked) => picked,
-                Err(error) => return Err(self.exhausted(attempts - turned_away, last.unwrap_or(error))),
-            };
-            if let Some(place) = ticket.served() {
-                record.occupy(place);
-            }
-            let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
-            asked.request.fits(prefill.traits, decode.traits, picked.mode, prefill.registration.dp_size)?;
-            for (role, choice) in [Role::Prefill, Role::Decode].into_iter().zip(picked.choices) {
-                self.metrics.decision(role, choice.by(), choice.why.as_str());
-            }
-            if last.is_some() {
-                self.metrics.attempt("retry");
-            }
-            attempts += 1;
-            let (tries, retries) = (attempts - turned_away, self.settings.retries);
-            match Drive::new(&self.means, asked, picked, record).run(record).await {
-                Ok(outcome) => return Ok(outcome),
-                // It waits for room again, which costs nobody anything.
-                Err(Failed { turned_away: true, .. }) => {
-                    self.metrics.attempt("back_pressure");
-                    turned_away += 1;
-                }
-                Err(Failed { error, repeat, refused: by, .. })
-                    if repeat == Repeat::Safe || (repeat == Repeat::Once && tries == 1) =>
-                {
-                    if tries > retries || !self.retry_budget.take() {
-                        return Err(self.exhausted(attempts, error));
-                    }
-                    last = Some(error);
-                    refused.extend(by);
-                }
-                Err(Failed { error, .. }) => return Err(error),
-            }
-        }
-    }
-
-    /// An error that several attempts led to says so; a single attempt's error speaks for itself.
-    fn exhausted(&self, attempts: u32, last: ProxyError) -> ProxyError {
-        if attempts < 2 || last.is_refusal() {
-            return last;
-        }
-        let pool = self.pool();
-        let open_circuits = pool.open_circuits(Instant::now());
-        ProxyError::Exhausted { attempts, pool: pool.engines().count(), open_circuits, last: Box::new(last) }
+        }))
     }
 
     /// The checks that need no body.
@@ -303,58 +251,6 @@ impl Server {
 
     fn prefix(&self, request: &request::Request) -> Vec<u64> {
         if self.selector.wants_prefixes() { prefix::hashes(request) } else { Vec::new() }
-    }
-
-    /// A pair, waiting where waiting can help: in line for a place and for room, for probes, for a first contact to end.
-    async fn pick(
-        &self,
-        ticket: &mut Ticket,
-        probes: &mut Probes<'_>,
-        demand: Demand<'_>,
-        refused: &[u64],
-    ) -> Result<Picked, ProxyError> {
-        let mut changes = self.pool.clone();
-        let until = ticket.until();
-        loop {
-            // Watched from before the look, so that nothing that happens in between is missed.
-            let (freed, room) = (self.selector.pairs.freed.notified(), self.selector.loads.freed.notified());
-            let pool = changes.borrow_and_update().clone();
-            let now = Instant::now();
-            if !ticket.may_look() {
-                ticket.join()?;
-                if tokio::time::timeout_at(until.into(), ticket.called()).await.is_err() {
-                    return Err(ticket.late());
-                }
-                continue;
-            }
-            match self.selector.pick(&pool, demand, refused, now) {
-                Ok(picked) => return Ok(picked),
-                Err(NoPick::Busy) if now < until => {
-                    if self.queue.is_on() {
-                        ticket.join()?;
-                    }
-                    tokio::select! {
-                        () = freed => {}
-                        () = room => {}
-                        _ = tokio::time::timeout(BUSY_LOOK, changes.changed()) => {}
-                    }
-                }
-                Err(NoPick::FirstContact) if now < until => {
-                    ticket.step_aside();
-                    tokio::select! {
-                        () = freed => {}
-                        _ = tokio::time::timeout(BUSY_LOOK, changes.changed()) => {}
-                    }
-                }
-                Err(NoPick::Busy) => return Err(ProxyError::PoolBusy { retry_after: ticket.retry_after() }),
-                Err(NoPick::FirstContact) => {
-                    let limit = self.settings.admission.time;
-                    return Err(ProxyError::FirstContact { limit });
-                }
-                Err(NoPick::Nobody) if probes.may_help(&pool, &mut changes).await => {}
-                Err(NoPick::Nobody) => return Err(no_pair(&pool, now)),
-            }
-        }
     }
 
     /// For a request that may have to wait for probes.

@@ -5,12 +5,13 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
-use futures::future::BoxFuture;
+use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, header};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, Limited};
 use memchr::memmem;
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::Api;
 use crate::api::siblings::{Becomes, Shape, Streams, merged};
@@ -21,13 +22,18 @@ use crate::exchange::record::Exchange;
 /// The most of one sibling's whole answer, or of one of its events.
 const MOST: usize = 64 << 20;
 
-/// A sibling that has no answer yet.
-pub(super) type Asking = BoxFuture<'static, Result<Response, ProxyError>>;
+/// A sibling that has no answer yet: a task of its own, which ends with its handle.
+pub(super) type Asking = AbortOnDropHandle<Result<Response, ProxyError>>;
+
+/// What a task came to. One that panics is a defect.
+fn answer(ended: Result<Result<Response, ProxyError>, JoinError>) -> Result<Response, ProxyError> {
+    ended.unwrap_or(Err(ProxyError::Internal))
+}
 
 /// Whole answers, waited for and made one.
 pub(super) async fn whole(asking: Vec<Asking>, shape: Shape) -> Result<(HeaderMap, Bytes), ProxyError> {
     let read = asking.into_iter().map(|asking| async {
-        let (head, body) = asking.await?.into_parts();
+        let (head, body) = answer(asking.await)?.into_parts();
         match Limited::new(body, MOST).collect().await {
             Ok(body) => Ok((head.headers, body.to_bytes())),
             Err(error) if error.is::<http_body_util::LengthLimitError>() => {
@@ -71,8 +77,8 @@ pub(super) async fn begun(asking: Vec<Asking>) -> Result<(HeaderMap, Vec<Part>),
     let mut headers = std::future::poll_fn(|cx| {
         for part in &mut parts {
             let State::Asking(asking) = &mut part.state else { continue };
-            if let Poll::Ready(answer) = asking.as_mut().poll(cx) {
-                let (head, body) = answer?.into_parts();
+            if let Poll::Ready(ended) = Pin::new(asking).poll(cx) {
+                let (head, body) = answer(ended)?.into_parts();
                 part.state = State::Reading(body);
                 return Poll::Ready(Ok(head.headers));
             }
@@ -107,14 +113,16 @@ impl Together {
             let part = &mut self.parts[number];
             match &mut part.state {
                 State::Ended => return,
-                State::Asking(asking) => match asking.as_mut().poll(cx) {
+                State::Asking(asking) => match Pin::new(asking).poll(cx).map(answer) {
                     Poll::Pending => return,
                     Poll::Ready(Ok(response)) => part.state = State::Reading(response.into_body()),
                     Poll::Ready(Err(error)) => self.fail(&error),
                 },
                 State::Reading(body) => match Pin::new(body).poll_frame(cx) {
                     Poll::Pending => return,
-                    Poll::Ready(None) => part.state = State::Ended,
+                    Poll::Ready(None) if part.rest.iter().all(u8::is_ascii_whitespace) => part.state = State::Ended,
+                    // Its events do not end as the API's do.
+                    Poll::Ready(None) => self.fail(&ProxyError::Unlike),
                     Poll::Ready(Some(Err(_))) => self.fail(&ProxyError::Broken { role: Role::Decode }),
                     Poll::Ready(Some(Ok(frame))) => {
                         part.rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
@@ -129,6 +137,9 @@ impl Together {
     fn events(&mut self, number: usize) {
         while !self.over {
             let part = &mut self.parts[number];
+            // What ends an event that was cut may be more than its end.
+            let blank = part.rest.iter().take_while(|byte| **byte == b'\n').count();
+            part.rest.advance(blank);
             let Some(end) = memmem::find(&part.rest, b"\n\n") else {
                 if part.rest.len() > MOST {
                     self.fail(&ProxyError::AnswerTooLarge { role: Role::Decode, limit: MOST });

@@ -60,21 +60,52 @@ fn whoever_goes_back_has_its_turn_again() {
     let queue = queue(1, 10);
     let mut first = queue.ticket(0, None);
     assert!(first.may_look());
-    let _place = first.served().unwrap();
+    let place = first.served().unwrap();
     let mut tickets: Vec<Ticket> = (0..3).map(|_| queue.ticket(0, None)).collect();
     for ticket in &mut tickets {
         assert!(!ticket.may_look());
         ticket.join().unwrap();
     }
-    // It has its place still, and whoever was in line before it could not pass it.
-    assert!(!first.may_look(), "it was never in line");
-    first.join().unwrap();
+    // An engine turned it away: it gives its place back, and is before all that came since.
+    drop(place);
+    first.comes_back();
+    assert!(first.may_look());
     let turn = |ticket: &Ticket| ticket.turn.unwrap();
-    assert!(turn(&first) > turn(&tickets[2]));
-    tickets[0].step_aside();
-    assert!(!tickets[0].has_place);
-    tickets[0].join().unwrap();
-    assert!(turn(&tickets[0]) < turn(&tickets[1]));
+    assert!(turn(&first) < turn(&tickets[0]) && !tickets[0].may_look());
+    drop(first);
+    assert!(tickets[0].may_look());
+    // One that presses more comes first; what it needs is not held by who has to wait for it.
+    let mut urgent = queue.ticket(-1, None);
+    assert!(!urgent.may_look());
+    urgent.join().unwrap();
+    assert!(!tickets[0].may_look() && urgent.may_look());
+}
+
+/// Who comes to the front is called, whatever those before it wait for.
+#[tokio::test]
+async fn whoever_joins_in_front_is_called() {
+    let queue = queue(1, 10);
+    let mut first = queue.ticket(0, None);
+    assert!(first.may_look());
+    first.join().unwrap();
+    let mut urgent = queue.ticket(-1, None);
+    urgent.join().unwrap();
+    tokio::time::timeout(Duration::from_secs(10), urgent.called()).await.expect("a call");
+    drop((first, urgent));
+    // Alone, too: nobody else would.
+    let mut alone = queue.ticket(0, None);
+    alone.join().unwrap();
+    tokio::time::timeout(Duration::from_secs(10), alone.called()).await.expect("a call");
+    // Those that leave unserved leave their session's round, too.
+    let names: Vec<Ticket> = (0..20)
+        .map(|_| {
+            let mut ticket = queue.ticket(0, Some(7));
+            ticket.join().unwrap_or(());
+            ticket
+        })
+        .collect();
+    drop(names);
+    assert!(queue.state().rounds.is_empty());
 }
 
 #[test]

@@ -19,7 +19,7 @@ mod sessions;
 
 use order::{By, Order};
 pub use order::{Choice, Why};
-pub use prefixes::Forecast;
+pub use prefixes::{Forecast, Meeting as Expected};
 use prefixes::{Longest, Prefixes};
 use sessions::{Home, Sessions};
 
@@ -55,6 +55,8 @@ pub struct Picked {
     pub choices: [Choice; 2],
     /// What prefill is expected to have of the prompt.
     pub forecast: Option<Forecast>,
+    /// That it is to compute the rest.
+    pub expected: Option<Expected>,
 }
 
 /// Where on a decode engine a leg goes.
@@ -111,8 +113,15 @@ impl Selector {
 
     /// Prefill has answered: of so many tokens it had these.
     pub fn learn(&self, forecast: &Forecast, cached: u64, tokens: u64) {
-        if let (Some(prefixes), 1..) = (&self.prefixes, tokens) {
-            prefixes.learn(forecast, cached as f64 / tokens as f64);
+        if let Some(prefixes) = &self.prefixes {
+            prefixes.learn(forecast, cached, tokens);
+        }
+    }
+
+    /// A prompt did not come to be computed where that was expected.
+    pub fn forget(&self, prefix: &[u64], expected: Expected) {
+        if let Some(prefixes) = &self.prefixes {
+            prefixes.unmeet(prefix, expected);
         }
     }
 
@@ -144,7 +153,8 @@ impl Selector {
         }?;
         let prefill = (picked.prefill.engine.incarnation, picked.rank.unwrap_or(0));
         if let Some(prefixes) = self.prefixes.as_ref().filter(|_| !demand.prefix.is_empty()) {
-            picked.forecast = prefixes.meet(demand.prefix, prefill);
+            let (meeting, forecast) = prefixes.meet(demand.prefix, prefill);
+            (picked.expected, picked.forecast) = (Some(meeting), forecast);
         }
         if let Some(session) = session {
             let home = Home { prefill, decode: picked.decode.engine.incarnation };
@@ -286,15 +296,13 @@ impl Selector {
                 continue;
             }
             // Another thread may have taken a probation's only place since `usable` looked.
-            let Some(prefill_guard) = prefill.admit(now) else {
-                break;
-            };
+            let Some(prefill_guard) = prefill.admit(now) else { break };
             let Some(decode_guard) = decode.admit(now) else {
                 why = NoPick::Busy;
                 continue;
             };
-            let first = (met == PairState::Cold).then_some(rank);
-            let meeting = self.pairs.meet(memory, (prefill, first), decode, mode, now);
+            let first = (prefill, (met == PairState::Cold).then_some(rank));
+            let meeting = self.pairs.meet(memory, first, decode, mode, now);
             let (rank, choices) = ((prefill.registration.dp_size > 1).then_some(rank), [chosen, choice]);
             return Ok(Picked {
                 prefill: prefill_guard,
@@ -305,6 +313,7 @@ impl Selector {
                 meeting,
                 choices,
                 forecast: None,
+                expected: None,
             });
         }
         Err(why)

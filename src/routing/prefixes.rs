@@ -24,6 +24,8 @@ pub(super) const HOLDERS: usize = 8;
 const LATELY: u64 = 64;
 /// A rank gets no new conversation for what it has when so many more than the mean and a quarter of it have begun there.
 const CROWDED: u64 = 2;
+/// Bytes that a token of text has at most.
+const TEXT: u64 = 8;
 /// Ranks of engines' lives that are told apart. After as many restarts all is forgotten.
 const LIVES: usize = 65_536;
 /// Blocks that are dealt with under one lock.
@@ -50,6 +52,15 @@ pub struct Forecast {
     /// The part of the prompt that it was to have.
     part: f64,
     /// When it last met that.
+    met: u32,
+    /// Bytes of the prompt.
+    bytes: u64,
+}
+
+/// That a rank was to compute a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meeting {
+    rank: u32,
     met: u32,
 }
 
@@ -238,7 +249,7 @@ impl Prefixes {
     }
 
     /// A rank is to compute a prompt with these blocks. What it is expected to have of it, if anything.
-    pub(super) fn meet(&self, blocks: &[u64], place: Place) -> Option<Forecast> {
+    pub(super) fn meet(&self, blocks: &[u64], place: Place) -> (Meeting, Option<Forecast>) {
         let holder = {
             let mut known = self.known();
             known.now = known.now.saturating_add(1);
@@ -258,12 +269,34 @@ impl Prefixes {
             self.known().begin(holder.rank);
         }
         let part = had as f64 / blocks.len() as f64;
-        (had > 0).then_some(Forecast { place, part, met: last })
+        let bytes = (blocks.len() * BLOCK) as u64;
+        let meeting = Meeting { rank: holder.rank, met: holder.met };
+        (meeting, (had > 0).then_some(Forecast { place, part, met: last, bytes }))
     }
 
-    /// What part of a prompt a rank turned out to have.
-    pub(super) fn learn(&self, forecast: &Forecast, part: f64) {
-        if part >= forecast.part * LOST {
+    /// It did not come to that: what the rank had of it before is not known any more.
+    pub(super) fn unmeet(&self, blocks: &[u64], meeting: Meeting) {
+        let is_it = |holder: &Holder| holder.rank == meeting.rank && holder.met == meeting.met;
+        for part in blocks.chunks(AT_ONCE) {
+            let mut known = self.known();
+            for hash in part {
+                let Some(block) = known.young.get_mut(hash) else { continue };
+                block.others.retain(|other| !is_it(other));
+                if is_it(&block.holder) {
+                    match block.others.pop() {
+                        Some(other) => block.holder = other,
+                        None => drop(known.young.remove(hash)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Of so many tokens a rank turned out to have these.
+    pub(super) fn learn(&self, forecast: &Forecast, cached: u64, tokens: u64) {
+        // An image's bytes are many and its tokens few: parts of the one say nothing of the other.
+        let is_text = tokens > 0 && forecast.bytes / tokens <= TEXT;
+        if !is_text || cached as f64 / tokens as f64 >= forecast.part * LOST {
             return;
         }
         let mut known = self.known();
@@ -295,94 +328,4 @@ impl Longest {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SOME: u64 = 1 << 20;
-
-    fn blocks(prompt: u64, count: u64) -> Vec<u64> {
-        (0..count).map(|number| (prompt << 32 | number).wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect()
-    }
-
-    #[test]
-    fn the_longest_beginning_is_found() {
-        let prefixes = Prefixes::new(SOME);
-        let all = blocks(1, 300);
-        assert_eq!(prefixes.longest(&all, 4), Longest::default());
-        assert_eq!(prefixes.meet(&all[..100], (7, 0)), None);
-        prefixes.meet(&all[..200], (8, 1));
-        let found = prefixes.longest(&all, 4);
-        assert_eq!(
-            (found.blocks, found.holders[..2].to_vec(), found.bytes()),
-            (200, vec![Some((8, 1)), None], 200 * 2048)
-        );
-        let found = prefixes.longest(&all[..90], 4);
-        assert_eq!((found.blocks, found.holders[..3].to_vec()), (90, vec![Some((8, 1)), Some((7, 0)), None]));
-        let forecast = prefixes.meet(&all, (7, 0)).unwrap();
-        assert_eq!((forecast.place, (forecast.part * 300.0).round()), ((7, 0), 100.0));
-        assert_eq!(prefixes.longest(&[], 4), Longest::default());
-    }
-
-    #[test]
-    fn memory_is_bounded_and_the_oldest_go() {
-        let prefixes = Prefixes::new(SOME);
-        let most = SOME as usize / 64;
-        for prompt in 0..100 {
-            prefixes.meet(&blocks(prompt, 1000), (prompt % 3, 0));
-            // One that is met now and then.
-            if prompt % 5 == 0 {
-                prefixes.meet(&blocks(1000, 10), (9, 0));
-            }
-        }
-        assert!((most / 2..=most).contains(&prefixes.len()), "{} of {most}", prefixes.len());
-        assert_eq!(prefixes.longest(&blocks(99, 1000), 4).blocks, 1000);
-        assert_eq!(
-            (prefixes.longest(&blocks(1000, 10), 4).blocks, prefixes.longest(&blocks(0, 1000), 4).blocks),
-            (10, 0)
-        );
-    }
-
-    /// What an engine has lost shows by one prompt, and whatever it met before that is forgotten with it.
-    #[test]
-    fn what_an_engine_has_lost_is_unlearned() {
-        let prefixes = Prefixes::new(SOME);
-        let place = (7, 0);
-        for prompt in 1..=4 {
-            prefixes.meet(&blocks(prompt, 10), place);
-        }
-        prefixes.meet(&blocks(1, 10), (8, 0));
-        // It had most of what was expected: nothing is wrong.
-        let forecast = prefixes.meet(&blocks(4, 12), place).unwrap();
-        prefixes.learn(&forecast, 0.6);
-        assert_eq!(prefixes.longest(&blocks(2, 10), 4).blocks, 10);
-        // Of the third it has nothing left.
-        let forecast = prefixes.meet(&blocks(3, 10), place).unwrap();
-        prefixes.learn(&forecast, 0.0);
-        let holders = |prompt| prefixes.longest(&blocks(prompt, 10), 4).holders[0];
-        assert_eq!([1, 2, 3, 4].map(holders), [Some((8, 0)), None, Some(place), Some(place)]);
-    }
-
-    /// A system prompt that many have: each new conversation goes where it is, but not all to the one that had it first.
-    #[test]
-    fn new_conversations_do_not_crowd() {
-        let prefixes = Prefixes::new(SOME);
-        let of = |own: u64, count: u64| [blocks(1, 40), blocks(own, count)].concat();
-        for own in 100..104 {
-            prefixes.meet(&of(own, 60), (1, 0));
-        }
-        // Four have begun there: as many as there are of one rank, more than there are to be of four.
-        assert_eq!(prefixes.longest(&of(104, 5), 1).holders[0], Some((1, 0)));
-        assert_eq!(prefixes.longest(&of(104, 5), 4).holders[0], None);
-        // Its own conversation goes on there.
-        let grown = [of(100, 60), blocks(200, 5)].concat();
-        assert_eq!(prefixes.longest(&grown, 4).holders[0], Some((1, 0)));
-        // Once others have it, too, it is a matter of where the fewest have begun.
-        for (rank, count) in [(2, 3), (3, 1), (4, 2)] {
-            for number in 0..count {
-                prefixes.meet(&of(1000 * rank + number, 60), (rank, 0));
-            }
-        }
-        let found = prefixes.longest(&of(300, 5), 4);
-        assert_eq!((found.blocks, &found.holders[..4]), (40, &[3, 4, 2, 1].map(|rank| Some((rank, 0)))[..]));
-    }
-}
+mod tests;
