@@ -1,5 +1,5 @@
 //! Exchanges while hosts die and come back: every client gets its text or a typed error, and nothing is left behind.
-//! `MORIIO_CHAOS_EXCHANGES` (400) sets the length of each run.
+//! `MORIIO_WIDE_CHAOS_EXCHANGES` (400) sets the length of each run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -69,7 +69,7 @@ async fn run(mode: Mode, serve: bool) {
     let world = Arc::new(layout.start().await);
     requests(&world, 8).await;
     let (next, complete, done) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
-    let exchanges = setting("MORIIO_CHAOS_EXCHANGES", 400) as usize;
+    let exchanges = setting("MORIIO_WIDE_CHAOS_EXCHANGES", 400) as usize;
     let client = || async {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
