@@ -153,7 +153,10 @@ impl Together {
                 continue;
             };
             match self.streams.event(part.index, &data) {
-                Ok(Becomes::Data(data)) => self.say(&data),
+                Ok(Becomes::Data(data)) => {
+                    self.exchange.first_output();
+                    self.say(&data);
+                }
                 Ok(Becomes::Kept | Becomes::Done) => {}
                 Ok(Becomes::Error) => {
                     self.out.extend_from_slice(&event);
@@ -211,8 +214,10 @@ impl http_body::Body for Together {
         if this.out.is_empty() {
             return if this.over { Poll::Ready(None) } else { Poll::Pending };
         }
-        this.exchange.first_output();
         this.exchange.relayed(this.out.len());
         Poll::Ready(Some(Ok(Frame::data(this.out.split().freeze()))))
     }
 }
+
+#[cfg(test)]
+mod tests;
