@@ -20,15 +20,7 @@ impl fmt::Display for Case {
 }
 
 fn cases() -> impl Iterator<Item = Case> {
-    let policies = [
-        Policy::RoundRobin,
-        Policy::Random,
-        Policy::PowerOfTwo,
-        Policy::LeastLoaded,
-        Policy::ConsistentHash,
-        Policy::CacheAware,
-    ];
-    policies.into_iter().flat_map(|policy| [2, 16, 128, 512].map(|slots| Case(policy, slots)))
+    Policy::ALL.into_iter().flat_map(|policy| [2, 16, 128, 512].map(|slots| Case(policy, slots)))
 }
 
 /// A pick, and giving its places back.

@@ -24,6 +24,16 @@ pub enum Policy {
 }
 
 impl Policy {
+    /// Each, in the order in which the option shows them.
+    pub const ALL: [Policy; 6] = [
+        Policy::RoundRobin,
+        Policy::Random,
+        Policy::PowerOfTwo,
+        Policy::LeastLoaded,
+        Policy::ConsistentHash,
+        Policy::CacheAware,
+    ];
+
     /// The name of the option's value.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -37,15 +47,6 @@ impl Policy {
     }
 }
 
-const POLICIES: [(&str, Policy); 6] = [
-    ("round_robin", Policy::RoundRobin),
-    ("random", Policy::Random),
-    ("power_of_two", Policy::PowerOfTwo),
-    ("least_loaded", Policy::LeastLoaded),
-    ("consistent_hash", Policy::ConsistentHash),
-    ("cache_aware", Policy::CacheAware),
-];
-
 /// The policies of both roles (`--prefill-policy` and `--decode-policy`, else `--policy`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policies {
@@ -57,9 +58,10 @@ pub struct Policies {
 
 impl Policies {
     pub(super) fn read(reader: &mut Reader<'_>) -> Self {
-        let both = reader.get(Key::Policy, choice(&POLICIES));
+        let named = Policy::ALL.map(|policy| (policy.as_str(), policy));
+        let both = reader.get(Key::Policy, choice(&named));
         let mut of = |key| {
-            let policy = reader.find(key, choice(&POLICIES)).unwrap_or(both);
+            let policy = reader.find(key, choice(&named)).unwrap_or(both);
             reader.show(key, policy.as_str().to_owned());
             policy
         };

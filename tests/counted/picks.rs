@@ -43,14 +43,7 @@ fn pool(engines: u16) -> Pool {
 #[test]
 fn a_pick_allocates_for_its_legs_alone() {
     let _alone = crate::alone();
-    for policy in [
-        Policy::RoundRobin,
-        Policy::Random,
-        Policy::PowerOfTwo,
-        Policy::LeastLoaded,
-        Policy::ConsistentHash,
-        Policy::CacheAware,
-    ] {
+    for policy in Policy::ALL {
         for engines in [1, 8, 32] {
             let balance = Balance { absolute: 64, hundredths: 150 };
             let rules = PickRules {

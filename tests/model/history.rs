@@ -18,14 +18,6 @@ use moriio_proxy::upstream::Verdict;
 use super::world::{BREAKER, End, Life, Met, meeting, registration};
 use crate::fuzz::mutate::Random;
 
-const POLICIES: [Policy; 6] = [
-    Policy::RoundRobin,
-    Policy::Random,
-    Policy::PowerOfTwo,
-    Policy::LeastLoaded,
-    Policy::ConsistentHash,
-    Policy::CacheAware,
-];
 /// Of each prompt.
 const BYTES: u64 = 1000;
 const MAX_ENGINES: usize = 6;
@@ -69,7 +61,7 @@ impl History {
             allow_stale: random.one_in(4),
             route_ranks: 0,
             contract: if random.one_in(4) { Contract::SameRank } else { Contract::Auto },
-            policies: Policies { prefill: POLICIES[random.below(6)], decode: POLICIES[random.below(6)] },
+            policies: Policies { prefill: Policy::ALL[random.below(6)], decode: Policy::ALL[random.below(6)] },
             cache: Cache { hundredths: 30, memory: 4096 },
             affinity: Affinity {
                 is_on: random.one_in(2),

@@ -5,15 +5,6 @@ use crate::metrics::LegStatus;
 use crate::settings::{Affinity, Balance, Cache, Policies, Policy};
 use crate::upstream::Verdict;
 
-const ALL: [Policy; 6] = [
-    Policy::RoundRobin,
-    Policy::Random,
-    Policy::PowerOfTwo,
-    Policy::LeastLoaded,
-    Policy::ConsistentHash,
-    Policy::CacheAware,
-];
-
 /// Prefill engines of so many ranks each, and decode engines.
 fn side_by_side(prefills: u16, ranks: u32, decodes: u16) -> Vec<Arc<Engine>> {
     let engine = |port, role, ranks| with(&engine_of(port, role, ranks, port.into()), Some(NEW), State::Ready);
@@ -147,7 +138,7 @@ fn a_home_does_not_move_for_others() {
 /// Whatever the policy likes best, an engine that cannot be used is not picked, and nobody who can is left out.
 #[test]
 fn no_policy_picks_what_cannot_be_used() {
-    for policy in ALL {
+    for policy in Policy::ALL {
         let (pool, selector) = (pool(&side_by_side(4, 8, 3)), by(policy));
         for engine in [&pool.prefill[1], &pool.prefill[2], &pool.decode[0]] {
             // Two failures open its circuit.
@@ -165,7 +156,7 @@ fn no_policy_picks_what_cannot_be_used() {
 
 #[test]
 fn a_session_stays_where_it_is() {
-    for policy in ALL {
+    for policy in Policy::ALL {
         let (pool, selector) = (pool(&side_by_side(4, 2, 3)), staying(policy, BALANCE));
         let names = 0..10;
         let homes: Vec<_> = names.clone().map(|name| slot(&take(&selector, &pool, session(name)))).collect();
@@ -201,7 +192,7 @@ fn a_session_stays_with_decode_where_that_helps() {
 
 #[test]
 fn a_session_moves_as_a_whole() {
-    for policy in ALL {
+    for policy in Policy::ALL {
         let balance = Balance { absolute: 4, hundredths: 150 };
         let (all, selector) = (side_by_side(3, 1, 1), staying(policy, balance));
         let home = slot(&take(&selector, &pool(&all), session(1)));
