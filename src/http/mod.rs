@@ -6,6 +6,7 @@ mod attempts;
 mod body;
 pub(crate) mod browsers;
 pub(crate) mod descriptors;
+mod events;
 mod health;
 mod pass_through;
 mod places;

@@ -5,14 +5,14 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, Limited};
-use memchr::memmem;
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::events::Events;
 use crate::api::Api;
 use crate::api::siblings::{Becomes, Shape, Streams, merged};
 use crate::engine::Role;
@@ -55,8 +55,7 @@ pub(super) async fn whole(asking: Vec<Asking>, shape: Shape) -> Result<(HeaderMa
 pub(super) struct Part {
     index: u32,
     state: State,
-    /// What has come of an event whose end has not.
-    rest: BytesMut,
+    events: Events,
 }
 
 enum State {
@@ -72,7 +71,7 @@ enum State {
 pub(super) async fn begun(asking: Vec<Asking>) -> Result<(HeaderMap, Vec<Part>), ProxyError> {
     let mut parts: Vec<Part> = (0..)
         .zip(asking)
-        .map(|(index, asking)| Part { index, state: State::Asking(asking), rest: BytesMut::new() })
+        .map(|(index, asking)| Part { index, state: State::Asking(asking), events: Events::default() })
         .collect();
     let mut headers = std::future::poll_fn(|cx| {
         for part in &mut parts {
@@ -120,12 +119,12 @@ impl Together {
                 },
                 State::Reading(body) => match Pin::new(body).poll_frame(cx) {
                     Poll::Pending => return,
-                    Poll::Ready(None) if part.rest.iter().all(u8::is_ascii_whitespace) => part.state = State::Ended,
+                    Poll::Ready(None) if part.events.take().trim_ascii().is_empty() => part.state = State::Ended,
                     // Its events do not end as the API's do.
                     Poll::Ready(None) => self.fail(&ProxyError::Unlike),
                     Poll::Ready(Some(Err(_))) => self.fail(&ProxyError::Broken { role: Role::Decode }),
                     Poll::Ready(Some(Ok(frame))) => {
-                        part.rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                        part.events.push(frame.data_ref().map_or(&[][..], |data| data));
                         self.events(number);
                     }
                 },
@@ -137,16 +136,12 @@ impl Together {
     fn events(&mut self, number: usize) {
         while !self.over {
             let part = &mut self.parts[number];
-            // What ends an event that was cut may be more than its end.
-            let blank = part.rest.iter().take_while(|byte| **byte == b'\n').count();
-            part.rest.advance(blank);
-            let Some(end) = memmem::find(&part.rest, b"\n\n") else {
-                if part.rest.len() > MOST {
+            let Some(event) = part.events.next() else {
+                if part.events.held() > MOST {
                     self.fail(&ProxyError::AnswerTooLarge { role: Role::Decode, limit: MOST });
                 }
                 return;
             };
-            let event = part.rest.split_to(end + 2).freeze();
             let Some(data) = event.strip_prefix(b"data:").map(|data| event.slice_ref(data.trim_ascii())) else {
                 // A comment: its server lives.
                 self.out.extend_from_slice(&event);

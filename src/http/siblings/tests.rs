@@ -9,7 +9,7 @@ use crate::metrics::Metrics;
 fn together(events: &[&'static str], metrics: &Arc<Metrics>) -> Together {
     let parts = events.iter().map(|event| Ok::<_, std::convert::Infallible>(Bytes::from_static(event.as_bytes())));
     let body = Body::from_stream(stream::iter(parts.collect::<Vec<_>>()));
-    let part = Part { index: 0, state: State::Reading(body), rest: BytesMut::new() };
+    let part = Part { index: 0, state: State::Reading(body), events: Events::default() };
     let exchange = Exchange::open(metrics.clone(), "completions", None);
     Together::new(vec![part], (Api::Completions, Shape { count: 1, choices: 1 }), exchange)
 }
