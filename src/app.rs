@@ -187,7 +187,7 @@ impl App {
         (workers, metrics): (usize, Arc<Metrics>),
     ) -> Result<Self, String> {
         let Parts { door, server, origins, allowed, spans, presumed, registry, .. } = parts;
-        let Parts { picking, times, serial_write, kv_release, .. } = parts;
+        let Parts { picking, times, serial_write, tells_cached, kv_release, .. } = parts;
         let address = clients.local_addr().map_err(|error| error.to_string())?;
         let selector = Selector::new(picking);
         let registry = Registry::new(registry, metrics.clone());
@@ -207,6 +207,7 @@ impl App {
             background: tasks.clone(),
             limits: times,
             serial_write,
+            tells_cached,
             waits_for_room: server.admission.is_capped,
             cut: cut.clone(),
         });

@@ -12,3 +12,4 @@ mod redirects;
 mod refused;
 mod texts;
 mod transfer;
+mod usage;

@@ -9,6 +9,7 @@ pub mod prefix;
 pub mod request;
 pub mod siblings;
 pub(crate) mod side;
+pub mod usage;
 
 /// A route that takes a pair of engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

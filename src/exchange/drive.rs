@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use scopeguard::ScopeGuard;
 use serde_json::Value;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -59,6 +60,8 @@ pub struct Means {
     pub limits: Times,
     /// WRITE: whether decode waits for prefill's answer (`--write-dispatch serial`).
     pub serial_write: bool,
+    /// Whether clients are told what prefill had of their prompts (`--report-cached-tokens`).
+    pub tells_cached: bool,
     /// Whether requests wait in line for engines that turn work away.
     pub waits_for_room: bool,
     /// Fires when the drain is over and what is left is cut.
@@ -166,6 +169,8 @@ struct Attempt {
     meeting: Option<Meeting>,
     /// What prefill is expected to have of the prompt.
     forecast: Option<Forecast>,
+    /// What it had of it, once that is known, where clients are told.
+    cached: Option<oneshot::Receiver<u64>>,
     /// Whether the first output comes with the first token.
     streams: bool,
     /// Its limits, as its pair stood when the last one of them was begun.
@@ -237,6 +242,7 @@ impl Drive {
             answer_written: None,
             meeting,
             forecast: picked.forecast,
+            cached: None,
             streams: asked.request.stream,
             patience,
             params: None,
@@ -299,6 +305,11 @@ impl Drive {
                 Err(failure)
             }
         }
+    }
+
+    /// What prefill had of the prompt, to be asked for once; none where nobody is told.
+    pub(crate) fn take_cached(&mut self) -> Option<oneshot::Receiver<u64>> {
+        self.0.cached.take()
     }
 
     /// The answer that is being relayed, as long as there is one.

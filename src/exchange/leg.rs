@@ -3,9 +3,11 @@
 use std::future::poll_fn;
 use std::panic::resume_unwind;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout_at;
 
@@ -13,12 +15,39 @@ use crate::api::Api;
 use crate::engine::Role;
 use crate::exchange::opening::{Opening, Step};
 use crate::exchange::prefilled::Prefilled;
-use crate::metrics::LegStatus;
+use crate::metrics::{LegStatus, Metrics};
 use crate::pool::InFlight;
+use crate::routing::{Forecast, Selector};
 use crate::turns::LARGE;
 use crate::upstream::answer::Whole;
 use crate::upstream::sending::{Progress, Sending};
 use crate::upstream::{LegFailure, Limit, Verdict};
+
+/// Who hears what prefill had of a prompt, whether or not its answer is still waited for.
+pub struct Hearers {
+    /// Counts it.
+    pub metrics: Arc<Metrics>,
+    /// Learns of it.
+    pub selector: Arc<Selector>,
+    /// What it expected.
+    pub forecast: Option<Forecast>,
+    /// Tells the client.
+    pub client: Option<oneshot::Sender<u64>>,
+}
+
+impl Hearers {
+    fn hear(&mut self, answer: &Prefilled) {
+        let Some(cached) = answer.cached_tokens else { return };
+        self.metrics.cached_tokens.inc_by(cached);
+        if let (Some(forecast), Some(tokens)) = (self.forecast.take(), answer.prompt_tokens) {
+            self.selector.learn(&forecast, cached, tokens);
+        }
+        if let Some(client) = self.client.take() {
+            // A client that has left does not hear it.
+            let _ = client.send(cached);
+        }
+    }
+}
 
 /// Prefill's leg on its way to the end of its answer.
 pub struct PrefillLeg {
@@ -26,6 +55,7 @@ pub struct PrefillLeg {
     api: Api,
     /// READ: the params are wanted.
     is_read: bool,
+    hearers: Hearers,
     /// Its place on the engine.
     guard: InFlight,
     began: Instant,
@@ -50,9 +80,9 @@ enum PrefillTold {
 
 impl PrefillLeg {
     /// A leg whose limit begins now.
-    pub fn new(sending: Sending, guard: InFlight, limit: Limit, api: Api, is_read: bool) -> Self {
+    pub fn new(sending: Sending, guard: InFlight, limit: Limit, (api, is_read): (Api, bool), hearers: Hearers) -> Self {
         let way = PrefillWay::Sending(Box::new(sending));
-        PrefillLeg { way, api, is_read, guard, began: Instant::now(), limit, written: None }
+        PrefillLeg { way, api, is_read, hearers, guard, began: Instant::now(), limit, written: None }
     }
 
     /// When the whole request had been handed over, if it has been.
@@ -84,7 +114,8 @@ impl PrefillLeg {
         let told = poll_fn(|cx| self.poll(cx)).await;
         match &told {
             PrefillTold::Started => {}
-            PrefillTold::Ended(Ok(_)) => {
+            PrefillTold::Ended(Ok(answer)) => {
+                self.hearers.hear(answer);
                 self.guard.engine.vitals.metrics.answered(self.began.elapsed());
                 self.guard.end(LegStatus::Success, Verdict::Healthy);
             }
@@ -236,6 +267,7 @@ mod tests {
 
     use super::*;
     use crate::pool::tests::engine_of;
+    use crate::settings::PickRules;
 
     /// A leg that is behind its limit already, and whose answer is being read.
     fn parsing(parse: impl FnOnce() -> Prefilled + Send + 'static) -> PrefillLeg {
@@ -243,7 +275,13 @@ mod tests {
         guard.dispatch();
         let way = PrefillWay::Parsing(spawn_blocking(parse));
         let limit = Limit::new(Duration::ZERO, "answer", "--prefill-timeout");
-        PrefillLeg { way, api: Api::Chat, is_read: true, guard, began: Instant::now(), limit, written: None }
+        let hearers = Hearers {
+            metrics: Arc::default(),
+            selector: Selector::new(PickRules::default()),
+            forecast: None,
+            client: None,
+        };
+        PrefillLeg { way, api: Api::Chat, is_read: true, hearers, guard, began: Instant::now(), limit, written: None }
     }
 
     #[tokio::test]

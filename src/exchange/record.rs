@@ -183,6 +183,11 @@ impl Exchange {
         self.bytes += bytes as u64;
     }
 
+    /// It was edited on its way.
+    pub(crate) fn grows(&mut self, bytes: i64) {
+        self.bytes = self.bytes.saturating_add_signed(bytes);
+    }
+
     /// The answer has shown that its engine is at work.
     pub fn first_output(&mut self) {
         if self.first_byte.is_none() {

@@ -88,6 +88,11 @@ impl Relay {
         relay
     }
 
+    /// The client gets so many bytes more than were passed, or fewer.
+    pub(crate) fn grows(&mut self, bytes: i64) {
+        self.exchange.grows(bytes);
+    }
+
     fn closed(exchange: Exchange, limits: RelayLimits, api: Api, cut: CancellationToken) -> Self {
         Relay {
             drive: None,

@@ -5,6 +5,7 @@ pub(crate) mod access;
 mod attempts;
 mod body;
 pub(crate) mod browsers;
+mod cached;
 pub(crate) mod descriptors;
 mod events;
 mod health;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use tokio_util::sync::CancellationToken;
 
+use super::cached::Corrected;
 use super::siblings::{Part, Together};
 use crate::api::siblings::Shape;
 use crate::api::{Api, message};
@@ -22,14 +23,20 @@ pub(super) fn respond(
     cut: CancellationToken,
 ) -> Response {
     match outcome {
-        Outcome::Relayed(drive, mut head, limits) => {
+        Outcome::Relayed(mut drive, mut head, limits) => {
             let mut headers = std::mem::take(&mut head.headers);
-            if head.is_events {
-                // A stream may lose comments or gain an error event.
+            // Engines' errors have no usage.
+            let cached = drive.take_cached().filter(|_| head.status.is_success());
+            if head.is_events || cached.is_some() {
+                // A stream may lose comments or gain an error event, a usage gain a number.
                 headers.remove(header::CONTENT_LENGTH);
             }
             record.committed(head.status.as_u16());
-            let mut response = Response::new(Body::new(Relay::new(drive, &head, record, limits, (api, cut))));
+            let relay = Relay::new(drive, &head, record, limits, (api, cut));
+            let mut response = Response::new(match cached {
+                Some(cached) => Body::new(Corrected::new(relay, (api, head.is_events), cached, Relay::grows)),
+                None => Body::new(relay),
+            });
             *response.status_mut() = head.status;
             *response.headers_mut() = headers;
             response

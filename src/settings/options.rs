@@ -120,6 +120,8 @@ table! {
     "Exchange between engines" {
         DecodeTokenBudget "decode-token-budget" "PROXY_DECODE_TOKEN_BUDGET" Value("HOW") = "minus-one":
             "Token limit decode gets: `minus-one` (the client's less one, never below one) or `exact` (the client's)";
+        ReportCachedTokens "report-cached-tokens" "PROXY_REPORT_CACHED_TOKENS" Switch = "false":
+            "Answers' usage tells the prompt tokens that prefill had cached; decode counts what it loads from prefill as cached";
         WriteDispatch "write-dispatch" "PROXY_WRITE_DISPATCH" Value("HOW") = "concurrent":
             "When decode is sent in WRITE mode: `concurrent` with prefill, or `serial` after prefill's answer";
         WriteContract "write-contract" "PROXY_WRITE_CONTRACT" Value("HOW") = "auto":

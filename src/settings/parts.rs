@@ -66,6 +66,8 @@ parts! {
         times: Times;
         /// WRITE: whether decode waits for prefill's answer (`--write-dispatch serial`).
         serial_write: bool = WriteDispatch choice(&[("concurrent", false), ("serial", true)]);
+        /// Whether clients are told what prefill had of their prompts (`--report-cached-tokens`).
+        tells_cached: bool = ReportCachedTokens switch;
         /// Whether blocks nobody will read are released where the engine understands it (`--kv-release`).
         kv_release: bool = KvRelease choice(&[("auto", true), ("off", false)]);
     }

@@ -280,11 +280,11 @@ impl Leg {
         }
     }
 
-    /// What decode is told of prefill's cache, which it tells its client; what it loads it counts neither way.
+    /// What decode tells its client: what it is told of prefill's cache, else all that it loads.
     fn told_cached(&self) -> usize {
-        let told = self.ask.params().filter(|_| !self.core.prefill() && self.core.minor >= 31);
-        let told = told.and_then(|params| params.get("remote_prefill_cached_tokens")?.as_u64());
-        told.unwrap_or(0) as usize
+        let Some(params) = self.ask.params().filter(|_| !self.core.prefill()) else { return 0 };
+        let told = params.get("remote_prefill_cached_tokens").filter(|_| self.core.minor >= 31);
+        told.and_then(Value::as_u64).map_or(self.ask.prompt.tokens, |told| told as usize)
     }
 }
 

@@ -159,6 +159,7 @@ fn means(pool: Pool, metrics: &Arc<Metrics>) -> Arc<Means> {
         background: TaskTracker::new(),
         limits,
         serial_write: false,
+        tells_cached: false,
         waits_for_room: false,
         cut: CancellationToken::new(),
     })

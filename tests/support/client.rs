@@ -209,7 +209,7 @@ impl Ask {
     }
 
     /// Sends it and compares what comes back with one undivided engine's answer.
-    pub async fn check(&self, proxy: &Proxy) {
+    pub async fn check(&self, proxy: &Proxy) -> Answer {
         let answer = post(proxy, self.api.path(), &self.body).await;
         let what = format!("{:?} {}", self.api, answer.body);
         assert_eq!(answer.status, 200, "{what}");
@@ -222,6 +222,7 @@ impl Ask {
         if self.body["stream"] == true && !matches!(self.api, Api::Responses | Api::Messages) {
             assert!(answer.body.ends_with("data: [DONE]\n\n"), "{what}");
         }
+        answer
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::time::Instant;
 
-use super::{Attempt, Failed, Head, Verdict};
+use tokio::sync::oneshot;
+
+use super::{Attempt, Failed, Head, Means, Verdict};
 use crate::api::legs::{self, Pair};
 use crate::engine::Role;
 use crate::error::ProxyError;
-use crate::exchange::leg::{AnswerLeg, PrefillLeg};
+use crate::exchange::leg::{AnswerLeg, Hearers, PrefillLeg};
 use crate::exchange::transfer::{Action, Cause, Event, Left, Notice, Orphan, Plan};
 use crate::metrics::LegStatus;
 use crate::upstream::failure::Kind;
@@ -115,14 +117,23 @@ impl Attempt {
         match role {
             Role::Prefill => {
                 self.prefill_written = None;
-                self.prefill =
-                    Some(PrefillLeg::new(sending, guard, self.patience.prefill, self.api, self.plan == Plan::Read));
+                let (api, limit, hearers) = (self.api, self.patience.prefill, self.hearers());
+                let is_read = self.plan == Plan::Read;
+                self.prefill = Some(PrefillLeg::new(sending, guard, limit, (api, is_read), hearers));
             }
             Role::Decode => {
                 self.answer_written = None;
                 self.answer = Some(AnswerLeg::Sending { sending: Box::new(sending), guard, api: self.api });
             }
         }
+    }
+
+    /// Who hears what prefill had of the prompt.
+    fn hearers(&mut self) -> Hearers {
+        let Means { metrics, selector, tells_cached, .. } = &*self.means;
+        let (client, told) = tells_cached.then(oneshot::channel).unzip();
+        self.cached = told;
+        Hearers { metrics: metrics.clone(), selector: selector.clone(), forecast: self.forecast.take(), client }
     }
 
     /// The machine asks for what cannot be done: a defect, of which operators are told.

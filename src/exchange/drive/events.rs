@@ -106,14 +106,6 @@ impl Attempt {
 
     /// What follows from prefill's answer.
     fn prefilled(&mut self, answer: Prefilled) -> Answer {
-        if let Some(tokens) = answer.cached_tokens {
-            self.means.metrics.cached_tokens.inc_by(tokens);
-        }
-        if let (Some(forecast), Some(cached), Some(tokens)) =
-            (self.forecast.take(), answer.cached_tokens, answer.prompt_tokens)
-        {
-            self.means.selector.learn(&forecast, cached, tokens);
-        }
         if answer.message.is_some() {
             self.message = answer.message;
             return Answer::Message;

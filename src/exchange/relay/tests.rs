@@ -72,6 +72,7 @@ fn means(pool: Pool) -> Arc<Means> {
         background: TaskTracker::new(),
         limits,
         serial_write: false,
+        tells_cached: false,
         waits_for_room: false,
         cut: CancellationToken::new(),
     })

@@ -1,0 +1,174 @@
+//! An answer whose usage tells what prefill had of its prompt (`--report-cached-tokens`). Everything else passes as it comes.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame};
+use memchr::memchr;
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
+
+use super::events::Events;
+use crate::api::{Api, usage};
+
+/// The most that is kept until its end has come. What is longer passes as it is.
+const MOST: usize = 64 << 20;
+/// WRITE: how long the usage waits for prefill's answer, which mostly came long before.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What prefill had.
+enum Told {
+    Waiting(oneshot::Receiver<u64>, Option<Pin<Box<Sleep>>>),
+    Known(Option<u64>),
+}
+
+impl Told {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<u64>> {
+        let (receiver, timer) = match self {
+            Told::Known(tokens) => return Poll::Ready(*tokens),
+            Told::Waiting(receiver, timer) => (receiver, timer),
+        };
+        let tokens = match Pin::new(receiver).poll(cx) {
+            Poll::Ready(told) => told.ok(),
+            Poll::Pending => {
+                let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(GRACE)));
+                ready!(timer.as_mut().poll(cx));
+                None
+            }
+        };
+        *self = Told::Known(tokens);
+        Poll::Ready(tokens)
+    }
+}
+
+/// The body of such an answer.
+pub(super) struct Corrected<B> {
+    answer: B,
+    api: Api,
+    is_events: bool,
+    told: Told,
+    /// Told by how many bytes more the client gets.
+    grows: fn(&mut B, i64),
+    events: Events,
+    /// What has a usage, and waits for prefill.
+    held: Option<Bytes>,
+    out: BytesMut,
+    /// It is too long to be kept.
+    as_it_is: bool,
+    is_over: bool,
+}
+
+impl<B> Corrected<B> {
+    /// An answer, and what prefill will have told.
+    pub(super) fn new(
+        answer: B,
+        (api, is_events): (Api, bool),
+        told: oneshot::Receiver<u64>,
+        grows: fn(&mut B, i64),
+    ) -> Corrected<B> {
+        Corrected {
+            answer,
+            api,
+            is_events,
+            told: Told::Waiting(told, None),
+            grows,
+            events: Events::default(),
+            held: None,
+            out: BytesMut::new(),
+            as_it_is: false,
+            is_over: false,
+        }
+    }
+
+    /// The next that can be looked at: an event, or the whole.
+    fn piece(&mut self) -> Option<Bytes> {
+        if let Some(event) = self.held.take() {
+            return Some(event);
+        }
+        if !self.is_events || self.is_over {
+            return (self.is_over && self.events.held() > 0).then(|| self.events.take());
+        }
+        self.events.next()
+    }
+
+    /// Passes on what can be; what waits stays.
+    fn pass(&mut self, cx: &mut Context<'_>) {
+        while let Some(piece) = self.piece() {
+            if usage::may_have(&piece) {
+                let Poll::Ready(tokens) = self.told.poll(cx) else {
+                    self.held = Some(piece);
+                    return;
+                };
+                self.correct(&piece, tokens);
+            } else {
+                self.out.extend_from_slice(&piece);
+            }
+        }
+        if self.events.held() > MOST {
+            self.as_it_is = true;
+            self.out.extend_from_slice(&self.events.take());
+        }
+    }
+
+    fn correct(&mut self, piece: &Bytes, tokens: Option<u64>) {
+        let data = if self.is_events { data(piece) } else { Some(piece.clone()) };
+        let corrected = data.as_ref().and_then(|data| Some((data, usage::corrected(self.api, data, tokens)?)));
+        let Some((data, corrected)) = corrected else { return self.out.extend_from_slice(piece) };
+        (self.grows)(&mut self.answer, corrected.len() as i64 - data.len() as i64);
+        let from = data.as_ptr() as usize - piece.as_ptr() as usize;
+        for part in [&piece[..from], &corrected, &piece[from + data.len()..]] {
+            self.out.extend_from_slice(part);
+        }
+    }
+}
+
+/// The data of an event.
+fn data(event: &Bytes) -> Option<Bytes> {
+    let mut rest = &event[..];
+    loop {
+        let end = memchr(b'\n', rest).unwrap_or(rest.len());
+        match rest[..end].strip_prefix(b"data:") {
+            Some(data) => return Some(event.slice_ref(data.trim_ascii())),
+            None => rest = rest.get(end + 1..)?,
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Corrected<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        loop {
+            this.pass(cx);
+            if !this.out.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(this.out.split().freeze()))));
+            }
+            if this.held.is_some() {
+                return Poll::Pending;
+            }
+            if this.is_over {
+                return Poll::Ready(None);
+            }
+            let part = match ready!(Pin::new(&mut this.answer).poll_frame(cx)) {
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {
+                    this.is_over = true;
+                    continue;
+                }
+            };
+            let is_whole = this.is_events && this.events.held() == 0 && part.ends_with(b"\n\n");
+            if this.as_it_is || (is_whole && !usage::may_have(&part)) {
+                return Poll::Ready(Some(Ok(Frame::data(part))));
+            }
+            this.events.push(&part);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

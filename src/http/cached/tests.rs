@@ -1,0 +1,100 @@
+use std::convert::Infallible;
+
+use futures::{FutureExt, stream};
+use http_body_util::{BodyExt, StreamBody};
+
+use super::*;
+
+/// A body that comes in these parts.
+fn coming(parts: Vec<Bytes>) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
+    StreamBody::new(stream::iter(parts.into_iter().map(|part| Ok(Frame::data(part)))))
+}
+
+async fn passed(text: &str, step: usize, is_events: bool, told: Option<u64>) -> String {
+    let parts = text.as_bytes().chunks(step).map(Bytes::copy_from_slice).collect();
+    let (tell, hear) = oneshot::channel();
+    match told {
+        Some(tokens) => tell.send(tokens).unwrap(),
+        None => drop(tell),
+    }
+    let body = Corrected::new(coming(parts), (Api::Chat, is_events), hear, |_, _| {}).collect().await.unwrap();
+    String::from_utf8(body.to_bytes().to_vec()).unwrap()
+}
+
+const STREAM: &str = ": alive\n\ndata: {\"choices\":[{\"delta\":{\"content\":\"\\\"usage\\\"\\n\"}}],\"usage\":null}\n\nevent: x\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":9@}}\n\ndata: [DONE]\n\n";
+
+#[tokio::test]
+async fn a_usage_is_told_wherever_a_stream_is_cut() {
+    let before = STREAM.replace('@', ",\"prompt_tokens_details\":{\"cached_tokens\":8}");
+    let after = STREAM.replace('@', ",\"prompt_tokens_details\":{\"cached_tokens\":5}");
+    let unknown = STREAM.replace('@', ",\"prompt_tokens_details\":{}");
+    for step in 1..=before.len() {
+        assert_eq!(passed(&before, step, true, Some(5)).await, after, "{step}");
+        assert_eq!(passed(&before, step, true, None).await, unknown, "{step}");
+    }
+}
+
+#[tokio::test]
+async fn a_whole_answer_is_told_at_its_end() {
+    let of = |details: &str| {
+        format!("{{\"choices\":[{{\"text\":\"a\\n\\nb\"}}],\"usage\":{{\"prompt_tokens\":9{details}}}}}")
+    };
+    for step in 1..=of("").len() {
+        let after = of(",\"prompt_tokens_details\":{\"cached_tokens\":5}");
+        assert_eq!(passed(&of(""), step, false, Some(5)).await, after, "{step}");
+        assert_eq!(passed(&of(""), step, false, None).await, of(""), "{step}");
+    }
+}
+
+/// What breaks off, and an event without an end, pass as far as they came.
+#[tokio::test]
+async fn what_has_no_end_passes_as_it_is() {
+    for text in ["", "data: {\"usage\":{", "data: {\"a\":1}\n", "{\"usage\"", "event: error\ndata: {\"error\":{}}\n\n"]
+    {
+        for is_events in [true, false] {
+            assert_eq!(passed(text, 3, is_events, Some(5)).await, text);
+        }
+    }
+}
+
+/// What comes before the usage does not wait for prefill, and the usage not for ever.
+#[tokio::test(start_paused = true)]
+async fn only_the_usage_waits_for_prefill() {
+    for tells in [true, false] {
+        let parts = ["data: {\"choices\":[1]}\n\n", "data: {\"usage\":{}}\n\ndata: [DONE]\n\n"];
+        let parts = parts.map(|part| Bytes::from_static(part.as_bytes())).to_vec();
+        let (tell, hear) = oneshot::channel();
+        let mut body = Corrected::new(coming(parts), (Api::Chat, true), hear, |_, _| {});
+        let mut frame = async || String::from_utf8(body.frame().await.unwrap().unwrap().into_data().unwrap().to_vec());
+        assert_eq!(frame().now_or_never().unwrap().unwrap(), "data: {\"choices\":[1]}\n\n");
+        assert!(frame().now_or_never().is_none());
+        let (usage, waited) = match tells {
+            true => ("{\"prompt_tokens_details\":{\"cached_tokens\":3}}", Duration::ZERO),
+            false => ("{}", GRACE),
+        };
+        let from = tokio::time::Instant::now();
+        // One that neither answers nor ends.
+        let _kept = if tells { tell.send(3).ok().map(|()| None) } else { Some(Some(tell)) };
+        assert_eq!(frame().await.unwrap(), format!("data: {{\"usage\":{usage}}}\n\ndata: [DONE]\n\n"));
+        assert!(from.elapsed() >= waited && from.elapsed() < waited + GRACE, "{:?}", from.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_long_to_be_kept_passes() {
+    let part = Bytes::from(vec![b'a'; MOST / 4]);
+    let last = Bytes::from_static(b"\n\ndata: {\"usage\":{}}\n\n");
+    for is_events in [true, false] {
+        let mut parts = vec![part.clone(); 6];
+        parts.push(last.clone());
+        let (_tell, hear) = oneshot::channel();
+        let mut body = Corrected::new(coming(parts), (Api::Chat, is_events), hear, |_, _| {});
+        let (mut bytes, mut most) = (0, 0);
+        while let Some(frame) = body.frame().await {
+            bytes += frame.unwrap().into_data().unwrap().len();
+            most = most.max(body.events.held());
+        }
+        assert_eq!(bytes, 6 * part.len() + last.len());
+        assert!(most <= MOST);
+    }
+}
