@@ -313,7 +313,8 @@ impl World<'_> {
             Left::Forgotten if ours => {
                 self.judge.fail("D9: a READ decode leg was closed before its scheduler knew of it")
             }
-            Left::Freed if was != Stage::Over => {
+            // A process that is gone gives nothing back.
+            Left::Freed if !matches!(was, Stage::Over | Stage::Gone) => {
                 self.ended_by_us |= ours;
                 self.gives_back();
             }
