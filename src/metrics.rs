@@ -1,7 +1,6 @@
 //! Every metric family, its help text and label set, and their rendering. When to count is decided elsewhere.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -13,6 +12,10 @@ use prometheus_client::registry::Registry;
 use crate::engine::Role;
 use crate::lines;
 
+mod engine;
+
+pub use engine::{EngineMetrics, LegStatus};
+
 /// Label pairs; every value is from a closed list or an engine's address, never a client's text.
 pub type Labels = Vec<(&'static str, String)>;
 
@@ -21,73 +24,6 @@ type Words<const N: usize> = [(&'static str, &'static str); N];
 
 /// An HTTP status among them.
 type Status = [(&'static str, u32); 1];
-
-/// How a leg ended, as its counter says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LegStatus {
-    /// 2xx, read to its end.
-    Success,
-    /// 4xx.
-    Refused,
-    /// 5xx, or a redirect.
-    Failed,
-    /// No connection could be made.
-    Connect,
-    /// The connection broke.
-    Broken,
-    /// A limit on time passed.
-    Timeout,
-    /// Closed by the proxy: the client left, or the other leg failed.
-    Cancelled,
-}
-
-impl LegStatus {
-    const ALL: [LegStatus; 7] = [
-        LegStatus::Success,
-        LegStatus::Refused,
-        LegStatus::Failed,
-        LegStatus::Connect,
-        LegStatus::Broken,
-        LegStatus::Timeout,
-        LegStatus::Cancelled,
-    ];
-
-    /// The value of the label `status`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LegStatus::Success => "2xx",
-            LegStatus::Refused => "4xx",
-            LegStatus::Failed => "5xx",
-            LegStatus::Connect => "connect",
-            LegStatus::Broken => "broken",
-            LegStatus::Timeout => "timeout",
-            LegStatus::Cancelled => "cancelled",
-        }
-    }
-}
-
-/// The handles of one engine, cached in its record so that a leg costs no look-up.
-#[derive(Debug)]
-pub struct EngineMetrics {
-    legs: Vec<Counter>,
-    answer: Histogram,
-    /// Legs in flight.
-    pub in_flight: Gauge,
-    /// 0 closed, 1 probation, 2 open.
-    pub circuit: Gauge,
-}
-
-impl EngineMetrics {
-    /// Counts one ended leg.
-    pub fn leg(&self, status: LegStatus) {
-        self.legs[status as usize].inc();
-    }
-
-    /// Notes how long the engine took to answer: prefill's whole answer, decode's first output.
-    pub fn answered(&self, after: Duration) {
-        self.answer.observe(after.as_secs_f64());
-    }
-}
 
 /// Every metric of the process.
 #[derive(Debug)]
