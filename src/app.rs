@@ -214,7 +214,9 @@ impl App {
         let rounds = Arc::new(Rounds::default());
         let (client, pairs) = (upstream.client().clone(), selector.pairs.clone());
         let announcer = Announcer::start(server.conduct.announces).map_err(|error| error.to_string())?;
-        let teller = Teller::new(presumed, server.expected, announcer.clone(), server.conduct.names_side);
+        let (expected, says_stall) = (server.expected, server.conduct.names_side);
+        let serves_alone = picking.decode_alone.is_on();
+        let teller = Teller::new(presumed, expected, announcer.clone(), says_stall, serves_alone);
         let discovery =
             Discovery::new((registry, news), pairs, metrics.clone(), client, (allowed, spans), rounds.clone(), teller);
         background.start_apart("membership", ended(discovery.run(heard))).map_err(|error| error.to_string())?;

@@ -67,6 +67,9 @@ pub struct Metrics {
     pub cached_tokens: Counter,
     /// Requests that prefill answered alone: for output of the prompt's side, or ended by their first token.
     pub prefill_alone: Counter,
+    decode_alone: Family<Words<1>, Counter>,
+    /// Requests that a pair answered.
+    pub disaggregated: Counter,
     /// Exchanges cut at the end of the drain.
     pub drain_cut: Counter,
     /// Registration sockets rebuilt by the watchdog.
@@ -118,6 +121,8 @@ impl Metrics {
             relayed_bytes: Counter::default(),
             cached_tokens: Counter::default(),
             prefill_alone: Counter::default(),
+            decode_alone: Family::default(),
+            disaggregated: Counter::default(),
             drain_cut: Counter::default(),
             listener_rebuilds: Counter::default(),
             invariant_breaches: Counter::default(),
@@ -188,6 +193,9 @@ impl Metrics {
             "Requests that prefill answered alone, without a transfer",
             self.prefill_alone.clone(),
         );
+        let help = "Requests that decode answered alone, without prefill, by reason: short or warm";
+        r.register("decode_alone", help, self.decode_alone.clone());
+        r.register("disaggregated", "Requests that prefill and decode answered together", self.disaggregated.clone());
         r.register("drain_cut", "Exchanges cut at the end of the drain", self.drain_cut.clone());
         r.register("listener_rebuilds", "Registration sockets rebuilt by the watchdog", self.listener_rebuilds.clone());
         r.register("lines_lost", "Lines for stderr or stdout that nobody took", lines::LOST.clone());
@@ -288,6 +296,17 @@ impl Metrics {
     /// An attempt beyond an exchange's first.
     pub fn attempt(&self, cause: &'static str) {
         self.attempts.get_or_create(&[("cause", cause)]).inc();
+    }
+
+    /// Decode has answered alone.
+    pub fn decode_alone(&self, reason: &'static str) {
+        self.decode_alone.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// Requests that pairs have answered, and those that decode has alone.
+    pub(crate) fn by_whom(&self) -> (u64, u64) {
+        let alone = |reason| self.decode_alone.get_or_create(&[("reason", reason)]).get();
+        (self.disaggregated.get(), alone("short") + alone("warm"))
     }
 
     /// An engine was picked.

@@ -1,6 +1,7 @@
 //! Where requests go: sessions, policies, and what is told of both. The orders themselves are tested beside the code, and
 //! `model` picks by all of them at random.
 
+mod alone;
 mod queue;
 
 use std::collections::{BTreeMap, BTreeSet};

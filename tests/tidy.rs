@@ -180,6 +180,7 @@ fn every_family() -> String {
     metrics.orphan_ended("written");
     metrics.attempt("connect");
     metrics.decision(Role::Prefill, "round_robin", "hit");
+    metrics.decode_alone("short");
     metrics.place_missing("refused");
     let text = metrics.render();
     let registered = read("src/metrics.rs").matches("r.register(").count();

@@ -35,7 +35,7 @@ fn pick(bencher: Bencher, Case(policy, slots): &Case) {
         key += 1;
         // Ten blocks of a hundred prompts.
         let prefix: [u64; 10] = std::array::from_fn(|number| (key % 100) << 32 | number as u64);
-        let demand = Demand { session: None, key, bytes: 30_000, prefix: &prefix };
+        let demand = Demand { key, bytes: 30_000, prefix: &prefix, ..Demand::default() };
         drop(selector.pick(&pool, demand, &[], now).expect("a pair"));
     });
 }
@@ -49,7 +49,7 @@ fn session(bencher: Bencher, slots: u16) {
     let (now, mut number) = (Instant::now(), 0);
     bencher.bench_local(|| {
         number = (number + 1) % 1000;
-        let demand = Demand { session: Some(number), key: number, bytes: 1000, prefix: &[] };
+        let demand = Demand { session: Some(number), key: number, bytes: 1000, ..Demand::default() };
         drop(selector.pick(&pool, demand, &[], now).expect("a pair"));
     });
 }

@@ -82,17 +82,17 @@ fn prefill_rank(pair: &Pair<'_>) -> Option<u32> {
 
 /// The body of the prefill leg, the same in both modes.
 pub fn prefill_leg(request: &Request, pair: &Pair<'_>, ids: &Ids) -> Segments {
-    leg(request, Role::Prefill, ids, Json::Text(built_params(Role::Prefill, pair, ids)))
+    leg(request, Role::Prefill, ids, Some(Json::Text(built_params(Role::Prefill, pair, ids))))
 }
 
 /// The body of the decode leg in WRITE, where nothing of prefill's answer is needed.
 pub fn decode_leg_write(request: &Request, pair: &Pair<'_>, ids: &Ids) -> Segments {
-    leg(request, Role::Decode, ids, Json::Text(built_params(Role::Decode, pair, ids)))
+    leg(request, Role::Decode, ids, Some(Json::Text(built_params(Role::Decode, pair, ids))))
 }
 
 /// The body of the decode leg in READ, made from prefill's answer.
 pub fn decode_leg_read(request: &Request, pair: &Pair<'_>, ids: &Ids, params: &PrefillParams) -> Segments {
-    leg(request, Role::Decode, ids, Json::Parts(params.completed(pair, ids)))
+    leg(request, Role::Decode, ids, Some(Json::Parts(params.completed(pair, ids))))
 }
 
 /// The body of a request that prefill answers alone: the client's, limits and stream included, under our id. It has no transfer
@@ -105,16 +105,22 @@ pub fn alone_leg(request: &Request, ids: &Ids) -> Segments {
     request.body.edit(&edits)
 }
 
+/// The body of a request that decode answers alone: as its leg of a pair, but that it has no transfer params.
+pub fn decode_leg_alone(request: &Request, ids: &Ids) -> Segments {
+    leg(request, Role::Decode, ids, None)
+}
+
 /// A leg by the table.
-fn leg(request: &Request, role: Role, ids: &Ids, params: Json) -> Segments {
+fn leg(request: &Request, role: Role, ids: &Ids, mut params: Option<Json>) -> Segments {
     let mut top = Vec::with_capacity(16);
     let mut inner = Vec::new();
-    let mut params = Some(params);
     let limits = request.decode_limits();
     for field in fields::of(request.api) {
         let edit = match field.gets(role) {
             Gets::Id => Some(Edit::Set(field.name, Json::Text(quoted(&ids.for_body(request.api))))),
-            Gets::Params => params.take().map(|params| Edit::Set(field.name, params)),
+            Gets::Params => {
+                Some(params.take().map_or(Edit::Remove(field.name), |params| Edit::Set(field.name, params)))
+            }
             Gets::Less => less(field, &request.limits, &limits),
             Gets::Sibling => own_value(request, field.name),
             gets => replaced(field, gets, field.home(&request.body, request.sampling.as_ref())),

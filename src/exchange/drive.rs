@@ -34,7 +34,7 @@ use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pool::pairs::Meeting;
 use crate::pool::{Engine, InFlight, LegEnd, Pool};
-use crate::routing::{DecodePlace, Demand, Forecast, Selector};
+use crate::routing::{DecodePlace, Demand, Forecast, Selector, Short};
 use crate::settings::Times;
 use crate::upstream::failure::Kind;
 use crate::upstream::gauges::Queue;
@@ -167,7 +167,9 @@ struct Attempt {
     prefill_written: Option<Instant>,
     answer_written: Option<Instant>,
     meeting: Option<Meeting>,
-    /// What prefill is expected to have of the prompt.
+    /// Why decode serves it alone, if it does.
+    short: Option<Short>,
+    /// What prefill is expected to have of the prompt, or decode alone.
     forecast: Option<Forecast>,
     /// What it had of it, once that is known, where clients are told.
     cached: Option<oneshot::Receiver<u64>>,
@@ -235,6 +237,14 @@ impl Drive {
     /// What prefill had of the prompt, to be asked for once; none where nobody is told.
     pub(crate) fn take_cached(&mut self) -> Option<oneshot::Receiver<u64>> {
         self.0.cached.take()
+    }
+
+    /// Who learns what decode alone had of the prompt, where something was expected; to be asked for once.
+    pub(crate) fn take_expected(&mut self) -> Option<impl FnOnce(u64, u64) + Send + use<>> {
+        self.0.short?;
+        let forecast = self.0.forecast.take()?;
+        let selector = self.0.means.selector.clone();
+        Some(move |cached, tokens| selector.learn_decode(&forecast, cached, tokens))
     }
 
     /// The answer that is being relayed, as long as there is one.

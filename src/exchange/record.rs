@@ -11,7 +11,7 @@ use crate::api::Api;
 use crate::api::side;
 use crate::error::ProxyError;
 use crate::metrics::Metrics;
-use crate::pool::LegEnd;
+use crate::pool::{InFlight, LegEnd};
 use crate::queue::Place;
 use crate::routing::Picked;
 
@@ -148,6 +148,14 @@ impl Exchange {
         self.pair = Some(PairLine { prefill, decode, rank, mode, transfer_id, legs });
     }
 
+    /// An attempt begins that decode serves alone: there is no transfer.
+    pub fn attempt_alone(&mut self, decode: &InFlight) {
+        self.attempts += 1;
+        let (name, legs) = (decode.engine.name.clone(), [LegEnd::default(), decode.leg_end()]);
+        let (prefill, transfer_id) = Default::default();
+        self.pair = Some(PairLine { prefill, decode: name, rank: None, mode: "decode alone", transfer_id, legs });
+    }
+
     /// Prefill serves the attempt alone: there is no transfer.
     pub fn alone(&mut self) {
         if let Some(pair) = &mut self.pair {
@@ -261,7 +269,7 @@ impl Drop for Exchange {
             ended = self.ended.as_str(),
             error = self.error.map(|(code, _)| code),
             source = self.error.map(|(_, source)| source),
-            prefill = pair.map(|p| p.prefill.as_str()),
+            prefill = pair.map(|p| p.prefill.as_str()).filter(|name| !name.is_empty()),
             decode = pair.map(|p| p.decode.as_str()).filter(|name| !name.is_empty()),
             rank = pair.and_then(|p| p.rank),
             prefill_leg = pair.and_then(|p| p.legs[0].word()),

@@ -13,7 +13,7 @@ use crate::exchange::drive::{Asked, Drive, Failed, Outcome};
 use crate::exchange::record::Exchange;
 use crate::pool::Pool;
 use crate::queue::Ticket;
-use crate::routing::{Demand, NoPick, Picked};
+use crate::routing::{Demand, Meetings, NoPick, Pick};
 use crate::upstream::Repeat;
 
 /// How often a waiting request looks again, since a freed place has no signal of its own.
@@ -46,19 +46,14 @@ impl Server {
             if let Some(place) = ticket.served() {
                 record.occupy(place);
             }
-            let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
-            asked.request.fits(prefill.traits, decode.traits, picked.mode, prefill.registration.dp_size)?;
-            for (role, choice) in [Role::Prefill, Role::Decode].into_iter().zip(picked.choices) {
-                self.metrics.decision(role, choice.by(), choice.why.as_str());
-            }
             if last.is_some() {
                 self.metrics.attempt("retry");
             }
             attempts += 1;
             let (tries, retries) = (attempts - turned_away, self.settings.retries);
-            let expected = picked.expected;
-            let ended = Drive::new(&self.means, asked, picked, record).run(record).await;
-            if let (Err(_), Some(expected)) = (&ended, expected) {
+            let (drive, expected) = self.begin(picked, asked, record)?;
+            let ended = drive.run(record).await;
+            if ended.is_err() {
                 self.selector.forget(&asked.prefix, expected);
             }
             match ended {
@@ -85,6 +80,25 @@ impl Server {
         }
     }
 
+    /// An attempt with what was picked, and what was expected of it.
+    fn begin(&self, picked: Pick, asked: &Arc<Asked>, record: &mut Exchange) -> Result<(Drive, Meetings), ProxyError> {
+        let picked = match picked {
+            Pick::Pair(picked) => picked,
+            Pick::Alone(alone) => {
+                self.metrics.decision(Role::Decode, alone.choice.by(), alone.choice.why.as_str());
+                let expected = alone.expected;
+                return Ok((Drive::alone(&self.means, asked, *alone, record), expected));
+            }
+        };
+        let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);
+        asked.request.fits(prefill.traits, decode.traits, picked.mode, prefill.registration.dp_size)?;
+        for (role, choice) in [Role::Prefill, Role::Decode].into_iter().zip(picked.choices) {
+            self.metrics.decision(role, choice.by(), choice.why.as_str());
+        }
+        let expected = picked.expected;
+        Ok((Drive::new(&self.means, asked, *picked, record), expected))
+    }
+
     /// An error that several attempts led to says so; a single attempt's error speaks for itself.
     fn exhausted(&self, attempts: u32, last: ProxyError) -> ProxyError {
         if attempts < 2 || last.is_refusal() {
@@ -102,7 +116,7 @@ impl Server {
         probes: &mut Probes<'_>,
         demand: Demand<'_>,
         refused: &[u64],
-    ) -> Result<Picked, ProxyError> {
+    ) -> Result<Pick, ProxyError> {
         let mut changes = self.pool.clone();
         let until = ticket.until();
         loop {
@@ -117,7 +131,7 @@ impl Server {
                 }
                 continue;
             }
-            match self.selector.pick(&pool, demand, refused, now) {
+            match self.selector.pick_any(&pool, demand, refused, now) {
                 Ok(picked) => return Ok(picked),
                 Err(NoPick::Busy) if now < until => {
                     match self.queue.is_on() && refused.is_empty() {

@@ -1,4 +1,5 @@
-//! An answer whose usage tells what prefill had of its prompt (`--report-cached-tokens`). Everything else passes as it comes.
+//! An answer whose usage tells what prefill had of its prompt (`--report-cached-tokens`), or from whose usage is heard what decode
+//! alone had of it. Everything else passes as it comes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,20 +12,38 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::events::Events;
+use crate::api::legs::cached_tokens;
 use crate::api::{Api, usage};
+use crate::json;
 
 /// The most that is kept until its end has come. What is longer passes as it is.
 const MOST: usize = 64 << 20;
 /// WRITE: how long the usage waits for prefill's answer, which mostly came long before.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Hears of how many cached tokens an engine says, and of how many in all.
+pub(super) type Hear = Box<dyn FnOnce(u64, u64) + Send>;
+
+/// What a usage is looked at for.
+pub(super) enum Purpose {
+    /// It is to tell what prefill had.
+    Tell(Told),
+    /// It is heard, once.
+    Hear(Option<Hear>),
+}
+
 /// What prefill had.
-enum Told {
+pub(super) enum Told {
     Waiting(oneshot::Receiver<u64>, Option<Pin<Box<Sleep>>>),
     Known(Option<u64>),
 }
 
 impl Told {
+    /// It will be told by this.
+    pub(super) fn by(receiver: oneshot::Receiver<u64>) -> Told {
+        Told::Waiting(receiver, None)
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<u64>> {
         let (receiver, timer) = match self {
             Told::Known(tokens) => return Poll::Ready(*tokens),
@@ -44,11 +63,11 @@ impl Told {
 }
 
 /// The body of such an answer.
-pub(super) struct Corrected<B> {
+pub(super) struct Watched<B> {
     answer: B,
     api: Api,
     is_events: bool,
-    told: Told,
+    purpose: Purpose,
     /// Told by how many bytes more the client gets.
     grows: fn(&mut B, i64),
     events: Events,
@@ -60,19 +79,19 @@ pub(super) struct Corrected<B> {
     is_over: bool,
 }
 
-impl<B> Corrected<B> {
-    /// An answer, and what prefill will have told.
+impl<B> Watched<B> {
+    /// An answer, and what its usage is looked at for.
     pub(super) fn new(
         answer: B,
         (api, is_events): (Api, bool),
-        told: oneshot::Receiver<u64>,
+        purpose: Purpose,
         grows: fn(&mut B, i64),
-    ) -> Corrected<B> {
-        Corrected {
+    ) -> Watched<B> {
+        Watched {
             answer,
             api,
             is_events,
-            told: Told::Waiting(told, None),
+            purpose,
             grows,
             events: Events::default(),
             held: None,
@@ -96,14 +115,20 @@ impl<B> Corrected<B> {
     /// Passes on what can be; what waits stays.
     fn pass(&mut self, cx: &mut Context<'_>) {
         while let Some(piece) = self.piece() {
-            if usage::may_have(&piece) {
-                let Poll::Ready(tokens) = self.told.poll(cx) else {
+            if !usage::may_have(&piece) {
+                self.out.extend_from_slice(&piece);
+                continue;
+            }
+            let tokens = match &mut self.purpose {
+                Purpose::Tell(told) => told.poll(cx),
+                Purpose::Hear(_) => Poll::Ready(None),
+            };
+            match tokens {
+                Poll::Ready(tokens) => self.look(&piece, tokens),
+                Poll::Pending => {
                     self.held = Some(piece);
                     return;
-                };
-                self.correct(&piece, tokens);
-            } else {
-                self.out.extend_from_slice(&piece);
+                }
             }
         }
         if self.events.held() > MOST {
@@ -112,8 +137,16 @@ impl<B> Corrected<B> {
         }
     }
 
-    fn correct(&mut self, piece: &Bytes, tokens: Option<u64>) {
+    /// Looks at what may have a usage.
+    fn look(&mut self, piece: &Bytes, tokens: Option<u64>) {
         let data = if self.is_events { data(piece) } else { Some(piece.clone()) };
+        if let Purpose::Hear(hear) = &mut self.purpose {
+            let says = data.and_then(|data| Some(cached_tokens(&json::Body::parse(data).ok()?)));
+            if let Some((Some(cached), Some(all))) = says {
+                hear.take().into_iter().for_each(|hear| hear(cached, all));
+            }
+            return self.out.extend_from_slice(piece);
+        }
         let corrected = data.as_ref().and_then(|data| Some((data, usage::corrected(self.api, data, tokens)?)));
         let Some((data, corrected)) = corrected else { return self.out.extend_from_slice(piece) };
         (self.grows)(&mut self.answer, corrected.len() as i64 - data.len() as i64);
@@ -136,7 +169,7 @@ fn data(event: &Bytes) -> Option<Bytes> {
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Corrected<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for Watched<B> {
     type Data = Bytes;
     type Error = B::Error;
 

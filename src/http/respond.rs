@@ -6,11 +6,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use tokio_util::sync::CancellationToken;
 
-use super::cached::Corrected;
+use super::cached::{Purpose, Told, Watched};
 use super::siblings::{Part, Together};
 use crate::api::siblings::Shape;
 use crate::api::{Api, message};
-use crate::exchange::drive::Outcome;
+use crate::exchange::drive::{Drive, Outcome};
 use crate::exchange::record::Exchange;
 use crate::exchange::relay::Relay;
 
@@ -26,15 +26,15 @@ pub(super) fn respond(
         Outcome::Relayed(mut drive, mut head, limits) => {
             let mut headers = std::mem::take(&mut head.headers);
             // Engines' errors have no usage.
-            let cached = drive.take_cached().filter(|_| head.status.is_success());
-            if head.is_events || cached.is_some() {
+            let purpose = purpose(&mut drive).filter(|_| head.status.is_success());
+            if head.is_events || purpose.is_some() {
                 // A stream may lose comments or gain an error event, a usage gain a number.
                 headers.remove(header::CONTENT_LENGTH);
             }
             record.committed(head.status.as_u16());
             let relay = Relay::new(drive, &head, record, limits, (api, cut));
-            let mut response = Response::new(match cached {
-                Some(cached) => Body::new(Corrected::new(relay, (api, head.is_events), cached, Relay::grows)),
+            let mut response = Response::new(match purpose {
+                Some(purpose) => Body::new(Watched::new(relay, (api, head.is_events), purpose, Relay::grows)),
                 None => Body::new(relay),
             });
             *response.status_mut() = head.status;
@@ -54,6 +54,12 @@ pub(super) fn respond(
             response
         }
     }
+}
+
+/// What the usage of an answer is looked at for.
+fn purpose(drive: &mut Drive) -> Option<Purpose> {
+    let told = drive.take_cached().map(|told| Purpose::Tell(Told::by(told)));
+    told.or_else(|| drive.take_expected().map(|hear| Purpose::Hear(Some(Box::new(hear)))))
 }
 
 /// Whole answers of siblings that were made one.

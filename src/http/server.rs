@@ -176,6 +176,7 @@ impl Server {
         if let Some(prompt) = request.sibling.as_ref().and_then(|sibling| sibling.prompt()) {
             demand.bytes = prompt.len() as u64;
         }
+        demand.may_skip_prefill = request.alone.is_none();
         let priority = session::priority(&head.headers, &request.body);
         let headers = access::encoded(&self.settings.keys, &head.headers, session.as_deref());
         (Asked { request, headers, demand, prefix }, priority)

@@ -41,7 +41,7 @@ pub(super) fn demand(
         (1..=PASSED_MOST).contains(&name.len()) && name.iter().all(|byte| (b' '..=b'~').contains(byte))
     };
     let stamp = name.filter(passes).map(Cow::into_owned);
-    (Demand { session, key, bytes: body.text().len() as u64, prefix: &[] }, stamp)
+    (Demand { session, key, bytes: body.text().len() as u64, ..Demand::default() }, stamp)
 }
 
 /// How much it presses, as engines read it: lower goes first (protocol F13).

@@ -82,6 +82,10 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
         "stale_pairs": stale,
         "bound_pairs": bound,
     });
+    let alone = server.selector.decode_alone();
+    if alone.is_on() {
+        body["decode_alone"] = json!({"below": alone.below, "missing": alone.missing});
+    }
     if expected.prefill + expected.decode > 0 {
         body["expected"] = json!({"prefill": expected.prefill, "decode": expected.decode});
     }

@@ -24,6 +24,34 @@ const OVER_HOSTS_PROVED: EngineVersion = EngineVersion::new(0, 32, 0);
 /// The shortest time between two lines about one engine, whatever it goes through.
 const PACE: Duration = Duration::from_secs(5);
 
+/// So many requests that decode serves alone, one after another and for so long, are worth a line while prefill engines idle.
+const ALONE: u64 = 20;
+
+/// How long pairs have answered nothing, and what decode alone has meanwhile.
+#[derive(Debug)]
+struct Idle {
+    /// Answers of pairs and of decode alone when this began.
+    pairs: u64,
+    alone: u64,
+    since: Instant,
+}
+
+impl Idle {
+    fn new(since: Instant) -> Idle {
+        Idle { pairs: 0, alone: 0, since }
+    }
+
+    /// What is to be told by these counts: nobody shall believe that pairs are at work when none is.
+    fn look(&mut self, (pairs, alone): (u64, u64), now: Instant) -> Option<(u64, Duration)> {
+        let (more, idle) = (alone - self.alone, now.saturating_duration_since(self.since));
+        let is_told = pairs == self.pairs && more >= ALONE && idle >= AGAIN;
+        if pairs != self.pairs || is_told {
+            *self = Idle { pairs, alone, since: now };
+        }
+        is_told.then_some((more, idle))
+    }
+}
+
 /// What was told of one engine.
 #[derive(Debug)]
 struct Told {
@@ -45,6 +73,9 @@ pub struct Teller {
     /// How many of them are to be there.
     expected: Expected,
     are_there: bool,
+    /// Whether decode may serve requests alone.
+    serves_alone: bool,
+    idle: Idle,
     announcer: Announcer,
     /// Whether the program says STALL of what lasts that the proxy stands in for.
     says_stall: bool,
@@ -55,9 +86,27 @@ pub struct Teller {
 
 impl Teller {
     /// One that has told nothing.
-    pub fn new(presumed: Presumed, expected: Expected, announcer: Announcer, says_stall: bool) -> Teller {
-        let (last, next) = (Arc::default(), Instant::now());
-        Teller { presumed, expected, are_there: false, announcer, says_stall, told: HashMap::new(), last, next }
+    pub fn new(
+        presumed: Presumed,
+        expected: Expected,
+        announcer: Announcer,
+        says_stall: bool,
+        serves_alone: bool,
+    ) -> Teller {
+        let (last, now) = (Arc::default(), Instant::now());
+        let (told, idle) = (HashMap::new(), Idle::new(now));
+        Teller {
+            presumed,
+            expected,
+            are_there: false,
+            serves_alone,
+            idle,
+            announcer,
+            says_stall,
+            told,
+            last,
+            next: now,
+        }
     }
 
     /// Looks at the pool if it is another than last time or some time has passed.
@@ -99,6 +148,10 @@ impl Teller {
                 self.announcer.engine(true, told.role, &addresses);
                 told.addresses = Some(addresses);
                 warn_of_unproved(engine);
+                if self.serves_alone && told.role == Role::Decode && !engine.traits.plain_requests {
+                    let release = engine.version.map(|release| release.to_string());
+                    tracing::warn!(role = %told.role, engine = %told.name, release, "serves no request alone (--decode-alone-below, --decode-alone-missing): before 0.33.0 one without a transfer can hang or end it; its requests go over prefill");
+                }
                 for said in self.presumed.contradictions(&engine.registration) {
                     let dp_size = engine.registration.dp_size;
                     tracing::warn!(role = %told.role, engine = %told.name, dp_size, said, "engine is not as the command line says: what it registered counts");
@@ -108,6 +161,18 @@ impl Teller {
             self.told.insert(engine.incarnation, told);
         }
         self.count(usable);
+        if !self.serves_alone || pool.prefill.is_empty() {
+            return;
+        }
+        if let Some((decode_alone, idle)) = self.idle.look(metrics.by_whom(), now) {
+            let (prefill_engines, for_s) = (pool.prefill.len(), idle.as_secs());
+            tracing::warn!(
+                prefill_engines,
+                decode_alone,
+                for_s,
+                "prefill engines are registered and idle while decode serves all requests alone (--decode-alone-below, --decode-alone-missing)"
+            );
+        }
     }
 
     /// Says when as many engines as are expected can be used, and when no longer.
@@ -190,4 +255,25 @@ fn warn_of_unproved(engine: &Engine) {
 /// Whether an engine stays ready under this reason, so that its end has no line of its own.
 fn hides(reason: Reason) -> bool {
     matches!(reason, Reason::CircuitOpen | Reason::StalePairs | Reason::Unbound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefill_that_idles_while_decode_works_is_told_of() {
+        let begin = Instant::now();
+        let mut idle = Idle::new(begin);
+        let mut look = |seconds, pairs, alone| idle.look((pairs, alone), begin + Duration::from_secs(seconds));
+        // Few, or for a short time, is nothing.
+        assert_eq!([look(59, 0, 1000), look(61, 0, 19)], [None, None]);
+        assert_eq!(look(61, 0, 20), Some((20, Duration::from_secs(61))));
+        // Again after a minute; a pair that answers ends it.
+        assert_eq!(look(120, 0, 90), None);
+        assert_eq!(look(121, 0, 91), Some((71, Duration::from_secs(60))));
+        assert_eq!(look(122, 1, 200), None);
+        assert_eq!(look(181, 1, 300), None);
+        assert_eq!(look(182, 1, 300), Some((100, Duration::from_secs(60))));
+    }
 }

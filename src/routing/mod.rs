@@ -8,18 +8,21 @@ use crate::engine::{Mode, Role};
 use crate::pool::bonds::{self, Partner};
 use crate::pool::history::PairState;
 use crate::pool::loads::{Loads, Side};
-use crate::pool::pairs::{Meeting, Memory, Pairs};
+use crate::pool::pairs::{Memory, Pairs};
 use crate::pool::{Engine, InFlight, Pool};
-use crate::settings::{PickRules, Policies, Policy};
+use crate::settings::{DecodeAlone, PickRules, Policies, Policy};
 
+mod alone;
 mod hand_over;
 mod order;
+mod picked;
 mod places;
 mod prefixes;
 mod sessions;
 
 use order::{By, Order};
 pub use order::{Choice, Why};
+pub use picked::{Alone, DecodePlace, Meetings, NoPick, Pick, Picked, Short};
 pub use prefixes::{Forecast, Meeting as Expected};
 use prefixes::{Longest, Prefixes};
 use sessions::{Home, Sessions};
@@ -35,49 +38,8 @@ pub struct Demand<'a> {
     pub bytes: u64,
     /// The prompt's blocks, for `cache_aware`.
     pub prefix: &'a [u64],
-}
-
-/// A pair with its two places taken.
-#[derive(Debug)]
-pub struct Picked {
-    /// The prefill engine's place.
-    pub prefill: InFlight,
-    /// The decode engine's place.
-    pub decode: InFlight,
-    /// Prefill's rank, when it has more than one.
-    pub rank: Option<u32>,
-    /// Where decode's leg goes.
-    pub place: DecodePlace,
-    /// Who moves the KV cache.
-    pub mode: Mode,
-    /// The pair's meeting; its end is told by dropping it.
-    pub meeting: Meeting,
-    /// Who chose prefill's slot and decode's engine, and why.
-    pub choices: [Choice; 2],
-    /// What prefill is expected to have of the prompt.
-    pub forecast: Option<Forecast>,
-    /// That it is to compute the rest.
-    pub expected: Option<Expected>,
-}
-
-/// Where on a decode engine a leg goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DecodePlace {
-    /// Which of its hosts takes it, 0 where its first serves all.
-    pub host: usize,
-    /// The rank that it is pinned to, by the same-rank contract only; else its engine balances its own.
-    pub rank: Option<u32>,
-}
-
-/// Why there is no pair; of several reasons the last of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum NoPick {
-    /// One side has no usable engine, or every pair is stale.
-    Nobody,
-    /// Nothing but a first contact is in the way (protocol P4).
-    FirstContact,
-    /// Usable engines exist; one that would do is at its limit, or bound to another until that has ended.
-    Busy,
+    /// Whether decode may serve it alone, where that is asked for.
+    pub may_skip_prefill: bool,
 }
 
 /// The picker: its rules, its turn counter and what is known of pairs.
@@ -92,14 +54,21 @@ pub struct Selector {
     sessions: Sessions,
     /// What prefill engines have computed, where that is asked for.
     prefixes: Option<Prefixes>,
+    /// What decode engines have, likewise.
+    decoded: Option<Prefixes>,
+    /// The turns of requests that decode serves alone.
+    alone_turn: AtomicU64,
 }
 
 impl Selector {
     /// A picker that begins with the first slot.
     pub fn new(rules: PickRules) -> Arc<Self> {
-        let (turn, pairs) = (AtomicU64::new(0), Pairs::new(rules.allow_stale));
-        let prefixes = (rules.policies.prefill == Policy::CacheAware).then(|| Prefixes::new(rules.cache.memory));
-        Arc::new(Selector { rules, turn, pairs, loads: Arc::default(), sessions: Sessions::default(), prefixes })
+        let (turn, alone_turn, pairs) = (AtomicU64::new(0), AtomicU64::new(0), Pairs::new(rules.allow_stale));
+        let of = [rules.policies.prefill == Policy::CacheAware, rules.decode_alone.missing > 0];
+        let share = rules.cache.memory / of.iter().filter(|is_on| **is_on).count().max(1) as u64;
+        let [prefixes, decoded] = of.map(|is_on| is_on.then(|| Prefixes::new(share)));
+        let (loads, sessions) = (Arc::default(), Sessions::default());
+        Arc::new(Selector { rules, turn, pairs, loads, sessions, prefixes, decoded, alone_turn })
     }
 
     /// The policies in force.
@@ -107,9 +76,14 @@ impl Selector {
         self.rules.policies
     }
 
+    /// Which requests decode serves alone.
+    pub fn decode_alone(&self) -> DecodeAlone {
+        self.rules.decode_alone
+    }
+
     /// Whether picks want to know what a prompt begins with.
     pub fn wants_prefixes(&self) -> bool {
-        self.prefixes.is_some()
+        self.prefixes.is_some() || self.decoded.is_some()
     }
 
     /// Prefill has answered: of so many tokens it had these.
@@ -120,9 +94,11 @@ impl Selector {
     }
 
     /// A prompt did not come to be computed where that was expected.
-    pub fn forget(&self, prefix: &[u64], expected: Expected) {
-        if let Some(prefixes) = &self.prefixes {
-            prefixes.unmeet(prefix, expected);
+    pub fn forget(&self, prefix: &[u64], expected: Meetings) {
+        for (prefixes, expected) in [&self.prefixes, &self.decoded].into_iter().zip(expected) {
+            if let (Some(prefixes), Some(expected)) = (prefixes, expected) {
+                prefixes.unmeet(prefix, expected);
+            }
         }
     }
 
@@ -155,8 +131,9 @@ impl Selector {
         let prefill = (picked.prefill.engine.incarnation, picked.rank.unwrap_or(0));
         if let Some(prefixes) = self.prefixes.as_ref().filter(|_| !demand.prefix.is_empty()) {
             let (meeting, forecast) = prefixes.meet(demand.prefix, prefill);
-            (picked.expected, picked.forecast) = (Some(meeting), forecast);
+            (picked.expected[0], picked.forecast) = (Some(meeting), forecast);
         }
+        picked.expected[1] = self.will_have(&picked.decode.engine, demand.prefix).0;
         if let Some(session) = session {
             let home = Home { prefill, decode: picked.decode.engine.incarnation };
             self.sessions.settle(session, home);
@@ -314,7 +291,7 @@ impl Selector {
                 meeting,
                 choices,
                 forecast: None,
-                expected: None,
+                expected: [None; 2],
             });
         }
         Err(why)

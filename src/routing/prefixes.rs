@@ -32,6 +32,9 @@ const LIVES: usize = 65_536;
 const AT_ONCE: usize = 128;
 /// An engine that says that it had less than this part of what was expected has lost it.
 const LOST: f64 = 0.5;
+/// For how many prompts one that disappoints is not believed: the first time, and at most.
+const LEAST_DOUBT: u32 = 64;
+const MOST_DOUBT: u32 = 65_536;
 
 /// A prefill engine's life and a rank of it.
 pub(super) type Place = (u64, u32);
@@ -55,6 +58,15 @@ pub struct Forecast {
     met: u32,
     /// Bytes of the prompt.
     bytes: u64,
+}
+
+impl Forecast {
+    /// Whether it has come true, by what an engine says of the prompt; none where that tells nothing.
+    fn holds(&self, cached: u64, tokens: u64) -> Option<bool> {
+        // An image's bytes are many and its tokens few: parts of the one say nothing of the other.
+        let is_text = tokens > 0 && self.bytes / tokens <= TEXT;
+        is_text.then(|| cached as f64 / tokens as f64 >= self.part * LOST)
+    }
 }
 
 /// That a rank was to compute a prompt.
@@ -101,6 +113,8 @@ struct Rank {
     lost: u32,
     /// Conversations that have begun there lately.
     begun: u64,
+    /// For how many prompts it was not believed when it disappointed last.
+    doubt: u32,
 }
 
 /// Hashes are as good as chance already.
@@ -177,7 +191,7 @@ impl Known {
         }
         let Known { numbers, ranks, .. } = self;
         *numbers.entry(place).or_insert_with(|| {
-            ranks.push(Rank { place, lost: 0, begun: 0 });
+            ranks.push(Rank { place, lost: 0, begun: 0, doubt: 0 });
             (ranks.len() - 1) as u32
         })
     }
@@ -208,6 +222,13 @@ impl Known {
         }
         self.young.insert(hash, block);
         (before, is_left)
+    }
+
+    fn of(&mut self, place: Place, change: impl FnOnce(&mut Rank, u32)) {
+        let (rank, now) = (self.rank(place), self.now);
+        if let Some(rank) = self.ranks.get_mut(rank as usize) {
+            change(rank, now);
+        }
     }
 
     fn begin(&mut self, rank: u32) {
@@ -294,16 +315,21 @@ impl Prefixes {
 
     /// Of so many tokens a rank turned out to have these.
     pub(super) fn learn(&self, forecast: &Forecast, cached: u64, tokens: u64) {
-        // An image's bytes are many and its tokens few: parts of the one say nothing of the other.
-        let is_text = tokens > 0 && forecast.bytes / tokens <= TEXT;
-        if !is_text || cached as f64 / tokens as f64 >= forecast.part * LOST {
-            return;
+        if forecast.holds(cached, tokens) == Some(false) {
+            self.known().of(forecast.place, |rank, _| rank.lost = forecast.met.max(rank.lost));
         }
-        let mut known = self.known();
-        let rank = known.rank(forecast.place);
-        if let Some(rank) = known.ranks.get_mut(rank as usize) {
-            rank.lost = forecast.met.max(rank.lost);
-        }
+    }
+
+    /// The same, where the prompt would have gone elsewhere but for that. One that disappoints is not believed for a while, which gets
+    /// longer each time: it may keep nothing at all.
+    pub(super) fn learn_to_trust(&self, forecast: &Forecast, cached: u64, tokens: u64) {
+        let Some(holds) = forecast.holds(cached, tokens) else { return };
+        self.known().of(forecast.place, |rank, now| {
+            rank.doubt = if holds { 0 } else { (rank.doubt * 2).clamp(LEAST_DOUBT, MOST_DOUBT) };
+            if !holds {
+                rank.lost = now.saturating_add(rank.doubt);
+            }
+        });
     }
 
     /// Blocks that are known.

@@ -11,6 +11,7 @@ use crate::pool::reason::{Failure, Reason};
 use crate::pool::tests::{engine_of, with};
 use crate::settings::Caps;
 
+mod alone;
 mod policies;
 
 const OLD: EngineVersion = EngineVersion::new(0, 29, 0);

@@ -27,7 +27,7 @@ pub use parts::{
     BreakerLimits, DoorLimits, Expected, Keys, Listen, Log, LogFormat, Parts, PickRules, Preferred, RegistryLimits,
     ServerSettings, Times, TokenBudget,
 };
-pub use policies::{Affinity, Balance, Cache, KeyPlace, Policies, Policy, SessionKeys};
+pub use policies::{Affinity, Balance, Cache, DecodeAlone, KeyPlace, Policies, Policy, SessionKeys};
 pub use presumed::Presumed;
 pub use reader::Mistakes;
 pub use spans::Spans;

@@ -11,7 +11,7 @@ use super::admission::{Admission, Caps};
 use super::conduct::Conduct;
 use super::hosts::{self, Endpoint, Host, Origins};
 use super::options::Key;
-use super::policies::{Affinity, Cache, Policies, SessionKeys};
+use super::policies::{Affinity, Cache, DecodeAlone, Policies, SessionKeys};
 use super::presumed::Presumed;
 use super::reader::Reader;
 use super::spans::{self, Spans};
@@ -177,6 +177,8 @@ parts! {
         affinity: Affinity;
         /// What `cache_aware` knows.
         cache: Cache;
+        /// Which requests decode serves alone.
+        decode_alone: DecodeAlone;
     }
 
     /// How long engines may take. All are above zero.

@@ -2,7 +2,7 @@
 
 use super::options::Key;
 use super::reader::Reader;
-use super::values::{Parsed, Refusal, choice, number, size, switch};
+use super::values::{Parsed, Refusal, choice, number, size, size_or_zero, switch};
 
 /// How the engine of one role is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,6 +90,27 @@ fn part(text: &str) -> Parsed<u64> {
     let number = number.ok_or_else(|| Refusal::Number("0".into(), "1".into()))?;
     // In range, so that nothing is cut off.
     Ok(((number * 100.0).round() as u64, number.to_string()))
+}
+
+/// Which requests decode serves without prefill, where its release can (`--decode-alone-below`, `--decode-alone-missing`). By default none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DecodeAlone {
+    /// Those with fewer bytes than this.
+    pub below: u64,
+    /// Those of which it lacks fewer bytes than this.
+    pub missing: u64,
+}
+
+impl DecodeAlone {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        let mut of = |key| reader.get(key, size_or_zero);
+        DecodeAlone { below: of(Key::DecodeAloneBelow), missing: of(Key::DecodeAloneMissing) }
+    }
+
+    /// Whether there are any.
+    pub fn is_on(&self) -> bool {
+        self.below + self.missing > 0
+    }
 }
 
 /// How much more than the others an engine may have to do and keep its sessions: both limits must be passed before one moves.

@@ -177,6 +177,14 @@ pub(super) fn size(text: &str) -> Parsed<u64> {
     if bytes == 0 { Err(Refusal::Zero) } else { Ok((bytes, format!("{}{name}", bytes / scale))) }
 }
 
+/// The same, where none at all means something.
+pub(super) fn size_or_zero(text: &str) -> Parsed<u64> {
+    match size(text) {
+        Err(Refusal::Zero) => Ok((0, String::from("0"))),
+        other => other,
+    }
+}
+
 pub(super) fn networks(text: &str) -> Parsed<Vec<IpNet>> {
     let network = |text: &str| {
         let bare = || IpAddr::from_str(text).map(IpNet::from);

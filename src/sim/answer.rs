@@ -112,8 +112,8 @@ impl Answer {
 
     fn usage(&self) -> Value {
         let (prompt, output) = (self.ask.prompt.tokens, self.ask.limit);
-        // A prompt of which nothing was cached has no details.
-        let told = self.core.settings.prompt_tokens_details && self.cached > 0;
+        // Before 0.32.0 a prompt of which nothing was cached has no details.
+        let told = self.core.settings.prompt_tokens_details && (self.cached > 0 || self.core.minor >= 32);
         match self.ask.surface {
             Surface::Responses => json!({
                 "input_tokens": prompt, "output_tokens": output, "total_tokens": prompt + output,

@@ -74,6 +74,9 @@ pub struct Options {
     /// Time between two SSE comments while a stream has nothing to say; 0 is none
     #[arg(long, value_parser = duration, default_value = "0s")]
     pub sse_keep_alive_interval: Duration,
+    /// Decode of 0.33.0 or newer: requests that nobody paired are meant so (--decode-alone-below of the proxy)
+    #[arg(long)]
+    pub serves_alone: bool,
     /// Answer requests that nobody paired, without any KV: a target for measuring plain relays
     #[arg(long)]
     pub plain: bool,
@@ -143,6 +146,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> Result<(),
             boot_delay: options.boot_delay,
             keep_alive: options.sse_keep_alive_interval,
             plain: options.plain,
+            serves_alone: options.serves_alone,
             model: options.model.clone(),
             ..Settings::new(role, options.mode, options.registration.clone())
         };

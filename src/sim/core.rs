@@ -74,7 +74,8 @@ impl Core {
     pub(crate) fn new(settings: Settings, minor: u32, books: Arc<Books>, ports: Arc<Ports>) -> Self {
         let sites: Vec<Arc<Site>> = (0..settings.hosts.len()).map(Site::new).collect();
         let start = (sites[0].nonce % u64::from(settings.blocks)) as u32;
-        let tokens = if settings.role == Role::Prefill { settings.cache_tokens } else { 0 };
+        let computes = settings.role == Role::Prefill || settings.serves_alone;
+        let tokens = if computes { settings.cache_tokens } else { 0 };
         let pools = (0..settings.dp).map(|_| Pool::new(settings.blocks, start, Cache::new(tokens))).collect();
         books.count(|counters| counters.legs_by_rank.resize(settings.dp as usize, 0));
         Self {

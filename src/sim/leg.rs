@@ -131,6 +131,9 @@ impl Leg {
             self.fill(&blocks);
             return self.generate(blocks).await;
         }
+        if core.settings.serves_alone && !core.prefill() && core.minor >= 33 {
+            return self.serve_alone(rank).await;
+        }
         core.books.violation("unpaired generation request");
         match (core.prefill(), core.write(), core.minor) {
             (false, true, ..=23) => match core.die("plain request on a WRITE decode engine").await {},
@@ -246,9 +249,11 @@ impl Leg {
         self.ask.prompt.voice(content.iter())
     }
 
-    /// Generates from whatever KV the blocks hold.
+    /// Generates from whatever KV the blocks hold, which the cache has from now on.
     async fn generate(self, blocks: Blocks) -> Response<Body> {
         let rank = blocks.rank;
+        let hashes = self.hashes(rank);
+        lock(&self.core.state).pools[rank].cache.keep(&hashes);
         let running = Gauge::new(&self.core, self.core.host_of(rank), |load| &mut load.running);
         let voice = self.voice(&blocks);
         self.answer(rank, voice, Value::Null, Some(blocks), running).give().await

@@ -1,4 +1,4 @@
-//! A prefill leg's way: its turn, what the prefix cache has of its prompt, and what it tells.
+//! The way of who computes a prompt: its turn, what the prefix cache has of it, and what it tells.
 
 use std::time::Duration;
 
@@ -71,8 +71,25 @@ impl Leg {
         answer.give().await
     }
 
+    /// Decode does all of the work itself.
+    pub(super) async fn serve_alone(self, rank: usize) -> Response<Body> {
+        let core = self.core.clone();
+        let hashes = self.hashes(rank);
+        let turn = self.turn(rank).await;
+        let idle = Instant::now();
+        let blocks = Blocks::allocate(&core, rank, self.ask.blocks()).await;
+        let running = Gauge::new(&core, core.host_of(rank), |load| &mut load.running);
+        let cached = self.look_up(rank, &hashes);
+        self.compute(rank, turn, idle, cached, &hashes).await;
+        self.fill(&blocks);
+        let voice = self.voice(&blocks);
+        let mut answer = self.answer(rank, voice, Value::Null, Some(blocks), running);
+        answer.cached = cached;
+        answer.give().await
+    }
+
     /// The prompt's blocks as the cache knows them; none without a cache.
-    fn hashes(&self, rank: usize) -> Vec<u64> {
+    pub(super) fn hashes(&self, rank: usize) -> Vec<u64> {
         let is_on = lock(&self.core.state).pools[rank].cache.is_on();
         if is_on { chain::hashes(&self.ask, self.core.minor, &self.core.settings.model) } else { Vec::new() }
     }

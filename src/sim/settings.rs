@@ -83,7 +83,7 @@ pub struct Settings {
     pub prefill_delay: Duration,
     /// How many tokens of prompts a prefill rank computes in a second besides, one prompt at a time; 0 is no limit.
     pub prefill_rate: u64,
-    /// How many tokens the prefix cache of each prefill rank keeps; 0 is no cache.
+    /// How many tokens the prefix cache of each rank keeps; 0 is no cache.
     pub cache_tokens: usize,
     /// Whether usage tells how much of a prompt was cached (`--enable-prompt-tokens-details`).
     pub prompt_tokens_details: bool,
@@ -97,6 +97,8 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// Whether unpaired requests are answered without any KV, prefill's in one token: a target for measuring plain relays.
     pub plain: bool,
+    /// Whether decode takes requests without transfer params for meant, since 0.33.0; else they are violations everywhere.
+    pub serves_alone: bool,
     /// The served model's name.
     pub model: String,
     /// The key that callers of the API must send (`VLLM_API_KEY`).
@@ -131,6 +133,7 @@ impl Settings {
             transfer_timeout: Duration::from_secs(30),
             keep_alive: Duration::ZERO,
             plain: false,
+            serves_alone: false,
             model: "sim-model".into(),
             api_key: None,
         }

@@ -57,7 +57,7 @@ fn a_pick_allocates_for_its_legs_alone() {
                 let session = Some(number % 7).filter(|name| *name > 2);
                 // Two blocks of a hundred prompts.
                 let prefix = [number % 100, number % 100 + 1000];
-                let demand = Demand { session, key: number, bytes: 1000, prefix: &prefix };
+                let demand = Demand { session, key: number, bytes: 1000, prefix: &prefix, ..Demand::default() };
                 selector.pick(&pool, demand, &[], Instant::now()).expect("a pair").meeting.prove();
             };
             // Every pair has met, and what is remembered has room.

@@ -12,7 +12,9 @@ use moriio_proxy::pool::reason::Failure;
 use moriio_proxy::pool::registry::{Entered, Probe, Registry};
 use moriio_proxy::pool::{InFlight, Pool, State};
 use moriio_proxy::routing::{Demand, NoPick, Selector};
-use moriio_proxy::settings::{Affinity, Balance, Cache, Caps, PickRules, Policies, Policy, RegistryLimits};
+use moriio_proxy::settings::{
+    Affinity, Balance, Cache, Caps, DecodeAlone, PickRules, Policies, Policy, RegistryLimits,
+};
 use moriio_proxy::upstream::Verdict;
 
 use super::world::{BREAKER, End, Life, Met, meeting, registration};
@@ -63,6 +65,7 @@ impl History {
             contract: if random.one_in(4) { Contract::SameRank } else { Contract::Auto },
             policies: Policies { prefill: Policy::ALL[random.below(6)], decode: Policy::ALL[random.below(6)] },
             cache: Cache { hundredths: 30, memory: 4096 },
+            decode_alone: DecodeAlone::default(),
             affinity: Affinity {
                 is_on: random.one_in(2),
                 balance: Balance { absolute: random.below(3) as u64, hundredths: 150 },
@@ -216,7 +219,8 @@ impl History {
         let possible = prefills.iter().any(|p| decodes.iter().any(|d| self.allowed(mode, *p, *d)));
         let session = (!self.random.one_in(3)).then(|| self.random.below(5) as u64);
         let prefix = [self.random.below(7) as u64];
-        let demand = Demand { session, key: self.random.below(5) as u64, bytes: BYTES, prefix: &prefix };
+        let demand =
+            Demand { session, key: self.random.below(5) as u64, bytes: BYTES, prefix: &prefix, ..Demand::default() };
         let picked = match self.selector.pick(&pool, demand, &[], self.now) {
             Ok(picked) => picked,
             Err(NoPick::Busy | NoPick::FirstContact | NoPick::Nobody) => {

@@ -109,13 +109,12 @@ pub fn check(answer: &Answer, record: &Map<String, Value>) {
         let legs = (text("prefill_leg"), text("decode_leg"));
         assert_eq!((text("ended"), text("error")), ("complete", ""), "{what}");
         // Decode may be read to its end before prefill's answer is.
-        let alone = text("mode") == "prefill alone";
-        let right = if alone {
-            legs.0 == "2xx" && legs.1 != "2xx"
-        } else {
+        let right = match text("mode") {
+            "prefill alone" => legs.0 == "2xx" && legs.1 != "2xx",
+            "decode alone" => legs == ("", "2xx"),
             // In WRITE its host may die after its push: decode's output is what counts.
-            let pushed = legs.0 == "5xx" && text("mode") == "WRITE";
-            matches!(legs, ("2xx" | "running" | "broken", "2xx")) || (pushed && legs.1 == "2xx")
+            "WRITE" if legs.0 == "5xx" => legs.1 == "2xx",
+            _ => matches!(legs, ("2xx" | "running" | "broken", "2xx")),
         };
         // Siblings have lines of their own.
         assert!(right || record.contains_key("siblings"), "{what}");

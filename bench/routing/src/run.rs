@@ -154,7 +154,8 @@ impl World {
         let prefix: Vec<u64> = prompt.chunks_exact(PART).map(hash).collect();
         let named = self.subject.sessions.then_some(session as u64 + 1);
         let bytes = (prompt.len() * BLOCK * 4) as u64;
-        let demand = Demand { session: named, key: named.unwrap_or(tenant), bytes, prefix: &prefix };
+        let demand =
+            Demand { session: named, key: named.unwrap_or(tenant), bytes, prefix: &prefix, ..Demand::default() };
         let Ok(mut picked) = self.selector.pick(&self.pool, demand, &[], Instant::now()) else { return };
         picked.meeting.prove();
         let engine = usize::try_from(picked.prefill.engine.incarnation).unwrap_or(0);

@@ -94,15 +94,17 @@ impl Attempt {
             decode_rank: self.place.rank,
         };
         let (request, ids) = (&asked.request, &self.ids);
+        let is_prefill = guard.engine.role() == Role::Prefill;
         let body = match (role, self.plan, &self.params) {
             (Role::Prefill, ..) => legs::prefill_leg(request, &pair, ids),
-            (Role::Decode, Plan::Alone, _) => legs::alone_leg(request, ids),
+            (Role::Decode, Plan::Alone, _) if is_prefill => legs::alone_leg(request, ids),
+            (Role::Decode, Plan::Alone, _) => legs::decode_leg_alone(request, ids),
             (Role::Decode, Plan::Read, Some(params)) => legs::decode_leg_read(request, &pair, ids, params),
             (Role::Decode, Plan::Read, None) => return self.breach(),
             (Role::Decode, Plan::Write { .. }, _) => legs::decode_leg_write(request, &pair, ids),
         };
         let engine = guard.engine.clone();
-        let (host, rank) = match role == Role::Prefill || self.plan == Plan::Alone {
+        let (host, rank) = match is_prefill {
             true => (0, self.rank),
             false => (self.place.host, self.place.rank),
         };
@@ -183,8 +185,10 @@ impl Attempt {
     }
 
     fn commit(&mut self) {
-        if self.plan == Plan::Alone {
-            self.means.metrics.prefill_alone.inc();
+        match (self.plan, self.short) {
+            (Plan::Alone, None) => _ = self.means.metrics.prefill_alone.inc(),
+            (Plan::Alone, Some(short)) => self.means.metrics.decode_alone(short.as_str()),
+            (Plan::Write { .. } | Plan::Read, _) => _ = self.means.metrics.disaggregated.inc(),
         }
         let is_write = matches!(self.plan, Plan::Write { .. });
         let Some(opening) = self.opening() else { return self.breach() };

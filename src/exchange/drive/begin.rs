@@ -11,9 +11,9 @@ use crate::engine::{Mode, versions};
 use crate::exchange::leg::AnswerLeg;
 use crate::exchange::opening::Opening;
 use crate::exchange::record::Exchange;
-use crate::exchange::transfer::{Plan, Transfer};
-use crate::pool::InFlight;
-use crate::routing::Picked;
+use crate::exchange::transfer::{Plan, Terms, Transfer};
+use crate::pool::{Engine, InFlight};
+use crate::routing::{Alone, DecodePlace, Picked};
 
 impl Drive {
     /// An attempt with a pair; nothing is sent yet.
@@ -38,7 +38,55 @@ impl Drive {
             }
             Plan::Write { .. } | Plan::Read => (Some(picked.prefill), picked.decode, Some(picked.meeting)),
         };
-        let attempt = Box::new(Attempt {
+        let (place, forecast) = (picked.place, picked.forecast);
+        let mut attempt = Attempt::fresh(means, asked, (terms, patience, ids), prefill_engine, answer_guard);
+        (attempt.rank, attempt.place, attempt.holding_rank) = (rank, place, rank.unwrap_or(0));
+        (attempt.prefill_guard, attempt.meeting, attempt.forecast) = (prefill_guard, meeting, forecast);
+        Drive::of(attempt)
+    }
+
+    /// An attempt that decode serves alone; nothing is sent yet.
+    pub fn alone(means: &Arc<Means>, asked: &Arc<Asked>, alone: Alone, record: &mut Exchange) -> Self {
+        let engine = alone.decode.engine.clone();
+        let says = &engine.registration;
+        let ids = Ids::fresh(&Pair { prefill: says, decode: says, rank: None, decode_rank: None }, true);
+        record.attempt_alone(&alone.decode);
+        // Nothing of a pair is learned.
+        let patience = Patience::of(&means.limits, asked.request.stream, false);
+        let terms = means.terms_alone(&asked.request, &patience);
+        let mut attempt = Attempt::fresh(means, asked, (terms, patience, ids), engine, alone.decode);
+        (attempt.place, attempt.short, attempt.forecast) = (alone.place, Some(alone.short), alone.forecast);
+        Drive::of(attempt)
+    }
+
+    fn of(attempt: Box<Attempt>) -> Self {
+        Drive(scopeguard::guard(attempt, |attempt| attempt.leave_client()))
+    }
+
+    /// An attempt whose answer has come to its head by other means, for tests of what passes it on.
+    pub fn relaying(
+        means: &Arc<Means>,
+        asked: &Arc<Asked>,
+        picked: Picked,
+        answer: impl FnOnce(InFlight) -> Opening,
+    ) -> Self {
+        let mut record = Exchange::open(means.metrics.clone(), "test", None);
+        let mut drive = Drive::new(means, asked, picked, &mut record);
+        drive.0.answer = drive.0.answer_guard.take().map(|guard| AnswerLeg::Open(Box::new(answer(guard))));
+        drive
+    }
+}
+
+impl Attempt {
+    /// One of which nothing is sent yet. `answers` is the place of the engine whose answer the client gets.
+    fn fresh(
+        means: &Arc<Means>,
+        asked: &Arc<Asked>,
+        (terms, patience, ids): (Terms, Patience, Ids),
+        prefill_engine: Arc<Engine>,
+        answers: InFlight,
+    ) -> Box<Attempt> {
+        Box::new(Attempt {
             means: means.clone(),
             transfer: Transfer::new(terms),
             asked: Some(asked.clone()),
@@ -46,19 +94,20 @@ impl Drive {
             plan: terms.plan,
             ids,
             prefill_engine,
-            decode_engine: answer_guard.engine.clone(),
-            rank,
-            place: picked.place,
-            holding_rank: rank.unwrap_or(0),
-            prefill_guard,
-            answer_end: answer_guard.leg_end(),
-            answer_guard: Some(answer_guard),
+            decode_engine: answers.engine.clone(),
+            rank: None,
+            place: DecodePlace::default(),
+            holding_rank: 0,
+            prefill_guard: None,
+            answer_end: answers.leg_end(),
+            answer_guard: Some(answers),
             prefill: None,
             answer: None,
             prefill_written: None,
             answer_written: None,
-            meeting,
-            forecast: picked.forecast,
+            meeting: None,
+            short: None,
+            forecast: None,
             cached: None,
             streams: asked.request.stream,
             patience,
@@ -74,20 +123,6 @@ impl Drive {
             actions: Vec::new(),
             verdict: None,
             orphan: None,
-        });
-        Drive(scopeguard::guard(attempt, |attempt| attempt.leave_client()))
-    }
-
-    /// An attempt whose answer has come to its head by other means, for tests of what passes it on.
-    pub fn relaying(
-        means: &Arc<Means>,
-        asked: &Arc<Asked>,
-        picked: Picked,
-        answer: impl FnOnce(InFlight) -> Opening,
-    ) -> Self {
-        let mut record = Exchange::open(means.metrics.clone(), "test", None);
-        let mut drive = Drive::new(means, asked, picked, &mut record);
-        drive.0.answer = drive.0.answer_guard.take().map(|guard| AnswerLeg::Open(Box::new(answer(guard))));
-        drive
+        })
     }
 }

@@ -9,6 +9,20 @@ use crate::exchange::transfer::{Plan, Releases, Terms};
 use crate::routing::Picked;
 
 impl Means {
+    /// What it has to know where one engine serves a request, of which nothing is owed to anybody.
+    pub(super) fn terms_alone(&self, request: &Request, patience: &Patience) -> Terms {
+        Terms {
+            plan: Plan::Alone,
+            streams: request.stream,
+            releases: Releases::Never,
+            wakes: false,
+            first_output: patience.first_output.time,
+            orphan: patience.orphan.time,
+            hand_over: self.limits.hand_over,
+            wake: self.limits.wake,
+        }
+    }
+
     /// What the machine has to know of a pair.
     pub(super) fn terms(&self, picked: &Picked, request: &Request, patience: &Patience) -> Terms {
         let (prefill, decode) = (picked.prefill.engine.traits, picked.decode.engine.traits);

@@ -17,7 +17,10 @@ async fn passed(text: &str, step: usize, is_events: bool, told: Option<u64>) -> 
         Some(tokens) => tell.send(tokens).unwrap(),
         None => drop(tell),
     }
-    let body = Corrected::new(coming(parts), (Api::Chat, is_events), hear, |_, _| {}).collect().await.unwrap();
+    let body = Watched::new(coming(parts), (Api::Chat, is_events), Purpose::Tell(Told::by(hear)), |_, _| {})
+        .collect()
+        .await
+        .unwrap();
     String::from_utf8(body.to_bytes().to_vec()).unwrap()
 }
 
@@ -64,7 +67,7 @@ async fn only_the_usage_waits_for_prefill() {
         let parts = ["data: {\"choices\":[1]}\n\n", "data: {\"usage\":{}}\n\ndata: [DONE]\n\n"];
         let parts = parts.map(|part| Bytes::from_static(part.as_bytes())).to_vec();
         let (tell, hear) = oneshot::channel();
-        let mut body = Corrected::new(coming(parts), (Api::Chat, true), hear, |_, _| {});
+        let mut body = Watched::new(coming(parts), (Api::Chat, true), Purpose::Tell(Told::by(hear)), |_, _| {});
         let mut frame = async || String::from_utf8(body.frame().await.unwrap().unwrap().into_data().unwrap().to_vec());
         assert_eq!(frame().now_or_never().unwrap().unwrap(), "data: {\"choices\":[1]}\n\n");
         assert!(frame().now_or_never().is_none());
@@ -88,7 +91,7 @@ async fn what_is_too_long_to_be_kept_passes() {
         let mut parts = vec![part.clone(); 6];
         parts.push(last.clone());
         let (_tell, hear) = oneshot::channel();
-        let mut body = Corrected::new(coming(parts), (Api::Chat, is_events), hear, |_, _| {});
+        let mut body = Watched::new(coming(parts), (Api::Chat, is_events), Purpose::Tell(Told::by(hear)), |_, _| {});
         let (mut bytes, mut most) = (0, 0);
         while let Some(frame) = body.frame().await {
             bytes += frame.unwrap().into_data().unwrap().len();

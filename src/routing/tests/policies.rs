@@ -24,7 +24,7 @@ fn staying(policy: Policy, balance: Balance) -> Arc<Selector> {
 const BALANCE: Balance = Balance { absolute: 64, hundredths: 150 };
 
 fn demand(key: u64) -> Demand<'static> {
-    Demand { session: None, key, bytes: 1000, prefix: &[] }
+    Demand { key, bytes: 1000, ..Demand::default() }
 }
 
 fn session(name: u64) -> Demand<'static> {
@@ -237,7 +237,7 @@ fn prompt(family: u64, common: u64, own: u64, count: u64) -> Vec<u64> {
 }
 
 fn blocks(prefix: &[u64]) -> Demand<'_> {
-    Demand { session: None, key: 0, bytes: prefix.len() as u64 * 2048, prefix }
+    Demand { bytes: prefix.len() as u64 * 2048, prefix, ..Demand::default() }
 }
 
 #[test]

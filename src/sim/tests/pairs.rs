@@ -153,3 +153,22 @@ async fn other_surfaces_answer_in_their_shapes() {
     }
     pair.clean().await;
 }
+
+#[tokio::test]
+async fn decode_alone_is_no_mistake_where_it_is_meant() {
+    for (release, meant, on_decode, is_right) in [
+        ("0.33.0", true, true, true),
+        ("0.33.0", false, true, false),
+        ("0.32.0", true, true, false),
+        ("0.33.0", true, false, false),
+    ] {
+        let pair = Pair::with(Mode::Read, release, |settings| settings.serves_alone = meant).await;
+        let engine = if on_decode { &pair.decode } else { &pair.prefill };
+        let body = json!({"model": "sim-model", "prompt": PROMPT, "max_tokens": 3, "temperature": 0});
+        let url = format!("http://{}/v1/completions", engine.http_address());
+        let answer = soon(pair.client.post(url).body(body.to_string()).send()).await.unwrap();
+        let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        assert_eq!(answer["choices"][0]["text"], crate::sim::expected_text(&json!(PROMPT), 3));
+        assert_eq!(engine.violations().is_empty(), is_right, "{release} {meant} {on_decode}");
+    }
+}
