@@ -35,9 +35,9 @@ struct State {
     in_flight: usize,
     waiting: BTreeMap<Turn, Arc<Notify>>,
     arrivals: u64,
-    /// The round of whoever was served last, and the last round of each session that waited.
-    round: u64,
-    rounds: HashMap<u64, u64>,
+    /// By priority: the round of whoever was served last, and the last round of each session that waited.
+    served: HashMap<i64, u64>,
+    rounds: HashMap<(i64, u64), u64>,
     /// Mean seconds between two that left the line for a pair, and when the last did.
     pace: Option<f64>,
     last: Option<Instant>,
@@ -51,17 +51,35 @@ impl State {
         }
     }
 
+    /// The round of a priority: what others have does not move it on.
+    fn round(&self, priority: i64) -> u64 {
+        self.served.get(&priority).copied().unwrap_or(0)
+    }
+
     /// The round in which a session's next request is served; one without a session is one of its own.
-    fn next_round(&mut self, session: Option<u64>) -> u64 {
-        let next = self.round + 1;
+    fn next_round(&mut self, priority: i64, session: Option<u64>) -> u64 {
+        let next = self.round(priority) + 1;
         let Some(session) = session else { return next };
         if self.rounds.len() > ROUNDS_KEPT + 2 * self.waiting.len() {
-            let round = self.round;
-            self.rounds.retain(|_, last| *last > round);
+            let served = &self.served;
+            self.rounds.retain(|(priority, _), last| *last > served.get(priority).copied().unwrap_or(0));
         }
-        let last = self.rounds.entry(session).or_default();
+        let last = self.rounds.entry((priority, session)).or_default();
         *last = next.max(*last + 1);
         *last
+    }
+
+    /// Somebody of a priority was served in this round. Clients may think of any number of priorities: of those of which nobody waits
+    /// few are remembered.
+    fn serve(&mut self, (priority, round, _): Turn) {
+        if self.served.len() > ROUNDS_KEPT + 2 * self.waiting.len() {
+            let State { served, waiting, .. } = self;
+            served.retain(|priority, _| {
+                waiting.range((*priority, 0, 0)..=(*priority, u64::MAX, u64::MAX)).next().is_some()
+            });
+        }
+        let last = self.served.entry(priority).or_default();
+        *last = round.max(*last);
     }
 
     /// How long whoever comes now would wait, in whole seconds.
@@ -159,7 +177,7 @@ impl Ticket {
             // Should it come back, it is before all that have come since.
             if self.turn.is_none() {
                 state.arrivals += 1;
-                self.turn = Some((self.priority, state.round, state.arrivals));
+                self.turn = Some((self.priority, state.round(self.priority), state.arrivals));
             }
             drop(state);
             self.place = Some(Place(self.queue.clone()));
@@ -189,7 +207,7 @@ impl Ticket {
             Some(turn) => turn,
             None => {
                 state.arrivals += 1;
-                (self.priority, state.next_round(self.session), state.arrivals)
+                (self.priority, state.next_round(self.priority, self.session), state.arrivals)
             }
         };
         state.waiting.insert(turn, self.called.clone());
@@ -233,7 +251,7 @@ impl Ticket {
         let mut state = self.queue.state();
         state.waiting.remove(&turn);
         if served {
-            state.round = state.round.max(turn.1);
+            state.serve(turn);
             if let Some(last) = state.last.replace(now) {
                 let interval = now.duration_since(last).as_secs_f64();
                 state.pace = Some(state.pace.map_or(interval, |pace| pace + SMOOTHING * (interval - pace)));
@@ -242,6 +260,7 @@ impl Ticket {
         if state.waiting.is_empty() {
             // What comes then has another pace.
             state.rounds.clear();
+            state.served.clear();
             state.last = None;
         }
         state.call();
@@ -256,11 +275,11 @@ impl Drop for Ticket {
         if let (Some(_), Some(session)) = (self.since, self.session) {
             // It was not served: the session's next one need not stand behind it.
             let mut state = self.queue.state();
-            let round = state.round;
-            if let Some(last) = state.rounds.get_mut(&session) {
+            let (round, key) = (state.round(self.priority), (self.priority, session));
+            if let Some(last) = state.rounds.get_mut(&key) {
                 *last = last.saturating_sub(1);
                 if *last <= round {
-                    state.rounds.remove(&session);
+                    state.rounds.remove(&key);
                 }
             }
         }

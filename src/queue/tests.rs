@@ -124,3 +124,36 @@ fn the_line_has_an_end() {
     tickets.remove(1);
     assert!(tickets[2].join().is_ok());
 }
+
+/// Who is served meanwhile before all of them does not make a priority's own rounds unfair.
+#[test]
+fn rounds_are_a_prioritys_own() {
+    let queue = queue(1, 100);
+    let join = |priority, session| {
+        let mut ticket = queue.ticket(priority, Some(session));
+        ticket.join().unwrap();
+        ticket
+    };
+    let mut agent: Vec<Ticket> = (0..5).map(|_| join(10, 1)).collect();
+    for number in 0..20 {
+        let mut urgent = join(0, 100 + number % 2);
+        assert!(urgent.may_look());
+        drop(urgent.served());
+    }
+    let mut other = join(10, 2);
+    assert!(agent[0].may_look());
+    drop(agent.remove(0).served());
+    assert!(!agent[0].may_look() && other.may_look(), "its first is before the other's second");
+    drop(other.served());
+    // Priorities that nobody has any more are forgotten.
+    for priority in 0..5000 {
+        let mut ticket = queue.ticket(-priority, None);
+        ticket.join().unwrap();
+        assert!(ticket.may_look());
+        drop(ticket.served());
+    }
+    assert!(queue.state().served.len() <= ROUNDS_KEPT + 20);
+    drop(agent);
+    let state = queue.state();
+    assert_eq!((state.served.len(), state.rounds.len()), (0, 0));
+}
