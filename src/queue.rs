@@ -122,7 +122,18 @@ impl Queue {
     pub fn ticket(self: &Arc<Self>, priority: i64, session: Option<u64>) -> Ticket {
         let (called, until) = (Arc::default(), Instant::now() + self.rules.time);
         let queue = self.clone();
-        Ticket { queue, priority, session, turn: None, since: None, called, until, place: None, has_place: false }
+        Ticket {
+            queue,
+            priority,
+            session,
+            turn: None,
+            since: None,
+            called,
+            until,
+            place: None,
+            has_place: false,
+            waited: None,
+        }
     }
 }
 
@@ -151,9 +162,17 @@ pub struct Ticket {
     until: Instant,
     place: Option<Place>,
     has_place: bool,
+    /// How long it was in the line before that, if it was.
+    waited: Option<Duration>,
 }
 
 impl Ticket {
+    /// How long it was in the line; none if it was not.
+    pub fn waited(&self) -> Option<Duration> {
+        let now = self.since.map(|since| since.elapsed());
+        self.waited.or(now.map(|_| Duration::ZERO)).map(|waited| waited + now.unwrap_or_default())
+    }
+
     /// Until when it waits.
     pub fn until(&self) -> Instant {
         self.until
@@ -266,7 +285,9 @@ impl Ticket {
         state.call();
         drop(state);
         self.queue.metrics.queued.dec();
-        self.queue.metrics.queue_time.observe(now.duration_since(since).as_secs_f64());
+        let waited = now.duration_since(since);
+        self.queue.metrics.queue_time.observe(waited.as_secs_f64());
+        self.waited = Some(self.waited.unwrap_or_default() + waited);
     }
 }
 

@@ -55,6 +55,7 @@ pub struct Exchange {
     error: Option<(&'static str, &'static str)>,
     first_byte: Option<Duration>,
     prefill_time: Option<Duration>,
+    queue_time: Option<Duration>,
     bytes: u64,
     pair: Option<PairLine>,
     place: Option<Place>,
@@ -93,6 +94,7 @@ impl Exchange {
             error: None,
             first_byte: None,
             prefill_time: None,
+            queue_time: None,
             bytes: 0,
             pair: None,
             place: None,
@@ -137,6 +139,11 @@ impl Exchange {
     /// Its place is given back before it looks for another pair.
     pub(crate) fn vacate(&mut self) {
         self.place = None;
+    }
+
+    /// It was in the line for so long, if it was.
+    pub(crate) fn waited(&mut self, time: Option<Duration>) {
+        self.queue_time = time;
     }
 
     /// An attempt with this pair begins.
@@ -280,6 +287,7 @@ impl Drop for Exchange {
             sibling = self.sibling,
             siblings = self.siblings,
             attempts = self.attempts,
+            queued_ms = milliseconds(self.queue_time),
             prefill_ms = milliseconds(self.prefill_time),
             first_byte_ms = milliseconds(self.first_byte),
             total_ms = milliseconds(Some(self.started.elapsed())),

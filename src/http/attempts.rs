@@ -39,11 +39,14 @@ impl Server {
                 record.vacate();
                 ticket.comes_back();
             }
-            let picked = match self.pick(&mut ticket, &mut probes, demand, &refused).await {
+            let picked = self.pick(&mut ticket, &mut probes, demand, &refused).await;
+            let place = if picked.is_ok() { ticket.served() } else { None };
+            record.waited(ticket.waited());
+            let picked = match picked {
                 Ok(picked) => picked,
                 Err(error) => return Err(self.exhausted(attempts - turned_away, last.unwrap_or(error))),
             };
-            if let Some(place) = ticket.served() {
+            if let Some(place) = place {
                 record.occupy(place);
             }
             if last.is_some() {
