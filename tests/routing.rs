@@ -2,6 +2,7 @@
 //! `model` picks by all of them at random.
 
 mod alone;
+mod line;
 mod queue;
 
 use std::collections::{BTreeMap, BTreeSet};

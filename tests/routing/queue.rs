@@ -19,7 +19,7 @@ async fn holder(world: &World) -> Stream {
     stream
 }
 
-async fn queued(world: &World, count: usize) {
+pub async fn queued(world: &World, count: usize) {
     until("so many in the line", || async {
         let queued = world.proxy.metric("moriio_requests_queued").await;
         (queued == count as f64).then_some(()).ok_or_else(|| queued.to_string())
@@ -153,7 +153,7 @@ async fn an_engine_that_joins_takes_work_at_once() {
     world.settle().await;
 }
 
-fn full() -> FaultKind {
+pub fn full() -> FaultKind {
     FaultKind::Status { status: 503, body: json!({"error": {"message": "queue is full", "code": 503}}).to_string() }
 }
 
