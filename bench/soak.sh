@@ -8,6 +8,7 @@
 #   BINARY          the proxy (target/release/moriio-proxy, built if missing)
 #   DURATION        how long, as 90s, 10m, 2h (10m)
 #   MODE            transfer mode of the engines: write or read (write)
+#   POLICY          how engines are chosen, as --policy (round_robin)
 #   CONNECTIONS     clients at once (64)
 #   SAMPLE          seconds between two readings of memory, and length of one burst of load (10)
 #   SETTLE_LIMIT    seconds until everything in flight has ended after the load (90)
@@ -31,7 +32,8 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
 fi
 cd "$bench_folder/.."
 
-: "${BINARY:=target/release/moriio-proxy}" "${DURATION:=10m}" "${MODE:=write}" "${CONNECTIONS:=64}" "${SAMPLE:=10}"
+: "${BINARY:=target/release/moriio-proxy}" "${DURATION:=10m}" "${MODE:=write}" "${POLICY:=round_robin}"
+: "${CONNECTIONS:=64}" "${SAMPLE:=10}"
 : "${SETTLE_LIMIT:=90}" "${GROWTH_LIMIT:=16}" "${BASE_PORT:=22000}"
 : "${IN_FLIGHT:=^[a-z_]*in_flight([\{ ]|\$)}"
 : "${COUNTERS_URL:=http://127.0.0.1:$((BASE_PORT + 2))/counters}"
@@ -59,7 +61,8 @@ seconds_of() {
 }
 
 start_stage() {
-    PROXY_HTTP_PORT=$proxy_port PROXY_PING_PORT=$ping_port PROXY_LOG_LEVEL=warn start "$work/proxy.log" "$BINARY" serve
+    PROXY_HTTP_PORT=$proxy_port PROXY_PING_PORT=$ping_port PROXY_LOG_LEVEL=warn start "$work/proxy.log" "$BINARY" serve \
+        --policy "$POLICY"
     proxy_pid=$started_pid
     wait_for "$proxy_url/health" "$proxy_pid" "$work/proxy.log"
     start "$work/sim.log" "$BINARY" sim --prefill 2 --decode 2 --mode "$MODE" --registration "127.0.0.1:$ping_port" \
@@ -122,6 +125,15 @@ in_flight() {
         awk '{ total += $NF; lines++ } END { if (!lines) exit 1; print total }'
 }
 
+# policy_load: prints what policies believe that engines have to do, which has to be nothing at rest.
+policy_load() {
+    get "$proxy_url/ready" | python3 -c '
+import json, sys
+
+print(sum(engine["load"] for engine in json.load(sys.stdin)["engines"]))
+'
+}
+
 # bad_counters: prints every counter that should be zero and is not, at any depth of the engines' report.
 bad_counters() {
     get "$COUNTERS_URL" | python3 -c '
@@ -151,16 +163,17 @@ if not seen:
 
 # settle: waits until both sides are at rest; prints what is left and fails if they never are.
 settle() {
-    local until=$((SECONDS + SETTLE_LIMIT)) left bad
+    local until=$((SECONDS + SETTLE_LIMIT)) left bad believed
     while true; do
         left=$(in_flight) || fail "no gauge of /metrics matches $IN_FLIGHT"
         bad=$(bad_counters) || fail "the counters at $COUNTERS_URL cannot be read"
-        if [[ $left == 0 && -z $bad ]]; then
+        believed=$(policy_load) || fail "/ready does not say what engines have to do"
+        if [[ $left == 0 && $believed == 0 && -z $bad ]]; then
             return 0
         fi
         if ((SECONDS >= until)); then
             get "$proxy_url/metrics" | grep -v '^#' | grep -E -- "$IN_FLIGHT" >&2 || true
-            fail "not at rest after $SETTLE_LIMIT s: in flight $left, counters ${bad//$'\n'/ }"
+            fail "not at rest after $SETTLE_LIMIT s: in flight $left, load $believed, counters ${bad//$'\n'/ }"
         fi
         sleep 1
     done
@@ -175,7 +188,7 @@ main() {
     require_free_ports "$proxy_port" "$ping_port" "$control_port" "$engines"
     start_stage
     answered=0 cut=0
-    printf 'soak: %s, mode %s, %s clients\n' "$DURATION" "$MODE" "$CONNECTIONS"
+    printf 'soak: %s, mode %s, policy %s, %s clients\n' "$DURATION" "$MODE" "$POLICY" "$CONNECTIONS"
     SECONDS=0
     end=$length
     while ((SECONDS < end)); do
