@@ -3,6 +3,7 @@
 mod answers;
 mod bodies;
 mod picks;
+mod prefixes;
 mod records;
 mod registrations;
 mod support;

@@ -20,7 +20,7 @@ use super::retries::RetryBudget;
 use super::session;
 use super::siblings;
 use crate::api::Api;
-use crate::api::siblings::Shape;
+use crate::api::siblings::{Shape, Sibling};
 use crate::api::side;
 use crate::api::{prefix, request};
 use crate::error::ProxyError;
@@ -47,6 +47,17 @@ enum Served {
     /// The streams of several, of which one has begun.
     Streams(HeaderMap, Vec<siblings::Part>, Shape),
 }
+
+/// What a body asks for, and what prompts begin with, where that is wanted.
+struct Parsed {
+    request: request::Request,
+    prefix: Vec<u64>,
+    /// Several answers.
+    several: Option<(Shape, Vec<OfOne>)>,
+}
+
+/// Which of several answers it is, and what its prompt begins with.
+type OfOne = (Sibling, Vec<u64>);
 
 /// What every request handler shares.
 pub struct Server {
@@ -149,17 +160,16 @@ impl Server {
         // One that sends slowly holds no place, and of one that sends and leaves while it waits that is noticed.
         self.queue.admit()?;
         let body = self.read(&head.headers, body).await?;
-        let (request::Asked { request, several }, prefix) = self.parse(api, body).await?;
+        let Parsed { request, prefix, several } = self.parse(api, body).await?;
         let streams = request.stream;
         let Some((shape, siblings)) = several else {
             let (asked, priority) = self.asked(head, request, prefix);
             return Ok(Served::One(self.attempts(&Arc::new(asked), priority, record).await?, streams));
         };
         record.several(shape.count);
-        let asking = siblings.into_iter().map(|sibling| {
-            let (account, request) = (record.sibling(sibling.index), request.of_sibling(sibling));
-            let prefix = self.prefix(&request);
-            self.clone().sibling(self.asked(head, request, prefix), account)
+        let asking = siblings.into_iter().map(|(sibling, prefix)| {
+            let account = record.sibling(sibling.index);
+            self.clone().sibling(self.asked(head, request.of_sibling(sibling), prefix), account)
         });
         let asking = asking.collect();
         if streams {
@@ -229,8 +239,8 @@ impl Server {
         }
     }
 
-    /// What a body asks for, and what its prompt begins with, where that is wanted of one answer.
-    async fn parse(self: &Arc<Self>, api: Api, body: Bytes) -> Result<(request::Asked, Vec<u64>), ProxyError> {
+    /// What a body asks for. A large one is looked at apart from the threads that serve.
+    async fn parse(self: &Arc<Self>, api: Api, body: Bytes) -> Result<Parsed, ProxyError> {
         if body.len() < LARGE {
             return self.parsed(api, body);
         }
@@ -244,14 +254,25 @@ impl Server {
         parsing.await.unwrap_or(Err(ProxyError::Internal))
     }
 
-    fn parsed(&self, api: Api, body: Bytes) -> Result<(request::Asked, Vec<u64>), ProxyError> {
-        let asked = request::Asked::parse(api, body, self.settings.budget, self.settings.siblings)?;
-        let prefix = if asked.several.is_none() { self.prefix(&asked.request) } else { Vec::new() };
-        Ok((asked, prefix))
-    }
-
-    fn prefix(&self, request: &request::Request) -> Vec<u64> {
-        if self.selector.wants_prefixes() { prefix::hashes(request) } else { Vec::new() }
+    fn parsed(&self, api: Api, body: Bytes) -> Result<Parsed, ProxyError> {
+        let request::Asked { request, several } =
+            request::Asked::parse(api, body, self.settings.budget, self.settings.siblings)?;
+        let prefix = |request: &request::Request| {
+            if self.selector.wants_prefixes() { prefix::hashes(request) } else { Vec::new() }
+        };
+        let Some((shape, siblings)) = several else {
+            return Ok(Parsed { prefix: prefix(&request), request, several: None });
+        };
+        let mut all: Vec<OfOne> = Vec::with_capacity(siblings.len());
+        for sibling in siblings {
+            // Several choices of one prompt have it in common.
+            let prefix = match all.last() {
+                Some((last, prefix)) if last.prompt() == sibling.prompt() => prefix.clone(),
+                _ => prefix(&request.of_sibling(sibling.clone())),
+            };
+            all.push((sibling, prefix));
+        }
+        Ok(Parsed { prefix: Vec::new(), several: Some((shape, all)), request })
     }
 
     /// For a request that may have to wait for probes.
