@@ -15,12 +15,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::api::prefix::BLOCK;
 
-/// Memory of one block, roughly: its hash, one holder, and its part of tables that are seven eighths full at most. Few have more.
-const ENTRY: usize = 64;
+/// Memory of a block in a table: its hash, itself, a byte of the table's own.
+const ENTRY: usize = size_of::<(u64, Block)>() + 1;
+/// Memory of the first further holder of a block, and of each of them.
+const FIRST: usize = 48;
+const FURTHER: usize = 2 * size_of::<Holder>();
 /// Holders of a block that are remembered, and those of them that are looked at.
 const MOST_HOLDERS: usize = 32;
 pub(super) const HOLDERS: usize = 8;
-/// Conversations a rank that count for those that have begun lately.
+/// Conversations a slot that count for those that have begun lately.
 const LATELY: u64 = 64;
 /// A rank gets no new conversation for what it has when so many more than the mean and a quarter of it have begun there.
 const CROWDED: u64 = 2;
@@ -95,6 +98,11 @@ struct Block {
 }
 
 impl Block {
+    /// Bytes of its further holders, roughly.
+    fn further(&self) -> usize {
+        if self.others.is_empty() { 0 } else { FIRST + self.others.len() * FURTHER }
+    }
+
     fn holders(&self) -> impl Iterator<Item = &Holder> {
         std::iter::once(&self.holder).chain(&self.others)
     }
@@ -138,7 +146,7 @@ type Blocks = HashMap<u64, Block, BuildHasherDefault<AsItIs>>;
 /// The guess.
 pub(super) struct Prefixes {
     known: Mutex<Known>,
-    /// Blocks of a generation.
+    /// Bytes of a generation.
     most: usize,
 }
 
@@ -147,10 +155,13 @@ struct Known {
     /// What was met lately, and what was met before that. When the first is full it becomes the second, which is forgotten.
     young: Blocks,
     old: Blocks,
+    /// Bytes of further holders of the young ones, roughly.
+    further: usize,
     numbers: HashMap<Place, u32>,
     ranks: Vec<Rank>,
-    /// Conversations that have begun lately.
+    /// Conversations that have begun lately, and slots that there were when somebody asked last.
     begun: u64,
+    slots: usize,
     now: u32,
 }
 
@@ -196,9 +207,20 @@ impl Known {
         })
     }
 
+    /// Bytes of the young generation with one block more.
+    fn bytes(&self) -> usize {
+        let blocks = self.young.capacity().max(self.young.len() + 1);
+        // Tables have a power of two of places, of which an eighth stays free.
+        (blocks * 8 / 7).next_power_of_two() * ENTRY + self.further
+    }
+
     /// A rank meets a block. When it did last, if it has it still, and whether others went on elsewhere.
     fn meet(&mut self, hash: u64, next: u32, holder: Holder, most: usize) -> (Option<u32>, bool) {
-        let mut block = match self.young.remove(&hash).or_else(|| self.old.remove(&hash)) {
+        let young = self.young.remove(&hash);
+        if let Some(block) = &young {
+            self.further = self.further.saturating_sub(block.further());
+        }
+        let mut block = match young.or_else(|| self.old.remove(&hash)) {
             Some(block) => block,
             None => Block { holder, others: Vec::new(), next: 0 },
         };
@@ -216,10 +238,10 @@ impl Known {
         if block.next == 0 {
             block.next = next;
         }
-        if self.young.len() >= most {
-            self.old.clear();
-            mem::swap(&mut self.young, &mut self.old);
+        if self.bytes() > most {
+            (self.old, self.further) = (mem::take(&mut self.young), 0);
         }
+        self.further += block.further();
         self.young.insert(hash, block);
         (before, is_left)
     }
@@ -235,7 +257,8 @@ impl Known {
         if let Some(rank) = self.ranks.get_mut(rank as usize) {
             (rank.begun, self.begun) = (rank.begun + 1, self.begun + 1);
         }
-        if self.begun > LATELY * self.ranks.len() as u64 {
+        // Ranks of lives that have ended are remembered, too.
+        if self.begun > LATELY * self.slots.max(1) as u64 {
             self.ranks.iter_mut().for_each(|rank| rank.begun /= 2);
             self.begun = self.ranks.iter().map(|rank| rank.begun).sum();
         }
@@ -245,8 +268,7 @@ impl Known {
 impl Prefixes {
     /// Nothing is known; so many bytes at most will be.
     pub(super) fn new(bytes: u64) -> Prefixes {
-        let most = usize::try_from(bytes).unwrap_or(usize::MAX) / ENTRY / 2;
-        Prefixes { known: Mutex::default(), most: most.max(1) }
+        Prefixes { known: Mutex::default(), most: usize::try_from(bytes).unwrap_or(usize::MAX) / 2 }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -258,7 +280,8 @@ impl Prefixes {
         // From the end: where a block is known, so was all before it.
         let mut end = blocks.len();
         for part in blocks.rchunks(AT_ONCE) {
-            let known = self.known();
+            let mut known = self.known();
+            known.slots = slots;
             for block in part.iter().rev() {
                 if let Some(holders) = known.holders(*block, blocks.get(end), slots) {
                     return Longest { blocks: end, holders };

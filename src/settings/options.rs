@@ -111,7 +111,7 @@ table! {
         CacheThreshold "cache-threshold" "PROXY_CACHE_THRESHOLD" Value("PART") = "0.3":
             "`cache_aware`: the part of a prompt that an engine must have computed before, 0 to 1; else the one with the least to do is taken";
         PrefixMemory "prefix-memory" "PROXY_PREFIX_MEMORY" Value("BYTES") = "64MiB":
-            "`cache_aware` and --decode-alone-missing: memory for what engines have computed, 64 bytes for each 2 KB of prompts";
+            "`cache_aware` and --decode-alone-missing: memory for what engines have computed, some 70 bytes for each 2 KB of prompts";
         DecodeAloneBelow "decode-alone-below" "PROXY_DECODE_ALONE_BELOW" Value("BYTES") = "0":
             "Requests of fewer bytes go to decode alone, which computes their prompts itself, where its release serves such (0.33.0); 0 is never";
         DecodeAloneMissing "decode-alone-missing" "PROXY_DECODE_ALONE_MISSING" Value("BYTES") = "0":

@@ -8,6 +8,7 @@
 #[allow(dead_code, reason = "the rest is for other tests")]
 mod binary;
 mod calls;
+mod memory;
 mod picks;
 mod stage;
 

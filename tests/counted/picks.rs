@@ -14,7 +14,7 @@ use stats_alloc::Region;
 use crate::ALLOCATOR;
 
 /// Engines of eight prefill ranks each, and as many decode engines.
-fn pool(engines: u16) -> Pool {
+pub fn pool(engines: u16) -> Pool {
     let (metrics, limits) = (
         Metrics::new(),
         BreakerLimits { failures: 5, open: Duration::from_secs(5), open_max: Duration::from_secs(30) },
