@@ -9,6 +9,8 @@ what they hold is read from their own gauges. Prints a table and exits with the 
 
   equal      the same text, usage and finish reason as the undivided engine, for completions, chat, responses and messages,
              streamed and not
+  several    requests for several answers, by `n` with a seed and by lists of prompts (texts and token ids), whole and
+             streamed: each choice as the undivided engine's, and the usage
   orphans    clients that leave at every moment, requests that both engines or decode alone refuse: afterwards no engine
              holds a KV block or a request that it did not hold before
   fields     every field that the engines list for every API, one at a time, with ordinary and odd values, whole and
@@ -31,6 +33,7 @@ import fields
 import orphans
 import refusals
 import restarts
+import several
 from ask import Server
 from engines import Cluster
 
@@ -67,6 +70,7 @@ def plan(world):
     """Every check by name, in the order in which they are made: restarts last."""
     yield "equal", equal.equal
     yield "equal, limits", equal.one_token
+    yield "several answers", several.several
     yield "orphans, at once", orphans.leave_at_once
     yield "orphans, anywhere", orphans.leave_anywhere
     yield "orphans, mid-stream", orphans.leave_the_stream

@@ -24,6 +24,8 @@ class Answer:
     # Whose answer an error is, where the server says so; and the whole of an answer that came in one piece.
     source: str = field(default="", compare=False)
     rest: object = field(default=None, compare=False)
+    # What each of several choices says and why it ended, by its index.
+    choices: dict = field(default_factory=dict, compare=False)
 
     def content(self):
         """What two servers must agree on at temperature 0."""
@@ -167,6 +169,7 @@ def _read_object(raw, answer):
     answer.usage = _usage(value.get("usage"))
     if "choices" in value:
         choices = sorted(value["choices"], key=lambda choice: choice.get("index", 0))
+        answer.choices = {choice.get("index", 0): (_text(choice), choice["finish_reason"]) for choice in choices}
         answer.text, answer.finish = "\n".join(map(_text, choices)), choices[0]["finish_reason"]
     elif value.get("type") == "message":
         answer.text, answer.finish = "".join(_parts(value["content"])), value["stop_reason"]
@@ -210,6 +213,8 @@ def _read_events(raw, answer):
             for choice in value.get("choices", ()):
                 answer.text += _text(choice)
                 answer.finish = choice.get("finish_reason") or answer.finish
+                said, end = answer.choices.get(choice.get("index", 0), ("", None))
+                answer.choices[choice.get("index", 0)] = said + _text(choice), choice.get("finish_reason") or end
     if not done:
         answer.trouble = "stream ended without its end marker"
 
