@@ -286,7 +286,8 @@ impl Drop for Exchange {
             client_id = self.client_id.as_deref(),
             sibling = self.sibling,
             siblings = self.siblings,
-            attempts = self.attempts,
+            // Those of several answers are in the lines of each.
+            attempts = self.siblings.is_none().then_some(self.attempts),
             queued_ms = milliseconds(self.queue_time),
             prefill_ms = milliseconds(self.prefill_time),
             first_byte_ms = milliseconds(self.first_byte),
