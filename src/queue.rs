@@ -73,10 +73,11 @@ impl State {
     /// few are remembered.
     fn serve(&mut self, (priority, round, _): Turn) {
         if self.served.len() > ROUNDS_KEPT + 2 * self.waiting.len() {
-            let State { served, waiting, .. } = self;
-            served.retain(|priority, _| {
-                waiting.range((*priority, 0, 0)..=(*priority, u64::MAX, u64::MAX)).next().is_some()
-            });
+            let State { served, waiting, rounds, .. } = self;
+            let is_waited_for =
+                |priority: i64| waiting.range((priority, 0, 0)..=(priority, u64::MAX, u64::MAX)).next().is_some();
+            served.retain(|priority, _| is_waited_for(*priority));
+            rounds.retain(|(priority, _), _| is_waited_for(*priority));
         }
         let last = self.served.entry(priority).or_default();
         *last = round.max(*last);
