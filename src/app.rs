@@ -215,8 +215,7 @@ impl App {
         let (client, pairs) = (upstream.client().clone(), selector.pairs.clone());
         let announcer = Announcer::start(server.conduct.announces).map_err(|error| error.to_string())?;
         let (expected, says_stall) = (server.expected, server.conduct.names_side);
-        let serves_alone = picking.decode_alone.is_on();
-        let teller = Teller::new(presumed, expected, announcer.clone(), says_stall, serves_alone);
+        let teller = Teller::new(presumed, expected, announcer.clone(), says_stall, picking.decode_alone);
         let discovery =
             Discovery::new((registry, news), pairs, metrics.clone(), client, (allowed, spans), rounds.clone(), teller);
         background.start_apart("membership", ended(discovery.run(heard))).map_err(|error| error.to_string())?;

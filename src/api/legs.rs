@@ -358,6 +358,11 @@ pub fn may_say_cached_tokens(answer: &[u8]) -> bool {
     memmem::find(answer, b"cached_tokens\"").is_some()
 }
 
+/// Whether prefill's answer has a usage without details, which is how engines say that nothing was cached.
+pub fn says_none_cached(answer: &[u8]) -> bool {
+    memmem::find(answer, b"tokens_details\":null").is_some()
+}
+
 /// The prefix tokens that prefill says it had cached, and all of the prompt's, from its answer; nothing where it does not say.
 /// Since 0.31.0 the params tell the first, whatever the usage does (protocol E6).
 pub fn cached_tokens(answer: &Body) -> (Option<u64>, Option<u64>) {

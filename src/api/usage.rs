@@ -7,9 +7,28 @@ use memchr::memmem;
 use crate::api::Api;
 use crate::json::{Body, Edit, Json, Segments};
 
-/// Whether an answer or an event may have a usage. Most events have none, and a look is cheaper than a parse.
-pub fn may_have(text: &[u8]) -> bool {
-    memmem::find(text, b"\"usage\"").is_some()
+/// Whether an answer or an event has a usage. Most events have none, or a `null`, and a look is cheaper than a parse. A quote in a
+/// text is escaped, so that this is no text's.
+pub fn is_in(text: &[u8]) -> bool {
+    const NAME: &[u8] = b"\"usage\"";
+    memmem::find_iter(text, NAME).any(|at| {
+        let value = text[at + NAME.len()..].trim_ascii_start();
+        value.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"{"))
+    })
+}
+
+/// Where the usage stands: events of some APIs have it one level deeper.
+fn path(api: Api, body: &Body) -> &'static [&'static str] {
+    let outer = match api {
+        Api::Messages => "message",
+        Api::Responses => "response",
+        Api::Completions | Api::Chat | Api::Generate => return &["usage"],
+    };
+    match (body.get_some(outer).is_some(), api) {
+        (false, _) => &["usage"],
+        (true, Api::Messages) => &["message", "usage"],
+        (true, _) => &["response", "usage"],
+    }
 }
 
 /// An answer, or the data of an event, with so many cached tokens as prefill had; with none told where that is not known. None where
@@ -21,14 +40,27 @@ pub fn corrected(api: Api, text: &Bytes, cached: Option<u64>) -> Option<Bytes> {
         Api::Responses => details(usage, "input_tokens_details", cached),
         Api::Completions | Api::Chat | Api::Generate => details(usage, "prompt_tokens_details", cached),
     };
-    // Events of these have it one level deeper.
-    let outer = match api {
-        Api::Messages => "message",
-        Api::Responses => "response",
-        Api::Completions | Api::Chat | Api::Generate => "usage",
-    };
-    let path = if body.get_some(outer).is_some() && outer != "usage" { &[outer, "usage"][..] } else { &["usage"] };
-    within(&body, path, &edits).map(|text| text.to_vec().into())
+    within(&body, path(api, &body), &edits).map(|text| text.to_vec().into())
+}
+
+/// The cached tokens that an answer or the data of an event tells, and all of the prompt's.
+pub fn told(api: Api, text: &Bytes) -> Option<(u64, u64)> {
+    let mut usage = Body::parse(text.clone()).ok()?;
+    for name in path(api, &usage) {
+        usage = usage.nested(name)?.ok()?;
+    }
+    let (input, all) = (number(&usage, "input_tokens"), number(&usage, "prompt_tokens"));
+    if api == Api::Messages {
+        let cached = number(&usage, "cache_read_input_tokens")?;
+        return Some((cached, cached.saturating_add(input?)));
+    }
+    let details = if api == Api::Responses { "input_tokens_details" } else { "prompt_tokens_details" };
+    let cached = number(&usage.nested(details)?.ok()?, "cached_tokens")?;
+    Some((cached, all.or(input)?))
+}
+
+fn number(object: &Body, name: &str) -> Option<u64> {
+    serde_json::from_slice(object.get_some(name)?).ok()
 }
 
 /// The body with what the object at this path becomes by these edits.
@@ -59,8 +91,8 @@ fn details(usage: &Body, name: &'static str, cached: Option<u64>) -> Vec<Edit> {
 
 /// Anthropic's form: what was cached is no input (protocol E7).
 fn messages(usage: &Body, cached: Option<u64>) -> Vec<Edit> {
-    let number = |name: &str| usage.get_some(name).and_then(|text| serde_json::from_slice::<u64>(text).ok());
-    let (Some(input), before) = (number("input_tokens"), number("cache_read_input_tokens")) else { return Vec::new() };
+    let before = number(usage, "cache_read_input_tokens");
+    let Some(input) = number(usage, "input_tokens") else { return Vec::new() };
     let all = input.saturating_add(before.unwrap_or(0));
     let rest = Edit::Set("input_tokens", Json::Text(all.saturating_sub(cached.unwrap_or(0)).to_string()));
     match (cached, before) {

@@ -77,7 +77,7 @@ pub struct Asked {
     /// What its pair is picked by, but for what follows.
     pub demand: Demand<'static>,
     /// What its prompt begins with.
-    pub prefix: Vec<u64>,
+    pub prefix: Arc<[u64]>,
 }
 
 impl Asked {
@@ -169,6 +169,8 @@ struct Attempt {
     meeting: Option<Meeting>,
     /// Why decode serves it alone, if it does.
     short: Option<Short>,
+    /// What its prompt begins with, where it is kept count of what decode has.
+    prefix: Option<Arc<[u64]>>,
     /// What prefill is expected to have of the prompt, or decode alone.
     forecast: Option<Forecast>,
     /// What it had of it, once that is known, where clients are told.
@@ -240,11 +242,11 @@ impl Drive {
     }
 
     /// Who learns what decode alone had of the prompt, where something was expected; to be asked for once.
-    pub(crate) fn take_expected(&mut self) -> Option<impl FnOnce(u64, u64) + Send + use<>> {
+    pub(crate) fn take_expected(&mut self) -> Option<impl FnOnce(Option<(u64, u64)>) + Send + use<>> {
         self.0.short?;
         let forecast = self.0.forecast.take()?;
         let selector = self.0.means.selector.clone();
-        Some(move |cached, tokens| selector.learn_decode(&forecast, cached, tokens))
+        Some(move |told| selector.learn_decode(&forecast, told))
     }
 
     /// The answer that is being relayed, as long as there is one.

@@ -37,14 +37,14 @@ pub struct Hearers {
 
 impl Hearers {
     fn hear(&mut self, answer: &Prefilled) {
+        if let (Some(client), Some(cached)) = (self.client.take(), answer.told_cached) {
+            // A client that has left does not hear it.
+            let _ = client.send(cached);
+        }
         let Some(cached) = answer.cached_tokens else { return };
         self.metrics.cached_tokens.inc_by(cached);
         if let (Some(forecast), Some(tokens)) = (self.forecast.take(), answer.prompt_tokens) {
             self.selector.learn(&forecast, cached, tokens);
-        }
-        if let Some(client) = self.client.take() {
-            // A client that has left does not hear it.
-            let _ = client.send(cached);
         }
     }
 }

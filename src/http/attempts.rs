@@ -13,7 +13,7 @@ use crate::exchange::drive::{Asked, Drive, Failed, Outcome};
 use crate::exchange::record::Exchange;
 use crate::pool::Pool;
 use crate::queue::Ticket;
-use crate::routing::{Demand, Meetings, NoPick, Pick};
+use crate::routing::{Demand, Expected, NoPick, Pick};
 use crate::upstream::Repeat;
 
 /// How often a waiting request looks again, since a freed place has no signal of its own.
@@ -56,7 +56,7 @@ impl Server {
             let (tries, retries) = (attempts - turned_away, self.settings.retries);
             let (drive, expected) = self.begin(picked, asked, record)?;
             let ended = drive.run(record).await;
-            if ended.is_err() {
+            if let (Err(_), Some(expected)) = (&ended, expected) {
                 self.selector.forget(&asked.prefix, expected);
             }
             match ended {
@@ -83,14 +83,18 @@ impl Server {
         }
     }
 
-    /// An attempt with what was picked, and what was expected of it.
-    fn begin(&self, picked: Pick, asked: &Arc<Asked>, record: &mut Exchange) -> Result<(Drive, Meetings), ProxyError> {
+    /// An attempt with what was picked, and what is expected of prefill.
+    fn begin(
+        &self,
+        picked: Pick,
+        asked: &Arc<Asked>,
+        record: &mut Exchange,
+    ) -> Result<(Drive, Option<Expected>), ProxyError> {
         let picked = match picked {
             Pick::Pair(picked) => picked,
             Pick::Alone(alone) => {
                 self.metrics.decision(Role::Decode, alone.choice.by(), alone.choice.why.as_str());
-                let expected = alone.expected;
-                return Ok((Drive::alone(&self.means, asked, *alone, record), expected));
+                return Ok((Drive::alone(&self.means, asked, *alone, record), None));
             }
         };
         let (prefill, decode) = (&picked.prefill.engine, &picked.decode.engine);

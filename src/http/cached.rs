@@ -1,5 +1,5 @@
 //! An answer whose usage tells what prefill had of its prompt (`--report-cached-tokens`), or from whose usage is heard what decode
-//! alone had of it. Everything else passes as it comes.
+//! alone had of it. Every other event passes as it comes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,17 +12,15 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::events::Events;
-use crate::api::legs::cached_tokens;
 use crate::api::{Api, usage};
-use crate::json;
 
 /// The most that is kept until its end has come. What is longer passes as it is.
-const MOST: usize = 64 << 20;
+pub(super) const MOST: usize = 64 << 20;
 /// WRITE: how long the usage waits for prefill's answer, which mostly came long before.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Hears of how many cached tokens an engine says, and of how many in all.
-pub(super) type Hear = Box<dyn FnOnce(u64, u64) + Send>;
+/// Hears of how many cached tokens an engine says, and of how many in all; of an answer that ends without a word of it, too.
+pub(super) type Hear = Box<dyn FnOnce(Option<(u64, u64)>) + Send>;
 
 /// What a usage is looked at for.
 pub(super) enum Purpose {
@@ -34,31 +32,42 @@ pub(super) enum Purpose {
 
 /// What prefill had.
 pub(super) enum Told {
-    Waiting(oneshot::Receiver<u64>, Option<Pin<Box<Sleep>>>),
+    /// It may be told yet; the first that asks waits for a moment, nobody after that.
+    Waiting(oneshot::Receiver<u64>, Patience),
     Known(Option<u64>),
+}
+
+/// How long is waited.
+pub(super) enum Patience {
+    Unasked,
+    Waits(Pin<Box<Sleep>>),
+    Over,
 }
 
 impl Told {
     /// It will be told by this.
     pub(super) fn by(receiver: oneshot::Receiver<u64>) -> Told {
-        Told::Waiting(receiver, None)
+        Told::Waiting(receiver, Patience::Unasked)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<u64>> {
-        let (receiver, timer) = match self {
+        let (receiver, patience) = match self {
             Told::Known(tokens) => return Poll::Ready(*tokens),
-            Told::Waiting(receiver, timer) => (receiver, timer),
+            Told::Waiting(receiver, patience) => (receiver, patience),
         };
-        let tokens = match Pin::new(receiver).poll(cx) {
-            Poll::Ready(told) => told.ok(),
-            Poll::Pending => {
-                let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(GRACE)));
-                ready!(timer.as_mut().poll(cx));
-                None
-            }
-        };
-        *self = Told::Known(tokens);
-        Poll::Ready(tokens)
+        if let Poll::Ready(told) = Pin::new(receiver).poll(cx) {
+            let tokens = told.ok();
+            *self = Told::Known(tokens);
+            return Poll::Ready(tokens);
+        }
+        if matches!(patience, Patience::Unasked) {
+            *patience = Patience::Waits(Box::pin(tokio::time::sleep(GRACE)));
+        }
+        if let Patience::Waits(timer) = patience {
+            ready!(timer.as_mut().poll(cx));
+            *patience = Patience::Over;
+        }
+        Poll::Ready(None)
     }
 }
 
@@ -115,7 +124,7 @@ impl<B> Watched<B> {
     /// Passes on what can be; what waits stays.
     fn pass(&mut self, cx: &mut Context<'_>) {
         while let Some(piece) = self.piece() {
-            if !usage::may_have(&piece) {
+            if !usage::is_in(&piece) {
                 self.out.extend_from_slice(&piece);
                 continue;
             }
@@ -141,9 +150,8 @@ impl<B> Watched<B> {
     fn look(&mut self, piece: &Bytes, tokens: Option<u64>) {
         let data = if self.is_events { data(piece) } else { Some(piece.clone()) };
         if let Purpose::Hear(hear) = &mut self.purpose {
-            let says = data.and_then(|data| Some(cached_tokens(&json::Body::parse(data).ok()?)));
-            if let Some((Some(cached), Some(all))) = says {
-                hear.take().into_iter().for_each(|hear| hear(cached, all));
+            if let Some(told) = data.and_then(|data| usage::told(self.api, &data)) {
+                hear.take().into_iter().for_each(|hear| hear(Some(told)));
             }
             return self.out.extend_from_slice(piece);
         }
@@ -184,6 +192,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Watched<B> {
                 return Poll::Pending;
             }
             if this.is_over {
+                if let Purpose::Hear(hear) = &mut this.purpose {
+                    hear.take().into_iter().for_each(|hear| hear(None));
+                }
                 return Poll::Ready(None);
             }
             let part = match ready!(Pin::new(&mut this.answer).poll_frame(cx)) {
@@ -195,7 +206,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Watched<B> {
                 }
             };
             let is_whole = this.is_events && this.events.held() == 0 && part.ends_with(b"\n\n");
-            if this.as_it_is || (is_whole && !usage::may_have(&part)) {
+            if this.as_it_is || (is_whole && !usage::is_in(&part)) {
                 return Poll::Ready(Some(Ok(Frame::data(part))));
             }
             this.events.push(&part);

@@ -3,10 +3,12 @@
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header};
+use futures::stream;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
 
-use super::cached::{Purpose, Told, Watched};
+use super::cached::{MOST, Purpose, Told, Watched};
 use super::siblings::{Part, Together};
 use crate::api::siblings::Shape;
 use crate::api::{Api, message};
@@ -16,7 +18,7 @@ use crate::exchange::relay::Relay;
 
 /// What an attempt gave, as the client gets it: an engine's head and the relay of its body,
 /// or prefill's message. `cut` fires when the process stops waiting for the answer.
-pub(super) fn respond(
+pub(super) async fn respond(
     outcome: Outcome,
     (api, streams): (Api, bool),
     mut record: Exchange,
@@ -27,19 +29,32 @@ pub(super) fn respond(
             let mut headers = std::mem::take(&mut head.headers);
             // Engines' errors have no usage.
             let purpose = purpose(&mut drive).filter(|_| head.status.is_success());
-            if head.is_events || purpose.is_some() {
-                // A stream may lose comments or gain an error event, a usage gain a number.
+            let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+            if head.is_events {
+                // A stream may lose comments or gain an error event.
                 headers.remove(header::CONTENT_LENGTH);
             }
             record.committed(head.status.as_u16());
             let relay = Relay::new(drive, &head, record, limits, (api, cut));
-            let mut response = Response::new(match purpose {
-                Some(purpose) => Body::new(Watched::new(relay, (api, head.is_events), purpose, Relay::grows)),
-                None => Body::new(relay),
-            });
-            *response.status_mut() = head.status;
-            *response.headers_mut() = headers;
-            response
+            let Some(purpose) = purpose else {
+                return answer(head.status, headers, Body::new(relay));
+            };
+            let is_told = matches!(purpose, Purpose::Tell(_)) && !head.is_events;
+            let watched = Watched::new(relay, (api, head.is_events), purpose, Relay::grows);
+            if !is_told || length.is_none_or(|length| length > MOST as u64) {
+                return answer(head.status, headers, Body::new(watched));
+            }
+            // Its length is known once a number has been put in.
+            match watched.collect().await {
+                Ok(whole) => {
+                    headers.remove(header::CONTENT_LENGTH);
+                    answer(head.status, headers, Body::from(whole.to_bytes()))
+                }
+                Err(broken) => {
+                    let broken = stream::once(std::future::ready(Err::<Bytes, _>(broken)));
+                    answer(head.status, headers, Body::from_stream(broken))
+                }
+            }
         }
         Outcome::Message(text, limits) => {
             record.committed(200);
@@ -54,6 +69,12 @@ pub(super) fn respond(
             response
         }
     }
+}
+
+fn answer(status: StatusCode, headers: HeaderMap, body: Body) -> Response {
+    let mut response = Response::new(body);
+    (*response.status_mut(), *response.headers_mut()) = (status, headers);
+    response
 }
 
 /// What the usage of an answer is looked at for.

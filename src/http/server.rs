@@ -126,7 +126,7 @@ impl Server {
             result = self.serve(api, &head, body, &mut record) => result,
         };
         let mut response = match result {
-            Ok(Served::One(outcome, streams)) => respond(outcome, (api, streams), record, cut),
+            Ok(Served::One(outcome, streams)) => respond(outcome, (api, streams), record, cut).await,
             Ok(Served::Whole(headers, answer)) => respond_whole(headers, answer, record),
             Ok(Served::Streams(headers, parts, shape)) => respond_together(headers, parts, (api, shape), record),
             Err(error) => {
@@ -189,7 +189,7 @@ impl Server {
         demand.may_skip_prefill = request.alone.is_none();
         let priority = session::priority(&head.headers, &request.body);
         let headers = access::encoded(&self.settings.keys, &head.headers, session.as_deref());
-        (Asked { request, headers, demand, prefix }, priority)
+        (Asked { request, headers, demand, prefix: prefix.into() }, priority)
     }
 
     /// One of several answers, as it would be if it were the only one. It goes on by itself, however slowly its client reads the others.
@@ -203,7 +203,7 @@ impl Server {
                 result = self.attempts(&asked, priority, &mut record) => result,
             };
             match result {
-                Ok(outcome) => Ok(respond(outcome, (api, streams), record, cut)),
+                Ok(outcome) => Ok(respond(outcome, (api, streams), record, cut).await),
                 Err(error) => {
                     record.failed(&error);
                     Err(error)

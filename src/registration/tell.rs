@@ -13,7 +13,7 @@ use crate::pool::pairs::Pairs;
 use crate::pool::reason::{Failure, Reason};
 use crate::pool::{Engine, Pool, State};
 use crate::registration::announce::Announcer;
-use crate::settings::{Expected, Presumed};
+use crate::settings::{DecodeAlone, Expected, Presumed};
 
 /// How often an unchanged pool is looked at: breakers change with time alone.
 const LOOK: Duration = Duration::from_secs(1);
@@ -73,8 +73,8 @@ pub struct Teller {
     /// How many of them are to be there.
     expected: Expected,
     are_there: bool,
-    /// Whether decode may serve requests alone.
-    serves_alone: bool,
+    /// Which requests decode may serve alone.
+    alone: DecodeAlone,
     idle: Idle,
     announcer: Announcer,
     /// Whether the program says STALL of what lasts that the proxy stands in for.
@@ -91,22 +91,11 @@ impl Teller {
         expected: Expected,
         announcer: Announcer,
         says_stall: bool,
-        serves_alone: bool,
+        alone: DecodeAlone,
     ) -> Teller {
         let (last, now) = (Arc::default(), Instant::now());
         let (told, idle) = (HashMap::new(), Idle::new(now));
-        Teller {
-            presumed,
-            expected,
-            are_there: false,
-            serves_alone,
-            idle,
-            announcer,
-            says_stall,
-            told,
-            last,
-            next: now,
-        }
+        Teller { presumed, expected, are_there: false, alone, idle, announcer, says_stall, told, last, next: now }
     }
 
     /// Looks at the pool if it is another than last time or some time has passed.
@@ -148,10 +137,7 @@ impl Teller {
                 self.announcer.engine(true, told.role, &addresses);
                 told.addresses = Some(addresses);
                 warn_of_unproved(engine);
-                if self.serves_alone && told.role == Role::Decode && !engine.traits.plain_requests {
-                    let release = engine.version.map(|release| release.to_string());
-                    tracing::warn!(role = %told.role, engine = %told.name, release, "serves no request alone (--decode-alone-below, --decode-alone-missing): before 0.33.0 one without a transfer can hang or end it; its requests go over prefill");
-                }
+                self.warn_of_pairs_alone(engine);
                 for said in self.presumed.contradictions(&engine.registration) {
                     let dp_size = engine.registration.dp_size;
                     tracing::warn!(role = %told.role, engine = %told.name, dp_size, said, "engine is not as the command line says: what it registered counts");
@@ -161,7 +147,7 @@ impl Teller {
             self.told.insert(engine.incarnation, told);
         }
         self.count(usable);
-        if !self.serves_alone || pool.prefill.is_empty() {
+        if !self.alone.is_on() || pool.prefill.is_empty() {
             return;
         }
         if let Some((decode_alone, idle)) = self.idle.look(metrics.by_whom(), now) {
@@ -172,6 +158,21 @@ impl Teller {
                 for_s,
                 "prefill engines are registered and idle while decode serves all requests alone (--decode-alone-below, --decode-alone-missing)"
             );
+        }
+    }
+
+    /// Names decode engines that do not serve alone what they are asked to.
+    fn warn_of_pairs_alone(&self, engine: &Engine) {
+        if !self.alone.is_on() || engine.role() != Role::Decode {
+            return;
+        }
+        let (role, name) = (engine.role(), &engine.name);
+        if !engine.traits.plain_requests {
+            let release = engine.version.map(|release| release.to_string());
+            tracing::warn!(%role, engine = %name, release, "serves no request alone (--decode-alone-below, --decode-alone-missing): before 0.33.0 one without a transfer can hang or end it; its requests go over prefill");
+        } else if self.alone.missing > 0 && engine.registration.dp_size > 1 {
+            let dp_size = engine.registration.dp_size;
+            tracing::warn!(%role, engine = %name, dp_size, "serves nothing alone for what it has (--decode-alone-missing): nobody knows which of its ranks has it");
         }
     }
 

@@ -2,17 +2,23 @@
 //! itself costs it less than the way over prefill costs the client. Only releases that serve requests without a transfer can
 //! (protocol O16); whatever is in the way, the request goes to a pair as all do.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::order::{By, Order, Why};
 use super::picked::{Alone, DecodePlace, NoPick, Pick, Short};
-use super::prefixes::{Forecast, Longest, Meeting as Expected};
+use super::prefixes::{Forecast, Longest};
 use super::{Demand, Selector};
 use crate::engine::Role;
 use crate::pool::{Engine, Pool};
 use crate::settings::Policy;
+
+/// So many answers in a row that do not say what decode had are worth a line.
+const SILENT: u32 = 16;
+/// Engines' lives that are remembered.
+const LIVES: usize = 65_536;
 
 impl Selector {
     /// Takes a decode engine for what it may serve alone, else the next pair as [`Selector::pick`] does.
@@ -62,10 +68,14 @@ impl Selector {
         };
         // In the order of all picks, of which this takes no turn.
         self.load(&mut decode, 0, 1, self.turn.load(Ordering::Relaxed) + 1);
-        let place = DecodePlace { host: turn % decode.engine.registration.doors(), rank: None };
-        let (expected, forecast) = self.will_have(&decode.engine, demand.prefix);
+        // Doors have their turns once all engines have had theirs.
+        let round = turn / pool.decode_slots.len().max(1);
+        let place = DecodePlace { host: round % decode.engine.registration.doors(), rank: None };
+        let place_of = (decode.engine.incarnation, 0);
+        let expected = self.decoded.as_ref().filter(|_| !is_short);
+        let forecast = expected.and_then(|decoded| decoded.forecast(demand.prefix, place_of));
         let short = if is_short { Short::Request } else { Short::Missing };
-        Some(Alone { decode, place, choice, short, forecast, expected: [None, expected] })
+        Some(Alone { decode, place, choice, short, forecast })
     }
 
     /// Who has all of a prompt but a little.
@@ -75,23 +85,48 @@ impl Selector {
         (is_enough && longest.holders[0].is_some()).then_some(longest)
     }
 
-    /// A decode engine is to have all of a prompt. What it is expected to have of it, if anything. Which of several ranks has it nobody
-    /// knows.
-    pub(super) fn will_have(&self, decode: &Engine, prefix: &[u64]) -> (Option<Expected>, Option<Forecast>) {
-        let is_one = decode.registration.dp_size == 1 && !prefix.is_empty();
-        match self.decoded.as_ref().filter(|_| is_one) {
-            Some(decoded) => {
-                let (expected, forecast) = decoded.meet(prefix, (decode.incarnation, 0));
-                (Some(expected), forecast)
-            }
-            None => (None, None),
+    /// Whether it is kept count of what decode engines have.
+    pub fn keeps_decode(&self) -> bool {
+        self.decoded.is_some()
+    }
+
+    /// A decode engine has all of a prompt's KV from now on. Which of several ranks has it nobody knows.
+    pub fn decode_has(&self, decode: &Engine, prefix: &[u64]) {
+        if let Some(decoded) = self.decoded.as_ref().filter(|_| decode.registration.dp_size == 1) {
+            decoded.meet(prefix, (decode.incarnation, 0));
         }
     }
 
-    /// Decode has answered alone: of so many tokens it had these.
-    pub fn learn_decode(&self, forecast: &Forecast, cached: u64, tokens: u64) {
-        if let Some(decoded) = &self.decoded {
-            decoded.learn_to_trust(forecast, cached, tokens);
+    /// Whether a decode engine has never yet computed a prompt.
+    pub fn is_cold_alone(&self, decode: &Engine) -> bool {
+        !self.served_alone().contains(&decode.incarnation)
+    }
+
+    /// It has.
+    pub fn has_served_alone(&self, decode: &Engine) {
+        let mut served = self.served_alone();
+        if served.len() >= LIVES {
+            served.clear();
+        }
+        served.insert(decode.incarnation);
+    }
+
+    fn served_alone(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.served_alone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decode has answered alone: how many tokens it had, and of how many, if it said so.
+    pub fn learn_decode(&self, forecast: &Forecast, told: Option<(u64, u64)>) {
+        let Some(decoded) = &self.decoded else { return };
+        match told {
+            Some((cached, tokens)) => decoded.learn_to_trust(forecast, cached, tokens),
+            None if decoded.untold(forecast) == SILENT => {
+                tracing::warn!(
+                    answers = SILENT,
+                    "decode serves requests alone for what it should have cached, and its answers do not say what it had: nothing corrects that (--decode-alone-missing; engines' --enable-prompt-tokens-details, clients' usage)"
+                );
+            }
+            None => {}
         }
     }
 }

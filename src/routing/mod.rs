@@ -1,7 +1,8 @@
 //! Which pair serves an exchange: each role's policy says in which order its slots are looked at, one turn counter for both.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::engine::{Mode, Role};
@@ -22,7 +23,7 @@ mod sessions;
 
 use order::{By, Order};
 pub use order::{Choice, Why};
-pub use picked::{Alone, DecodePlace, Meetings, NoPick, Pick, Picked, Short};
+pub use picked::{Alone, DecodePlace, NoPick, Pick, Picked, Short};
 pub use prefixes::{Forecast, Meeting as Expected};
 use prefixes::{Longest, Prefixes};
 use sessions::{Home, Sessions};
@@ -56,8 +57,9 @@ pub struct Selector {
     prefixes: Option<Prefixes>,
     /// What decode engines have, likewise.
     decoded: Option<Prefixes>,
-    /// The turns of requests that decode serves alone.
+    /// The turns of requests that decode serves alone, and the lives of engines that have.
     alone_turn: AtomicU64,
+    served_alone: Mutex<HashSet<u64>>,
 }
 
 impl Selector {
@@ -67,8 +69,8 @@ impl Selector {
         let of = [rules.policies.prefill == Policy::CacheAware, rules.decode_alone.missing > 0];
         let share = rules.cache.memory / of.iter().filter(|is_on| **is_on).count().max(1) as u64;
         let [prefixes, decoded] = of.map(|is_on| is_on.then(|| Prefixes::new(share)));
-        let (loads, sessions) = (Arc::default(), Sessions::default());
-        Arc::new(Selector { rules, turn, pairs, loads, sessions, prefixes, decoded, alone_turn })
+        let (loads, sessions, served_alone) = (Arc::default(), Sessions::default(), Mutex::default());
+        Arc::new(Selector { rules, turn, pairs, loads, sessions, prefixes, decoded, alone_turn, served_alone })
     }
 
     /// The policies in force.
@@ -94,11 +96,9 @@ impl Selector {
     }
 
     /// A prompt did not come to be computed where that was expected.
-    pub fn forget(&self, prefix: &[u64], expected: Meetings) {
-        for (prefixes, expected) in [&self.prefixes, &self.decoded].into_iter().zip(expected) {
-            if let (Some(prefixes), Some(expected)) = (prefixes, expected) {
-                prefixes.unmeet(prefix, expected);
-            }
+    pub fn forget(&self, prefix: &[u64], expected: Expected) {
+        if let Some(prefixes) = &self.prefixes {
+            prefixes.unmeet(prefix, expected);
         }
     }
 
@@ -131,9 +131,8 @@ impl Selector {
         let prefill = (picked.prefill.engine.incarnation, picked.rank.unwrap_or(0));
         if let Some(prefixes) = self.prefixes.as_ref().filter(|_| !demand.prefix.is_empty()) {
             let (meeting, forecast) = prefixes.meet(demand.prefix, prefill);
-            (picked.expected[0], picked.forecast) = (Some(meeting), forecast);
+            (picked.expected, picked.forecast) = (Some(meeting), forecast);
         }
-        picked.expected[1] = self.will_have(&picked.decode.engine, demand.prefix).0;
         if let Some(session) = session {
             let home = Home { prefill, decode: picked.decode.engine.incarnation };
             self.sessions.settle(session, home);
@@ -291,7 +290,7 @@ impl Selector {
                 meeting,
                 choices,
                 forecast: None,
-                expected: [None; 2],
+                expected: None,
             });
         }
         Err(why)

@@ -6,9 +6,6 @@ use crate::engine::Mode;
 use crate::pool::InFlight;
 use crate::pool::pairs::Meeting;
 
-/// That a prefill rank and a decode engine are to have a prompt.
-pub type Meetings = [Option<Expected>; 2];
-
 /// A pair with its two places taken.
 #[derive(Debug)]
 pub struct Picked {
@@ -28,8 +25,8 @@ pub struct Picked {
     pub choices: [Choice; 2],
     /// What prefill is expected to have of the prompt.
     pub forecast: Option<Forecast>,
-    /// That it is to compute the rest, and that decode will have all of it.
-    pub expected: Meetings,
+    /// That it is to compute the rest.
+    pub expected: Option<Expected>,
 }
 
 /// Where on a decode engine a leg goes.
@@ -93,6 +90,4 @@ pub struct Alone {
     pub short: Short,
     /// What it is expected to have of the prompt.
     pub forecast: Option<Forecast>,
-    /// That it will have all of it.
-    pub expected: Meetings,
 }

@@ -15,6 +15,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::api::prefix::BLOCK;
 
+mod belief;
+
 /// Memory of a block in a table: its hash, itself, a byte of the table's own.
 const ENTRY: usize = size_of::<(u64, Block)>() + 1;
 /// Memory of the first further holder of a block, and of each of them.
@@ -27,17 +29,10 @@ pub(super) const HOLDERS: usize = 8;
 const LATELY: u64 = 64;
 /// A rank gets no new conversation for what it has when so many more than the mean and a quarter of it have begun there.
 const CROWDED: u64 = 2;
-/// Bytes that a token of text has at most.
-const TEXT: u64 = 8;
 /// Ranks of engines' lives that are told apart. After as many restarts all is forgotten.
 const LIVES: usize = 65_536;
 /// Blocks that are dealt with under one lock.
 const AT_ONCE: usize = 128;
-/// An engine that says that it had less than this part of what was expected has lost it.
-const LOST: f64 = 0.5;
-/// For how many prompts one that disappoints is not believed: the first time, and at most.
-const LEAST_DOUBT: u32 = 64;
-const MOST_DOUBT: u32 = 65_536;
 
 /// A prefill engine's life and a rank of it.
 pub(super) type Place = (u64, u32);
@@ -61,15 +56,6 @@ pub struct Forecast {
     met: u32,
     /// Bytes of the prompt.
     bytes: u64,
-}
-
-impl Forecast {
-    /// Whether it has come true, by what an engine says of the prompt; none where that tells nothing.
-    fn holds(&self, cached: u64, tokens: u64) -> Option<bool> {
-        // An image's bytes are many and its tokens few: parts of the one say nothing of the other.
-        let is_text = tokens > 0 && self.bytes / tokens <= TEXT;
-        is_text.then(|| cached as f64 / tokens as f64 >= self.part * LOST)
-    }
 }
 
 /// That a rank was to compute a prompt.
@@ -123,6 +109,8 @@ struct Rank {
     begun: u64,
     /// For how many prompts it was not believed when it disappointed last.
     doubt: u32,
+    /// How often in a row it said nothing of what it had.
+    untold: u32,
 }
 
 /// Hashes are as good as chance already.
@@ -202,7 +190,7 @@ impl Known {
         }
         let Known { numbers, ranks, .. } = self;
         *numbers.entry(place).or_insert_with(|| {
-            ranks.push(Rank { place, lost: 0, begun: 0, doubt: 0 });
+            ranks.push(Rank { place, lost: 0, begun: 0, doubt: 0, untold: 0 });
             (ranks.len() - 1) as u32
         })
     }
@@ -323,36 +311,18 @@ impl Prefixes {
         let is_it = |holder: &Holder| holder.rank == meeting.rank && holder.met == meeting.met;
         for part in blocks.chunks(AT_ONCE) {
             let mut known = self.known();
+            let Known { young, further, .. } = &mut *known;
             for hash in part {
-                let Some(block) = known.young.get_mut(hash) else { continue };
+                let Some(block) = young.get_mut(hash) else { continue };
+                let before = block.further();
                 block.others.retain(|other| !is_it(other));
-                if is_it(&block.holder) {
-                    match block.others.pop() {
-                        Some(other) => block.holder = other,
-                        None => drop(known.young.remove(hash)),
-                    }
+                let is_last = is_it(&block.holder) && block.others.pop().map(|other| block.holder = other).is_none();
+                *further = (*further + block.further()).saturating_sub(before);
+                if is_last {
+                    young.remove(hash);
                 }
             }
         }
-    }
-
-    /// Of so many tokens a rank turned out to have these.
-    pub(super) fn learn(&self, forecast: &Forecast, cached: u64, tokens: u64) {
-        if forecast.holds(cached, tokens) == Some(false) {
-            self.known().of(forecast.place, |rank, _| rank.lost = forecast.met.max(rank.lost));
-        }
-    }
-
-    /// The same, where the prompt would have gone elsewhere but for that. One that disappoints is not believed for a while, which gets
-    /// longer each time: it may keep nothing at all.
-    pub(super) fn learn_to_trust(&self, forecast: &Forecast, cached: u64, tokens: u64) {
-        let Some(holds) = forecast.holds(cached, tokens) else { return };
-        self.known().of(forecast.place, |rank, now| {
-            rank.doubt = if holds { 0 } else { (rank.doubt * 2).clamp(LEAST_DOUBT, MOST_DOUBT) };
-            if !holds {
-                rank.lost = now.saturating_add(rank.doubt);
-            }
-        });
     }
 
     /// Blocks that are known.

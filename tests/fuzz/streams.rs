@@ -185,7 +185,7 @@ fn the_end_marker_is_seen_however_it_is_cut() {
     let means = means(pool(&metrics), &metrics);
     let text = Bytes::from_static(b"{\"prompt\":\"x\",\"stream\":true}");
     let request = Request::parse(Api::Completions, text, TokenBudget::MinusOne).unwrap();
-    let asked = Arc::new(Asked { request, headers: Bytes::new(), demand: Demand::default(), prefix: Vec::new() });
+    let asked = Arc::new(Asked { request, headers: Bytes::new(), demand: Demand::default(), prefix: [].into() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let words: [&str; 6] = [
         "data: {\"text\":\"a\"}\n\n",

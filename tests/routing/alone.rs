@@ -171,7 +171,7 @@ async fn a_client_that_leaves_is_no_orphan() {
     assert!(world.total(|counters| counters.tokens) < 2000);
 }
 
-/// A cap on prefill holds nobody who needs none.
+/// A cap on prefill holds nobody who needs none, as long as nobody is in line.
 #[tokio::test(flavor = "multi_thread")]
 async fn short_requests_do_not_wait_for_prefill() {
     let plan = newest(Mode::Write).with(Key::DecodeAloneBelow, "1000").with(Key::PrefillInFlight, "1");

@@ -56,3 +56,34 @@ fn what_was_cached_is_no_input_of_messages() {
         check(Api::Messages, &form(of(9, "")), Some(20), Some(&form(of(0, &format!("{read}9")))));
     }
 }
+
+#[test]
+fn what_engines_tell_is_heard_wherever_it_stands() {
+    let of = |api, text: &str| told(api, &Bytes::copy_from_slice(text.as_bytes()));
+    let details = r#""prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":4}"#;
+    assert_eq!(of(Api::Chat, &format!("{{\"usage\":{{{details}}}}}")), Some((4, 9)));
+    let details = r#""input_tokens":9,"input_tokens_details":{"cached_tokens":4}"#;
+    for form in ["{\"usage\":@}", "{\"response\":{\"usage\":@}}"] {
+        assert_eq!(of(Api::Responses, &form.replace('@', &format!("{{{details}}}"))), Some((4, 9)), "{form}");
+    }
+    for form in ["{\"usage\":@}", "{\"message\":{\"usage\":@}}"] {
+        let read = r#"{"input_tokens":5,"cache_read_input_tokens":4}"#;
+        assert_eq!(of(Api::Messages, &form.replace('@', read)), Some((4, 9)), "{form}");
+        assert_eq!(of(Api::Messages, &form.replace('@', r#"{"input_tokens":5}"#)), None, "{form}");
+    }
+    assert_eq!(of(Api::Chat, r#"{"usage":{"prompt_tokens":9,"prompt_tokens_details":null}}"#), None);
+}
+
+#[test]
+fn a_usage_is_no_text_and_no_null() {
+    for (text, found) in [
+        (r#"{"usage": {"a":1}}"#, true),
+        ("{\"usage\"\n:\t{}}", true),
+        (r#"{"usage":null}"#, false),
+        (r#"{"text":"\"usage\":{}"}"#, false),
+        (r#"{"usage":null,"response":{"usage":{}}}"#, true),
+        (r#"{"usage""#, false),
+    ] {
+        assert_eq!(is_in(text.as_bytes()), found, "{text}");
+    }
+}

@@ -63,6 +63,12 @@ impl Attempt {
                 if let Some(meeting) = &mut self.meeting {
                     meeting.prove();
                 }
+                if let Some(prefix) = self.prefix.take() {
+                    self.means.selector.decode_has(&self.decode_engine, &prefix);
+                }
+                if self.short.is_some() {
+                    self.means.selector.has_served_alone(&self.decode_engine);
+                }
             }
             Action::NotMet => self.meeting = None,
             Action::Over(orphan) => self.over(orphan),

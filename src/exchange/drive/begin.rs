@@ -42,6 +42,9 @@ impl Drive {
         let mut attempt = Attempt::fresh(means, asked, (terms, patience, ids), prefill_engine, answer_guard);
         (attempt.rank, attempt.place, attempt.holding_rank) = (rank, place, rank.unwrap_or(0));
         (attempt.prefill_guard, attempt.meeting, attempt.forecast) = (prefill_guard, meeting, forecast);
+        if asked.request.alone.is_none() {
+            attempt.keep_prefix(asked);
+        }
         Drive::of(attempt)
     }
 
@@ -51,11 +54,13 @@ impl Drive {
         let says = &engine.registration;
         let ids = Ids::fresh(&Pair { prefill: says, decode: says, rank: None, decode_rank: None }, true);
         record.attempt_alone(&alone.decode);
-        // Nothing of a pair is learned.
-        let patience = Patience::of(&means.limits, asked.request.stream, false);
+        // Pairs never ask it to compute a prompt, so that it may have built no kernels for that (protocol P6).
+        let is_cold = means.selector.is_cold_alone(&engine);
+        let patience = Patience::of(&means.limits, asked.request.stream, is_cold);
         let terms = means.terms_alone(&asked.request, &patience);
         let mut attempt = Attempt::fresh(means, asked, (terms, patience, ids), engine, alone.decode);
         (attempt.place, attempt.short, attempt.forecast) = (alone.place, Some(alone.short), alone.forecast);
+        attempt.keep_prefix(asked);
         Drive::of(attempt)
     }
 
@@ -78,6 +83,12 @@ impl Drive {
 }
 
 impl Attempt {
+    /// Decode will have the prompt, which is to be known then.
+    fn keep_prefix(&mut self, asked: &Asked) {
+        let is_kept = !asked.prefix.is_empty() && self.means.selector.keeps_decode();
+        self.prefix = is_kept.then(|| asked.prefix.clone());
+    }
+
     /// One of which nothing is sent yet. `answers` is the place of the engine whose answer the client gets.
     fn fresh(
         means: &Arc<Means>,
@@ -107,6 +118,7 @@ impl Attempt {
             answer_written: None,
             meeting: None,
             short: None,
+            prefix: None,
             forecast: None,
             cached: None,
             streams: asked.request.stream,

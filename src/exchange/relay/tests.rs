@@ -85,7 +85,7 @@ impl Story {
         let means = means(Pool::new([engine_of(1, Role::Prefill, 1, 1), engine.clone()], Some(Mode::Read)));
         let text = Bytes::from_static(b"{\"prompt\":\"x\",\"stream\":true}");
         let request = Request::parse(Api::Completions, text, TokenBudget::MinusOne).unwrap();
-        let asked = Arc::new(Asked { request, headers: Bytes::new(), demand: Demand::default(), prefix: Vec::new() });
+        let asked = Arc::new(Asked { request, headers: Bytes::new(), demand: Demand::default(), prefix: [].into() });
         let picked = means.selector.pick(&means.pool.borrow(), Demand::default(), &[], Clock::now()).unwrap();
         let leg = picked.decode.leg_end();
         let content_type = if events { "text/event-stream" } else { "application/json" };

@@ -60,6 +60,53 @@ async fn what_has_no_end_passes_as_it_is() {
     }
 }
 
+/// Several lines of data are no JSON here, and a last line may lack its end.
+#[tokio::test]
+async fn events_of_other_forms_pass_or_are_told() {
+    let lines = "data: {\"a\":1,\ndata: \"usage\":{}}\n\n: no data \"usage\":{}\n\ndata: {\"usage\":{}";
+    let told = "data: {\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":5}}}";
+    for step in [1, 7, 1000] {
+        assert_eq!(
+            passed(&format!("{lines}}}"), step, true, Some(5)).await,
+            lines.replace("data: {\"usage\":{}", told)
+        );
+        assert_eq!(passed(lines, step, true, Some(5)).await, lines);
+    }
+    let crlf = "event: x\r\ndata: {\"usage\":{}}\r\n\r\ndata: [DONE]\r\n\r\n";
+    let wanted = crlf.replace("{\"usage\":{}}", &told["data: ".len()..]);
+    assert_eq!(passed(crlf, 3, true, Some(5)).await, wanted);
+}
+
+/// After the first nobody waits any more, and a number that comes later is told.
+#[tokio::test(start_paused = true)]
+async fn a_late_number_is_told_from_then_on() {
+    let parts = vec![Bytes::from_static(b"data: {\"usage\":{}}\n\n"); 3];
+    let (tell, hear) = oneshot::channel();
+    let mut body = Watched::new(coming(parts), (Api::Chat, true), Purpose::Tell(Told::by(hear)), |_, _| {});
+    let from = tokio::time::Instant::now();
+    let mut frame = async || body.frame().await.unwrap().unwrap().into_data().unwrap();
+    for _ in 0..2 {
+        assert_eq!(frame().await, "data: {\"usage\":{}}\n\n");
+    }
+    assert_eq!(from.elapsed().as_secs(), GRACE.as_secs());
+    tell.send(3).unwrap();
+    assert_eq!(frame().await, "data: {\"usage\":{\"prompt_tokens_details\":{\"cached_tokens\":3}}}\n\n");
+}
+
+/// What is only heard passes as it is, and silence is heard at the end.
+#[tokio::test]
+async fn what_an_engine_tells_is_heard() {
+    let with = "data: {\"usage\":{\"prompt_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\":4}}}\n\n";
+    for (text, told) in [(with, Some((4, 9))), ("data: {\"usage\":{}}\n\n", None), ("", None)] {
+        let (tell, heard) = std::sync::mpsc::channel();
+        let hear: Hear = Box::new(move |told| tell.send(told).unwrap());
+        let parts = text.as_bytes().chunks(5).map(Bytes::copy_from_slice).collect();
+        let body = Watched::new(coming(parts), (Api::Chat, true), Purpose::Hear(Some(hear)), |_, _| panic!("as it is"));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), text);
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), [told]);
+    }
+}
+
 /// What comes before the usage does not wait for prefill, and the usage not for ever.
 #[tokio::test(start_paused = true)]
 async fn only_the_usage_waits_for_prefill() {

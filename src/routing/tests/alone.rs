@@ -1,6 +1,7 @@
 //! What decode serves alone.
 
 use super::*;
+use crate::engine::hosts::{Host, Hosts};
 use crate::routing::{Alone, Pick, Short};
 use crate::settings::{Balance, DecodeAlone, Policies, Policy};
 
@@ -32,6 +33,16 @@ fn alone(selector: &Arc<Selector>, pool: &Pool, demand: Demand<'_>) -> Option<Al
         Ok(Pick::Pair(_)) => None,
         Err(error) => panic!("{error:?}"),
     }
+}
+
+/// Has it served by whoever is picked, after which decode has the prompt.
+fn served(selector: &Arc<Selector>, pool: &Pool, demand: Demand<'_>) -> (bool, u64) {
+    let (alone, decode) = match selector.pick_any(pool, demand, &[], Instant::now()).unwrap() {
+        Pick::Alone(alone) => (true, alone.decode.engine.clone()),
+        Pick::Pair(pair) => (false, pair.decode.engine.clone()),
+    };
+    selector.decode_has(&decode, demand.prefix);
+    (alone, decode.incarnation)
 }
 
 fn lives(count: usize, pick: impl Fn() -> Option<Alone>) -> BTreeMap<u64, usize> {
@@ -97,14 +108,22 @@ fn without_room_or_without_prefill_it_goes_as_all_do() {
     drop(alone(&selector, &one, demand(1, &[])).unwrap());
 }
 
+/// So many hashes.
+fn blocks(count: u64) -> Vec<u64> {
+    (1..=count).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect()
+}
+
 #[test]
 fn what_decode_has_is_not_computed_by_prefill() {
     let (pool, selector) = (pool(&of(&[NEWEST, NEWEST])), Selector::new(rules(0, 4096)));
-    let prefix: Vec<u64> = (1..=20u64).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+    let prefix = blocks(20);
     let whole = demand(20 * 2048, &prefix);
-    let first = selector.pick_any(&pool, whole, &[], Instant::now()).unwrap();
-    let Pick::Pair(first) = first else { panic!("nobody has it") };
-    let home = first.decode.engine.incarnation;
+    // As long as the first is on its way, nobody has it.
+    let held: Vec<_> = (0..3).map(|_| selector.pick_any(&pool, whole, &[], Instant::now()).unwrap()).collect();
+    assert!(held.iter().all(|pick| matches!(pick, Pick::Pair(_))));
+    drop(held);
+    let (alone_first, home) = served(&selector, &pool, whole);
+    assert!(!alone_first);
     // It stays there, also when it is longer by less than what may be missing.
     for bytes in [20 * 2048, 20 * 2048 + 4095] {
         let again = alone(&selector, &pool, demand(bytes, &prefix)).unwrap();
@@ -112,32 +131,32 @@ fn what_decode_has_is_not_computed_by_prefill() {
         assert!(again.forecast.is_some());
     }
     assert!(alone(&selector, &pool, demand(20 * 2048 + 4096, &prefix)).is_none());
-    // What failed is not expected any more. Both have met it by now.
-    let Ok(Pick::Pair(other)) = selector.pick_any(&pool, demand(99_999, &prefix[..2]), &[], Instant::now()) else {
-        panic!()
-    };
-    selector.forget(&prefix[..2], other.expected);
+    assert!(alone(&selector, &pool, demand(20 * 2048, &[1, 2, 3])).is_none(), "another prompt");
 }
 
 /// An engine that has lost what it was to have says so, and is not believed for a while, longer each time.
 #[test]
 fn one_that_disappoints_is_not_believed_for_a_while() {
     let (pool, selector) = (pool(&of(&[NEWEST])), Selector::new(rules(0, 4096)));
-    let prefix: Vec<u64> = (1..=20u64).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+    let prefix = blocks(20);
     let whole = demand(20 * 2048, &prefix);
-    assert!(alone(&selector, &pool, whole).is_none());
+    assert!(!served(&selector, &pool, whole).0);
+    let not_believed = || (0..).take_while(|_| !served(&selector, &pool, whole).0).count();
     for doubt in [64, 128, 256] {
-        let said = alone(&selector, &pool, whole).expect("believed");
-        selector.learn_decode(&said.forecast.unwrap(), 10, 10_000);
-        let others = (0..).take_while(|_| alone(&selector, &pool, whole).is_none()).count();
+        // Those that are on their way when it says so have nothing new to say.
+        let said: Vec<_> = (0..5).map(|_| alone(&selector, &pool, whole).expect("believed")).collect();
+        for said in said {
+            selector.learn_decode(&said.forecast.unwrap(), Some((10, 10_000)));
+        }
+        let others = not_believed();
         assert!((doubt..=doubt + 1).contains(&others), "{others} of {doubt}");
     }
     // Once it was right that is forgotten.
     let said = alone(&selector, &pool, whole).expect("believed");
-    selector.learn_decode(&said.forecast.unwrap(), 9_000, 10_000);
+    selector.learn_decode(&said.forecast.unwrap(), Some((9_000, 10_000)));
     let said = alone(&selector, &pool, whole).expect("believed");
-    selector.learn_decode(&said.forecast.unwrap(), 10, 10_000);
-    let others = (0..).take_while(|_| alone(&selector, &pool, whole).is_none()).count();
+    selector.learn_decode(&said.forecast.unwrap(), Some((10, 10_000)));
+    let others = not_believed();
     assert!((64..=65).contains(&others), "{others}");
 }
 
@@ -145,19 +164,39 @@ fn one_that_disappoints_is_not_believed_for_a_while() {
 #[test]
 fn a_crowd_with_one_beginning_spreads() {
     let (pool, selector) = (pool(&of(&[NEWEST, NEWEST])), Selector::new(rules(0, 4096)));
-    let prefix: Vec<u64> = (1..=20u64).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
-    drop(selector.pick_any(&pool, demand(20 * 2048, &prefix), &[], Instant::now()).unwrap());
-    let picks: Vec<_> =
-        (0..20).map(|_| selector.pick_any(&pool, demand(20 * 2048, &prefix), &[], Instant::now()).unwrap()).collect();
-    let mut lives: BTreeMap<u64, usize> = BTreeMap::new();
-    for pick in &picks {
-        let engine = match pick {
-            Pick::Pair(pair) => &pair.decode.engine,
-            Pick::Alone(alone) => &alone.decode.engine,
-        };
-        *lives.entry(engine.incarnation).or_default() += 1;
+    let prefix = blocks(20);
+    let (_, home) = served(&selector, &pool, demand(20 * 2048, &prefix));
+    let mut picks = Vec::new();
+    let mut alone = 0;
+    for _ in 0..20 {
+        picks.push(selector.pick_any(&pool, demand(20 * 2048, &prefix), &[], Instant::now()).unwrap());
+        if let Some(Pick::Alone(last)) = picks.last() {
+            assert_eq!(last.decode.engine.incarnation, home);
+            alone += 1;
+        }
     }
-    assert!(lives.len() == 2 && lives.values().all(|count| *count >= 6), "{lives:?}");
+    assert!((4..=10).contains(&alone), "{alone} of 20");
+}
+
+/// Every host that serves has its turns.
+#[test]
+fn doors_have_their_turns() {
+    let mut engines = of(&[]);
+    for port in [100, 101] {
+        let engine = engine_of(port, Role::Decode, 4, port.into());
+        let mut says = engine.registration.clone();
+        let host = |name: &str| Host { address: name.into(), http: name.parse().ok() };
+        says.hosts = Hosts::new(vec![host("10.0.0.1:80"), host("10.0.0.2:80")], 2).map(Arc::new);
+        let (life, vitals) = (engine.incarnation, engine.vitals.clone());
+        engines.push(Arc::new(Engine::new(says, Some(NEWEST), State::Ready, life, vitals).unwrap()));
+    }
+    let (pool, selector) = (pool(&engines), Selector::new(rules(1000, 0)));
+    let mut doors = BTreeSet::new();
+    for _ in 0..4 {
+        let alone = alone(&selector, &pool, demand(1, &[])).unwrap();
+        doors.insert((alone.decode.engine.incarnation, alone.place.host));
+    }
+    assert_eq!(doors, BTreeSet::from([(100, 0), (100, 1), (101, 0), (101, 1)]));
 }
 
 #[test]
@@ -166,6 +205,6 @@ fn nobody_knows_which_of_several_ranks_has_it() {
     engines.push(with(&engine_of(100, Role::Decode, 2, 100), Some(NEWEST), State::Ready));
     let (pool, selector) = (pool(&engines), Selector::new(rules(0, 4096)));
     for _ in 0..3 {
-        assert!(alone(&selector, &pool, demand(2048, &[7])).is_none());
+        assert!(!served(&selector, &pool, demand(2048, &[7])).0);
     }
 }
