@@ -20,7 +20,6 @@ simulated engines it is run where a kit is named, too, and left out where none i
 """
 
 import argparse
-import fcntl
 import os
 import shutil
 import signal
@@ -30,7 +29,7 @@ from pathlib import Path
 import environment
 import rows
 from engines import Real, Simulated, kit_from
-from processes import free_ports
+from processes import alone, free_ports
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -52,17 +51,6 @@ def arguments():
     if options.ranks != 1 and not options.simulated:
         parser.error("--ranks: real engines on a CPU have one")
     return options
-
-
-def alone(folder):
-    """A lock on the folder that lasts as long as this process: a second run would take the first one's files away."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OSError(f"another run uses {folder}") from error
-    return lock
 
 
 class World:

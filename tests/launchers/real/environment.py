@@ -11,18 +11,18 @@ REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 TRIES = 3
 
 
-def make(target):
-    """The interpreter of a complete environment with lm-eval. About 1 GB and three minutes, the first time."""
+def make(target, requirements=REQUIREMENTS):
+    """The interpreter of a complete environment. About 1 GB and three to six minutes, the first time."""
     home = target / "tools"
-    python, stamp, wanted = home / "bin/python", home / "complete", REQUIREMENTS.read_text()
+    python, stamp, wanted = home / "bin/python", home / "complete", requirements.read_text()
     if stamp.exists() and stamp.read_text() == wanted:
         return python
-    print(f"     installing {REQUIREMENTS.name} into {home}", flush=True)
+    print(f"     installing {requirements.name} into {home}", flush=True)
     shutil.rmtree(home, ignore_errors=True)
     venv.create(home, with_pip=True)
     pip = [python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps"]
     for _ in range(TRIES):
-        if subprocess.run([*pip, "--requirement", REQUIREMENTS], stdin=subprocess.DEVNULL, check=False).returncode == 0:
+        if subprocess.run([*pip, "--requirement", requirements], stdin=subprocess.DEVNULL, check=False).returncode == 0:
             stamp.write_text(wanted)
             return python
-    sys.exit(f"launchers: pip could not install {REQUIREMENTS} in {TRIES} tries")
+    sys.exit(f"pip could not install {requirements} in {TRIES} tries")

@@ -1,6 +1,7 @@
-"""Processes that are started here, ports, and waiting with a limit."""
+"""Processes that are started here, ports, waiting with a limit, and the folder of a run."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -125,3 +126,14 @@ def offline():
     hidden = ("OPENAI_API_KEY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
     return {**kept, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def alone(folder):
+    """A lock on the folder that lasts as long as this process: a second run would take the first one's files away."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OSError(f"another run uses {folder}") from error
+    return lock
