@@ -129,6 +129,10 @@ impl Metrics {
             exchanges_open: AtomicUsize::new(0),
         };
         metrics.register();
+        // A rate of what has never been before begins with its first, which a scrape between would miss.
+        for how in ["complete", "error", "cut", "client_gone"] {
+            drop(metrics.ended.get_or_create(&[("ended", how)]));
+        }
         metrics
     }
 
