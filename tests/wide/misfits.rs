@@ -95,9 +95,13 @@ async fn what_was_not_run_on_real_engines_is_said() {
         let mut layout = Layout::new(Mode::Write, side(2, local), side(1, 1));
         (layout.release, layout.apart) = (release, true);
         let world = layout.start().await;
-        let lines = world
-            .proxy
-            .lines("not run on real engines: over several hosts those were of release 0.32.0 and had one rank on each");
+        let said = "not run on real engines: over several hosts those were of release 0.32.0 and had one rank on each";
+        // An engine is ready before that is told.
+        let lines = until("the line", || async {
+            let lines = world.proxy.lines(said);
+            if lines.len() >= told { Ok(lines) } else { Err(format!("{release}, {local} ranks a host")) }
+        })
+        .await;
         assert_eq!(lines.len(), told, "{release}, {local} ranks a host");
         if let Some(line) = lines.first() {
             assert_eq!(
