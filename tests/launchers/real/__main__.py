@@ -10,11 +10,13 @@ ports; logs are in launchers/run there. Nothing stays behind. Prints a line a ch
 
 DIR (or REALVLLM) is a kit of real engines on the CPU: env.sh, which has MODEL, SINGLE, p_http and d_http; stack.sh with
 `single`, `up read|write P D` and `down`; vllm.sh, the engines' own `vllm`. `vllm bench serve` comes from there: with
-simulated engines it is run where a kit is named, too, and left out where none is.
+simulated engines it is run where a kit is named, too, and left out where none is. Loglikelihoods are left out with
+simulated engines, which have none for a prompt; and their undivided engine, which takes no lists, is asked one by one.
 
   vllm-ci    vLLM's .buildkite/amd-disagg: router first, in a login shell; then engines, until each one's /health is 200;
-             lm_eval with 64 at once, its score and every answer equal to the undivided engine's; bench with exact token
-             counts; SIGKILL
+             lm_eval with 64 requests at once, of one prompt and of eight, as texts and as tokens: answers that are texts,
+             and loglikelihoods, which prefill tells alone; score and every single one equal to the undivided engine's,
+             and in the router's log the lists that were meant; bench with exact token counts; SIGKILL
   mad        ROCm/MAD's scripts/vllm_dissag: router after engines, static URLs beside discovery; until its log says Add
              Prefill and Add Decode; a completion without model; bench; SIGTERM
 """

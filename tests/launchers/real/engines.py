@@ -15,6 +15,9 @@ OK = 200
 class Simulated:
     """`moriio-proxy sim`: engines of seconds, for trying everything but the models."""
 
+    # Their answers have null for logprobs, and of a list of prompts even the undivided one answers the first alone.
+    scores_prompts = takes_lists = False
+
     def __init__(self, binary, mode, ranks, python, folder):
         self.binary, self.mode, self.ranks, self.folder = binary, mode, ranks, folder
         self.tokenizer = folder / "tokenizer"
@@ -52,6 +55,7 @@ class Real:
     """vLLM on the CPU, by a kit with `stack.sh`, `vllm.sh` and `env.sh`, installed before. Minutes to start."""
 
     ranks = 1
+    scores_prompts = takes_lists = True
 
     def __init__(self, kit, mode, folder):
         self.kit, self.mode, self.folder, self.starting = kit, mode, folder, []

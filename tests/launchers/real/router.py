@@ -71,6 +71,11 @@ class Router:
         """All that it has said, by whichever file it said it into."""
         return (self.log.read_text(errors="replace") if self.log.exists() else "") + self.child.said()
 
+    def exchanges(self):
+        """What its log says of each exchange, in order; one of several answers is there beside each of its siblings."""
+        lines = re.findall(r"^\S+ +INFO exchange: (.*)$", self.told(), re.M)
+        return [dict(re.findall(r'(\w+)=("[^"]*"|\S+)', line)) for line in lines]
+
     def registered(self):
         """MAD's gate: both lines in its log, looked for every 5 s. Which of them are missing at the end."""
         words = ("Add Prefill", "Add Decode")

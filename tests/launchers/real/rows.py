@@ -1,15 +1,18 @@
 """The launchers' rows, step by step. A step that fails is told, and the next is taken as the launcher would take it."""
 
 import json
+from collections import Counter
 
 import bench
 from engines import MODEL, START_LIMIT, healthy
-from evaluate import TASKS, evaluate
+from evaluate import NOISE, SCORED, WRITTEN, Form, evaluate
 from processes import get, is_open, left_over, wait_for
 from router import WELL, Router, grown
 from steps import Steps
 
 TOOLS = ["lm-eval", "bench"]
+# Prompts in one request, beside one.
+BATCH = 8
 
 
 def play(world, names):
@@ -57,8 +60,7 @@ def vllm_ci(world, router, steps):
     if not steps.take("vllm-ci, router starts", starts) or not engines_up(world, steps):
         return
     if "lm-eval" in world.tools:
-        steps.take("vllm-ci, lm_eval, texts", lambda: evaluated(world, router, tokens=False))
-        steps.take("vllm-ci, lm_eval, tokens", lambda: evaluated(world, router, tokens=True))
+        evaluations(world, router, steps)
     steps.take("vllm-ci, lists of one text", lambda: lists_of_one(world, router))
     benches(world, router, steps, "vllm-ci", [(load, load.as_vllm_ci(router)) for load in bench.VLLM_CI])
     steps.take("vllm-ci, killed", is_killed)
@@ -95,24 +97,50 @@ def counted(router, work, requests):
     return result, counts == {WELL: requests}, f"router counts {counts}"
 
 
-def evaluated(world, router, tokens):
-    form, asked = "tokens" if tokens else "texts", (world.python, world.engines.tokenizer, tokens)
-    requests = len(json.loads((TASKS / "questions.json").read_text()))
-    here, right, counts = counted(router, lambda: ask_all(world, router.url, f"router-{form}", asked), requests)
-    there = ask_all(world, world.engines.single, f"undivided-{form}", asked)
-    unequal = here.unequal(there)
-    equal = len(here.answers) == requests and not unequal and here.score == there.score
-    detail = f"score {here.score:.6f}, undivided {there.score:.6f}; {len(here.answers)} answers, {len(unequal)} unequal"
-    return right and equal, f"{detail}; {counts}"
+def evaluations(world, router, steps):
+    """Texts to be written and prompts to be scored; one prompt a request, as CI has it, and several."""
+    for task, tool in ((WRITTEN, "lm_eval"), (SCORED, "choices")):
+        for form in (Form(tokens, batch) for batch in (1, BATCH) for tokens in (False, True)):
+            name = f"vllm-ci, {tool}, {form}"
+            if task.scores_prompts and not world.engines.scores_prompts:
+                steps.leave_out(name, "simulated engines have no logprobs of prompts")
+            else:
+                steps.take(name, lambda task=task, form=form: evaluated(world, router, task, form))
 
 
-def ask_all(world, url, name, asked):
-    python, tokenizer, tokens = asked
-    return evaluate(python, url, tokenizer, world.folder / name, tokens)
+def evaluated(world, router, task, form):
+    requests, before = task.requests(form.batch), len(router.exchanges())
+    here, right, counts = counted(router, lambda: ask_all(world, router.url, "router", task, form), requests.total())
+    told = router.exchanges()[before:]
+    sent, decoded = asked_in(told), sum("decode" in exchange for exchange in told)
+    single = form if world.engines.takes_lists else Form(form.tokens, 1)
+    there = ask_all(world, world.engines.single, f"undivided-{form.batch}", task, single)
+    unequal, prompts = here.unequal(there), task.prompts()
+    equal = here.count() == there.count() == prompts and not unequal and here.score == there.score
+    # Prefill scores prompts alone: decode has no logits of what it loads.
+    as_meant = sent == requests and decoded == (0 if task.scores_prompts else prompts)
+    detail = f"score {here.score:.6f}, undivided {there.score:.6f}; {here.count()} answers, {len(unequal)} unequal"
+    if task.scores_prompts:
+        greedy = sum(given[1] == "True" for _, answers in here.answers.values() for given in answers)
+        detail += f", {greedy} greedy, off by {here.distance(there):.1e} at most (of {NOISE:.0e}), decode asked for {decoded}"
+    if single != form:
+        detail += ", the undivided engine's asked for one by one: simulated, it takes no lists"
+    lists = ", ".join(f"{count} of {size}" for size, count in sorted(sent.items(), reverse=True))
+    return right and equal and as_meant, f"{detail}; requests {lists}; {counts}"
+
+
+def asked_in(exchanges):
+    """How many requests asked for how many answers."""
+    return Counter(int(exchange.get("siblings", 1)) for exchange in exchanges if "sibling" not in exchange)
+
+
+def ask_all(world, url, whose, task, form):
+    folder = world.folder / f"{whose}-{task.name}-{str(form).replace(' ', '-')}"
+    return evaluate(world.python, url, world.engines.tokenizer, folder, task, form)
 
 
 def lists_of_one(world, router):
-    """A form of a prompt that the pinned lm-eval does not send."""
+    """A form of a prompt that the pinned lm-eval does not send here."""
     bodies = [
         {
             "model": MODEL,
@@ -121,7 +149,7 @@ def lists_of_one(world, router):
             "temperature": 0,
             "stop": [" so"],
         }
-        for row in json.loads((TASKS / "questions.json").read_text())[:16]
+        for row in WRITTEN.questions()[:16]
     ]
     pairs, right, counts = counted(router, lambda: [compare(world, router, body) for body in bodies], len(bodies))
     equal = sum(here == there for here, there in pairs)

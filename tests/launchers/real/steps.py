@@ -4,7 +4,7 @@ import time
 
 
 class Steps:
-    def __init__(self, width=28):
+    def __init__(self, width=30):
         self.width, self.made, self.failed = width, 0, 0
 
     def take(self, name, step):
