@@ -7,7 +7,6 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use memchr::memmem;
 use uuid::Uuid;
 
 use crate::api::Api;
@@ -350,42 +349,6 @@ impl PrefillParams {
         }
         edits
     }
-}
-
-/// Whether prefill's answer may say how many prefix tokens it had cached. Most do not, and a look is cheaper than a parse of
-/// thousands of block ids.
-pub fn may_say_cached_tokens(answer: &[u8]) -> bool {
-    memmem::find(answer, b"cached_tokens\"").is_some()
-}
-
-/// Whether prefill's answer has a usage without details, which is how engines say that nothing was cached.
-pub fn says_none_cached(answer: &[u8]) -> bool {
-    memmem::find(answer, b"tokens_details\":null").is_some()
-}
-
-/// The prefix tokens that prefill says it had cached, and all of the prompt's, from its answer; nothing where it does not say.
-/// Since 0.31.0 the params tell the first, whatever the usage does (protocol E6).
-pub fn cached_tokens(answer: &Body) -> (Option<u64>, Option<u64>) {
-    #[derive(serde::Deserialize)]
-    struct Usage {
-        #[serde(alias = "input_tokens")]
-        prompt_tokens: Option<u64>,
-        #[serde(alias = "input_tokens_details")]
-        prompt_tokens_details: Option<Details>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Details {
-        cached_tokens: Option<u64>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Params {
-        remote_prefill_cached_tokens: Option<u64>,
-    }
-    let usage = answer.get_some("usage").and_then(|usage| serde_json::from_slice::<Usage>(usage).ok());
-    let params = answer.get_some(PARAMS).and_then(|params| serde_json::from_slice::<Params>(params).ok());
-    let told = params.and_then(|params| params.remote_prefill_cached_tokens);
-    let Some(usage) = usage else { return (told, None) };
-    (told.or(usage.prompt_tokens_details.and_then(|details| details.cached_tokens)), usage.prompt_tokens)
 }
 
 #[cfg(test)]

@@ -2,19 +2,24 @@
 //! cached, so that every prompt looks like one that was computed before; what prefill had of it is the truth.
 
 use bytes::Bytes;
-use memchr::memmem;
+use memchr::memmem::Finder;
 
 use crate::api::Api;
+use crate::json::keys::Key;
 use crate::json::{Body, Edit, Json, Segments};
 
-/// Whether an answer or an event has a usage. Most events have none, or a `null`, and a look is cheaper than a parse. A quote in a
-/// text is escaped, so that this is no text's.
+static USAGE: Key = Key::new(|| Finder::new("\"usage\""));
+static TRANSFER: Key = Key::new(|| Finder::new("\"kv_transfer_params\""));
+static TOLD: Key = Key::new(|| Finder::new("\"remote_prefill_cached_tokens\""));
+static PROMPT: Key = Key::new(|| Finder::new("\"prompt_tokens\""));
+static PROMPT_DETAILS: Key = Key::new(|| Finder::new("\"prompt_tokens_details\""));
+static INPUT: Key = Key::new(|| Finder::new("\"input_tokens\""));
+static INPUT_DETAILS: Key = Key::new(|| Finder::new("\"input_tokens_details\""));
+static CACHED: Key = Key::new(|| Finder::new("\"cached_tokens\""));
+
+/// Whether an answer or an event has a usage. Most events have none, or a `null`, and a look is cheaper than a parse.
 pub fn is_in(text: &[u8]) -> bool {
-    const NAME: &[u8] = b"\"usage\"";
-    memmem::find_iter(text, NAME).any(|at| {
-        let value = text[at + NAME.len()..].trim_ascii_start();
-        value.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"{"))
-    })
+    USAGE.object(text).is_some()
 }
 
 /// Where the usage stands: events of some APIs have it one level deeper.
@@ -57,6 +62,32 @@ pub fn told(api: Api, text: &Bytes) -> Option<(u64, u64)> {
     let details = if api == Api::Responses { "input_tokens_details" } else { "prompt_tokens_details" };
     let cached = number(&usage.nested(details)?.ok()?, "cached_tokens")?;
     Some((cached, all.or(input)?))
+}
+
+/// What prefill's answer says of the tokens of its prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prompt {
+    /// Those whose KV it had. Since 0.31.0 the params tell them, whatever the usage does (protocol E6).
+    pub cached: Option<u64>,
+    /// Whether its usage has `null` for details, which says that it had none.
+    pub has_no_details: bool,
+    /// All of them.
+    pub tokens: Option<u64>,
+}
+
+impl Prompt {
+    /// Reads prefill's answer, of which the rest may be megabytes of block ids, without a parse.
+    pub fn of(api: Api, answer: &[u8]) -> Prompt {
+        let told = TRANSFER.object(answer).and_then(|params| TOLD.number(params));
+        let Some(usage) = USAGE.object(answer) else { return Prompt { cached: told, ..Prompt::default() } };
+        let (tokens, details) = match api {
+            Api::Messages | Api::Responses => (&INPUT, &INPUT_DETAILS),
+            Api::Completions | Api::Chat | Api::Generate => (&PROMPT, &PROMPT_DETAILS),
+        };
+        let cached = || details.object(usage).and_then(|details| CACHED.number(details));
+        let (cached, has_no_details) = (told.or_else(cached), details.is_null(usage));
+        Prompt { cached, has_no_details, tokens: tokens.number(usage) }
+    }
 }
 
 fn number(object: &Body, name: &str) -> Option<u64> {

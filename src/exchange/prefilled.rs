@@ -4,8 +4,8 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::api::Api;
-use crate::api::legs::{ParamsError, PrefillParams, cached_tokens, may_say_cached_tokens, says_none_cached};
-use crate::api::message;
+use crate::api::legs::{ParamsError, PrefillParams};
+use crate::api::{message, usage};
 use crate::json::Body;
 
 /// What an exchange has to know of it.
@@ -27,14 +27,10 @@ impl Prefilled {
     /// Reads an answer; in READ with its params.
     pub fn of(answer: Bytes, api: Api, is_read: bool) -> Prefilled {
         let message = message::complete(api, &answer);
-        let is_asked = is_read || may_say_cached_tokens(&answer);
-        let is_none = says_none_cached(&answer);
-        let object = is_asked.then(|| Body::parse(answer).map_err(ParamsError::from));
-        let usage = object.as_ref().and_then(|object| object.as_ref().ok());
-        let (cached_tokens, prompt_tokens) = usage.map(cached_tokens).unwrap_or_default();
-        let params = object.filter(|_| is_read && message.is_none());
-        let params = params.map(|object| object.and_then(|object| PrefillParams::from_answer(&object)));
-        let told_cached = cached_tokens.or(is_none.then_some(0));
-        Prefilled { cached_tokens, told_cached, prompt_tokens, message, params }
+        let prompt = usage::Prompt::of(api, &answer);
+        let wants_params = is_read && message.is_none();
+        let params = wants_params.then(|| PrefillParams::from_answer(&Body::parse(answer)?));
+        let (cached_tokens, told_cached) = (prompt.cached, prompt.cached.or(prompt.has_no_details.then_some(0)));
+        Prefilled { cached_tokens, told_cached, prompt_tokens: prompt.tokens, message, params }
     }
 }

@@ -3,6 +3,7 @@
 //! One pass validates the whole text and remembers where each top-level member stands. An edited body is a list of slices
 //! of the original with small inserts between them, so a prompt is never copied. What a key means is known elsewhere.
 
+pub mod keys;
 mod scan;
 
 use std::fmt;

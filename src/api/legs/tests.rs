@@ -1,6 +1,5 @@
 //! Cases have numbers, so that one that fails can be named. Its decode limits are those of the exact budget.
 
-mod cached;
 mod wide;
 
 use serde_json::{Value, json};

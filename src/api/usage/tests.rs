@@ -1,3 +1,5 @@
+mod prefill;
+
 use super::*;
 
 fn check(api: Api, text: &str, cached: Option<u64>, wanted: Option<&str>) {
