@@ -4,8 +4,6 @@
 //! `min_tokens: 1` keeps the first token from being a stop token. Prefill hands its blocks over only if it ended at the
 //! length limit; a stop token would free them at once. Where an API has no such field, the table has what does the same.
 
-use std::fmt::Write as _;
-
 use bytes::Bytes;
 use uuid::Uuid;
 
@@ -58,7 +56,8 @@ impl Ids {
             transfer_id: ["tx-", transfer_id].concat(),
             request_id: match plain {
                 true => id.to_owned(),
-                false => format!("___prefill_addr_{}___decode_addr_{}_{id}", pair.prefill.kv.text, pair.decode.kv.text),
+                false => ["___prefill_addr_", &pair.prefill.kv.text, "___decode_addr_", &pair.decode.kv.text, "_", id]
+                    .concat(),
             },
         }
     }
@@ -164,46 +163,66 @@ fn less(field: &Field, from: &Limits, to: &Limits) -> Option<Edit> {
 
 /// A text as JSON.
 fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    push_quoted(&mut out, text);
+    out
+}
+
+fn push_quoted(out: &mut String, text: &str) {
     if is_plain(text) {
-        let mut out = String::with_capacity(text.len() + 2);
         out.push('"');
         out.push_str(text);
         out.push('"');
-        return out;
+    } else {
+        // A text always encodes.
+        out.push_str(&serde_json::to_string(text).unwrap_or_default());
     }
-    // A text always encodes.
-    serde_json::to_string(text).unwrap_or_default()
 }
 
-/// Every key that any release indexes, with the type that it expects: a missing one ends the engine's process.
+/// A member, with the comma before it.
+fn push_number(out: &mut String, key: &str, number: u32) {
+    out.push_str(",\"");
+    out.push_str(key);
+    out.push_str("\":");
+    out.push_str(itoa::Buffer::new().format(number));
+}
+
+/// Every key that any release indexes, with the type that it expects: a missing one ends the engine's process. Both legs have them
+/// in each exchange, so they are written without a formatter.
 fn built_params(leg: Role, pair: &Pair<'_>, ids: &Ids) -> String {
     let peer = match leg {
         Role::Prefill => pair.decode,
         Role::Decode => pair.prefill,
     };
-    let (host, port) = (&peer.kv.host, peer.kv.handshake);
+    let (host, port) = (&peer.kv.host, u32::from(peer.kv.handshake));
     let mut out = String::with_capacity(384);
-    let (save, load) = (leg == Role::Prefill, leg == Role::Decode);
-    // Writing to a String cannot fail.
-    let _ = write!(out, r#"{{"do_remote_decode":{save},"do_remote_prefill":{load},"transfer_id":"#);
-    out += &quoted(&ids.transfer_id);
+    out.push_str(match leg {
+        Role::Prefill => r#"{"do_remote_decode":true,"do_remote_prefill":false,"transfer_id":"#,
+        Role::Decode => r#"{"do_remote_decode":false,"do_remote_prefill":true,"transfer_id":"#,
+    });
+    push_quoted(&mut out, &ids.transfer_id);
     match leg {
         Role::Prefill => out.push_str(r#","remote_engine_id":null,"remote_block_ids":null"#),
         Role::Decode => {
             out.push_str(r#","remote_engine_id":"#);
-            out += &quoted(&format!("{host}:{port}"));
+            push_quoted(&mut out, &[host, ":", itoa::Buffer::new().format(port)].concat());
             out.push_str(r#","remote_block_ids":[]"#);
         }
     }
     out.push_str(r#","remote_host":"#);
-    out += &quoted(host);
-    let (notify, dp_size, tp_size) = (peer.kv.notify, peer.dp_size, peer.tp_size);
-    let _ = write!(
-        out,
-        r#","remote_port":{port},"remote_handshake_port":{port},"remote_notify_port":{notify},"remote_dp_size":{dp_size},"remote_tp_size":{tp_size},"tp_size":{tp_size}"#
-    );
+    push_quoted(&mut out, host);
+    for (key, number) in [
+        ("remote_port", port),
+        ("remote_handshake_port", port),
+        ("remote_notify_port", u32::from(peer.kv.notify)),
+        ("remote_dp_size", peer.dp_size),
+        ("remote_tp_size", peer.tp_size),
+        ("tp_size", peer.tp_size),
+    ] {
+        push_number(&mut out, key, number);
+    }
     if let (Role::Decode, Some(rank)) = (leg, prefill_rank(pair)) {
-        let _ = write!(out, r#","remote_dp_rank":{rank}"#);
+        push_number(&mut out, "remote_dp_rank", rank);
     }
     if pair.spans() {
         span(&mut out, leg, pair, peer);
@@ -218,10 +237,10 @@ fn span(out: &mut String, leg: Role, pair: &Pair<'_>, peer: &Registration) {
     out.push_str(r#","remote_hosts":["#);
     for (at, host) in peer.host_addresses().enumerate() {
         out.push_str(if at == 0 { "" } else { "," });
-        *out += &quoted(host);
+        push_quoted(out, host);
     }
-    // Writing to a String cannot fail.
-    let _ = write!(out, r#"],"remote_dp_size_local":{}"#, peer.local_ranks());
+    out.push(']');
+    push_number(out, "remote_dp_size_local", peer.local_ranks());
     out.push_str(match (leg, pair.decode_rank) {
         (Role::Prefill, _) => "",
         (Role::Decode, None) => r#","is_request_leader":true"#,

@@ -115,6 +115,13 @@ pub(crate) fn is_plain(text: &str) -> bool {
     text.bytes().fold(true, |is_plain, byte| is_plain & matches!(byte, b' '..=b'~') & (byte != b'"') & (byte != b'\\'))
 }
 
+/// How many tenths a number is, if it is that many exactly as far as numbers tell: times are rounded to them.
+fn tenths(value: f64) -> Option<u32> {
+    let tenths = (value * 10.0).round();
+    let is_exact = (0.0..1e9).contains(&tenths) && value.is_sign_positive() && tenths / 10.0 == value;
+    is_exact.then_some(tenths as u32)
+}
+
 impl Visit for Visitor {
     fn record_str(&mut self, field: &Field, value: &str) {
         if is_named(field) && is_plain(value) {
@@ -130,7 +137,7 @@ impl Visit for Visitor {
     fn record_u64(&mut self, field: &Field, value: u64) {
         if is_named(field) {
             self.begin(field);
-            self.result = self.result.and(write!(self.text, "{value}"));
+            self.text.push_str(itoa::Buffer::new().format(value));
         } else {
             self.stock(|visitor| visitor.record_u64(field, value));
         }
@@ -139,7 +146,14 @@ impl Visit for Visitor {
     fn record_f64(&mut self, field: &Field, value: f64) {
         if is_named(field) {
             self.begin(field);
-            self.result = self.result.and(write!(self.text, "{value:?}"));
+            match tenths(value) {
+                Some(tenths) => {
+                    self.text.push_str(itoa::Buffer::new().format(tenths / 10));
+                    self.text.push('.');
+                    self.text.push(char::from(b'0' + (tenths % 10) as u8));
+                }
+                None => self.result = self.result.and(write!(self.text, "{value:?}")),
+            }
         } else {
             self.stock(|visitor| visitor.record_f64(field, value));
         }
@@ -210,6 +224,22 @@ mod tests {
         tracing::error!(%error, "only words");
         tracing::error!("no field");
         tracing::debug!(nothing = f64::NAN, least = f64::MIN_POSITIVE, r#in = 1.5, whole = 2.0);
+        tracing::debug!(
+            zero = 0.0,
+            below = -0.0,
+            minus = -2.5,
+            thirds = 1.0 / 3.0,
+            twelfth = 0.05,
+            most = 99_999_999.9
+        );
+        tracing::debug!(
+            more = 100_000_000.1,
+            big = 4_294_967_296.5,
+            near = 0.1 + 0.2,
+            tiny = 1e-7,
+            one = 1e9,
+            nan = -f64::NAN
+        );
         tracing::trace!(yes = true);
         let span = tracing::info_span!("inside", id = 7_u64, text = "a\"b");
         span.in_scope(|| tracing::info!(within = "x"));

@@ -125,11 +125,15 @@ pub(crate) fn relayed(mut headers: HeaderMap) -> HeaderMap {
 /// The head of a leg's request, up to the headers that all legs share; those end it.
 pub(super) fn head(to: &HttpAddress, path: &str, id: &str, rank: Option<u32>, length: u64) -> Bytes {
     let mut text = Vec::with_capacity(192 + path.len() + to.host.len() + id.len());
+    for part in [b"POST ", path.as_bytes(), b" HTTP/1.1\r\nhost: "] {
+        text.extend_from_slice(part);
+    }
     // Writing into memory does not fail.
-    let _ = write!(text, "POST {path} HTTP/1.1\r\nhost: {to}\r\ncontent-length: {length}\r\n");
+    let _ = write!(text, "{to}\r\n");
+    line(&mut text, header::CONTENT_LENGTH.as_str(), itoa::Buffer::new().format(length).as_bytes());
     line(&mut text, REQUEST_ID.as_str(), id.as_bytes());
     if let Some(rank) = rank {
-        let _ = write!(text, "{}: {rank}\r\n", RANK.as_str());
+        line(&mut text, RANK.as_str(), itoa::Buffer::new().format(rank).as_bytes());
     }
     text.into()
 }

@@ -42,14 +42,16 @@ fn clean(body: &Body, inside: &[&'static str], prefix: &str) -> Result<Option<Se
         edits.push(Edit::Remove(PARAMS));
     }
     for key in inside {
-        let param = format!("{prefix}{key}");
         let deeper: &[&'static str] = if *key == SAMPLING { &ARGUMENTS } else { &[] };
         let inner = match body.nested(key) {
             None | Some(Err(BodyError::NotAnObject)) => continue,
             Some(Ok(inner)) => inner,
-            Some(Err(error)) => return Err(ProxyError::field(&param, format!("{param}: {error}"))),
+            Some(Err(error)) => {
+                let param = format!("{prefix}{key}");
+                return Err(ProxyError::field(&param, format!("{param}: {error}")));
+            }
         };
-        match clean(&inner, deeper, &format!("{param}."))? {
+        match clean(&inner, deeper, &format!("{prefix}{key}."))? {
             Some(clean) => edits.push(Edit::Set(key, Json::Parts(clean))),
             None if body.count(key) > 1 => edits.push(Edit::Set(key, Json::Parts(inner.text().clone().into()))),
             None => {}
