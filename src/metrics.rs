@@ -1,8 +1,11 @@
 //! Every metric family, its help text and label set, and their rendering. When to count is decided elsewhere.
 
+use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabel, LabelEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -20,7 +23,27 @@ pub use engine::{EngineMetrics, LegStatus};
 pub type Labels = Vec<(&'static str, String)>;
 
 /// Labels of which every value is a word of ours: they are looked up for each request, and cost no allocation.
-type Words<const N: usize> = [(&'static str, &'static str); N];
+type Words<const N: usize> = [Word; N];
+
+/// A label's name and its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Word(&'static str, &'static str);
+
+impl Hash for Word {
+    /// Names are the same in all of a family, and hardly two values of one have the same length and beginning: to hash every letter
+    /// would be most of what a count costs.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let mut word = [0; 8];
+        word.iter_mut().zip(self.1.bytes()).for_each(|(to, byte)| *to = byte);
+        state.write_u64(u64::from_le_bytes(word).wrapping_add(self.1.len() as u64));
+    }
+}
+
+impl EncodeLabel for Word {
+    fn encode(&self, encoder: LabelEncoder<'_>) -> fmt::Result {
+        (self.0, self.1).encode(encoder)
+    }
+}
 
 /// An HTTP status among them.
 type Status = [(&'static str, u32); 1];
@@ -131,7 +154,7 @@ impl Metrics {
         metrics.register();
         // A rate of what has never been before begins with its first, which a scrape between would miss.
         for how in ["complete", "error", "cut", "client_gone"] {
-            drop(metrics.ended.get_or_create(&[("ended", how)]));
+            drop(metrics.ended.get_or_create(&[Word("ended", how)]));
         }
         metrics
     }
@@ -248,22 +271,22 @@ impl Metrics {
 
     /// One client request was answered.
     pub fn request(&self, route: &'static str, status: u16) {
-        self.requests.get_or_create(&([("route", route)], [("status", u32::from(status))])).inc();
+        self.requests.get_or_create(&([Word("route", route)], [("status", u32::from(status))])).inc();
     }
 
     /// One exchange was closed.
     pub fn ended(&self, how: &'static str) {
-        self.ended.get_or_create(&[("ended", how)]).inc();
+        self.ended.get_or_create(&[Word("ended", how)]).inc();
     }
 
     /// One error was told to a client.
     pub fn error(&self, code: &'static str, source: &'static str) {
-        self.errors.get_or_create(&[("code", code), ("source", source)]).inc();
+        self.errors.get_or_create(&[Word("code", code), Word("source", source)]).inc();
     }
 
     /// Sets the number of engines in a state.
     pub fn engines(&self, role: Role, state: &'static str, count: usize) {
-        self.engines.get_or_create(&[("role", role.as_str()), ("state", state)]).set(count as i64);
+        self.engines.get_or_create(&[Word("role", role.as_str()), Word("state", state)]).set(count as i64);
     }
 
     /// An engine cannot be used for this reason, or can again; the label set exists only while it lasts.
@@ -279,49 +302,49 @@ impl Metrics {
 
     /// One registration message was dealt with.
     pub fn registration(&self, result: &'static str) {
-        self.registrations.get_or_create(&[("result", result)]).inc();
+        self.registrations.get_or_create(&[Word("result", result)]).inc();
     }
 
     /// One connection was refused at the registration port.
     pub fn guard_reject(&self, reason: &'static str) {
-        self.guard_rejects.get_or_create(&[("reason", reason)]).inc();
+        self.guard_rejects.get_or_create(&[Word("reason", reason)]).inc();
     }
 
     /// One message to an engine's notify ports.
     pub fn kv_message(&self, kind: &'static str, outcome: &'static str) {
-        self.kv_messages.get_or_create(&[("kind", kind), ("outcome", outcome)]).inc();
+        self.kv_messages.get_or_create(&[Word("kind", kind), Word("outcome", outcome)]).inc();
     }
 
     /// An orphaned WRITE decode leg ended.
     pub fn orphan_ended(&self, outcome: &'static str) {
-        self.orphans.get_or_create(&[("outcome", outcome)]).inc();
+        self.orphans.get_or_create(&[Word("outcome", outcome)]).inc();
     }
 
     /// An attempt beyond an exchange's first.
     pub fn attempt(&self, cause: &'static str) {
-        self.attempts.get_or_create(&[("cause", cause)]).inc();
+        self.attempts.get_or_create(&[Word("cause", cause)]).inc();
     }
 
     /// Decode has answered alone.
     pub fn decode_alone(&self, reason: &'static str) {
-        self.decode_alone.get_or_create(&[("reason", reason)]).inc();
+        self.decode_alone.get_or_create(&[Word("reason", reason)]).inc();
     }
 
     /// Requests that pairs have answered, and those that decode has alone.
     pub(crate) fn by_whom(&self) -> (u64, u64) {
-        let alone = |reason| self.decode_alone.get_or_create(&[("reason", reason)]).get();
+        let alone = |reason| self.decode_alone.get_or_create(&[Word("reason", reason)]).get();
         (self.disaggregated.get(), alone("short") + alone("warm"))
     }
 
     /// An engine was picked.
     pub fn decision(&self, role: Role, policy: &'static str, reason: &'static str) {
-        let labels = [("role", role.as_str()), ("policy", policy), ("reason", reason)];
+        let labels = [Word("role", role.as_str()), Word("policy", policy), Word("reason", reason)];
         self.decisions.get_or_create(&labels).inc();
     }
 
     /// For want of a place an idle connection was closed, a silent one pushed out, or a request refused.
     pub fn place_missing(&self, outcome: &'static str) {
-        self.places_missing.get_or_create(&[("outcome", outcome)]).inc();
+        self.places_missing.get_or_create(&[Word("outcome", outcome)]).inc();
     }
 
     /// An exchange opened.

@@ -3,11 +3,10 @@
 use bytes::Bytes;
 use divan::{Bencher, black_box};
 use moriio_proxy::api::Api;
-use moriio_proxy::api::legs::{
-    Ids, Pair, ParamsError, PrefillParams, cached_tokens, decode_leg_read, may_say_cached_tokens,
-};
+use moriio_proxy::api::legs::{Ids, Pair, ParamsError, PrefillParams, decode_leg_read};
 use moriio_proxy::api::request::Request;
-use moriio_proxy::json::{Body, Segments};
+use moriio_proxy::api::usage::Prompt;
+use moriio_proxy::json::Segments;
 use moriio_proxy::settings::TokenBudget;
 
 use serde_json::json;
@@ -24,25 +23,18 @@ fn answer(blocks: u64, details: serde_json::Value) -> Bytes {
     Bytes::from(answer.to_string())
 }
 
-fn read(answer: &Bytes) -> Option<u64> {
-    may_say_cached_tokens(answer)
-        .then(|| Body::parse(answer.clone()).ok())
-        .flatten()
-        .and_then(|body| cached_tokens(&body).0)
-}
-
-/// WRITE: an answer that says nothing of cached tokens, as without `--enable-prompt-tokens-details`.
+/// An answer that says nothing of cached tokens, as without `--enable-prompt-tokens-details`.
 #[divan::bench(args = BLOCKS)]
 fn no_cached_tokens(bencher: Bencher, blocks: u64) {
     let answer = answer(blocks, json!(null));
-    bencher.bench(|| read(black_box(&answer)));
+    bencher.bench(|| Prompt::of(Api::Chat, black_box(&answer)));
 }
 
-/// WRITE: one that does.
+/// One that does.
 #[divan::bench(args = BLOCKS)]
 fn cached_tokens_told(bencher: Bencher, blocks: u64) {
     let answer = answer(blocks, json!({"cached_tokens": 16}));
-    bencher.bench(|| read(black_box(&answer)));
+    bencher.bench(|| Prompt::of(Api::Chat, black_box(&answer)));
 }
 
 /// READ: from prefill's answer to decode's body.
@@ -54,7 +46,7 @@ fn decode_leg_from_answer(bencher: Bencher, blocks: u64) {
     let pair = Pair { prefill: &prefill, decode: &decode, rank: None, decode_rank: None };
     let ids = Ids::fresh(&pair, false);
     bencher.bench(|| -> Result<Segments, ParamsError> {
-        let params = PrefillParams::from_answer(&Body::parse(black_box(&answer).clone())?)?;
+        let params = PrefillParams::from_answer(black_box(&answer).clone())?;
         Ok(decode_leg_read(&request, &pair, &ids, &params))
     });
 }

@@ -274,11 +274,8 @@ pub struct PrefillParams {
 impl PrefillParams {
     /// Finds them in prefill's answer. Without block ids decode would take garbage for the prompt's cache, and no release
     /// says so: such an answer is an error here.
-    pub fn from_answer(answer: &Body) -> Result<PrefillParams, ParamsError> {
-        let object = match answer.nested(PARAMS) {
-            Some(Ok(object)) => object,
-            _ => return Err(ParamsError::Missing),
-        };
+    pub fn from_answer(answer: Bytes) -> Result<PrefillParams, ParamsError> {
+        let object = Body::inner(answer, PARAMS)?.ok_or(ParamsError::Missing)?;
         // Flat or nested lists of numbers; a digit tells that one is there.
         let has_blocks = |ids: &[u8]| ids.starts_with(b"[") && ids.iter().any(u8::is_ascii_digit);
         if object.get("remote_block_ids").is_some_and(has_blocks) {

@@ -6,7 +6,6 @@ use serde_json::Value;
 use crate::api::Api;
 use crate::api::legs::{ParamsError, PrefillParams};
 use crate::api::{message, usage};
-use crate::json::Body;
 
 /// What an exchange has to know of it.
 #[derive(Debug)]
@@ -29,7 +28,7 @@ impl Prefilled {
         let message = message::complete(api, &answer);
         let prompt = usage::Prompt::of(api, &answer);
         let wants_params = is_read && message.is_none();
-        let params = wants_params.then(|| PrefillParams::from_answer(&Body::parse(answer)?));
+        let params = wants_params.then(|| PrefillParams::from_answer(answer));
         let (cached_tokens, told_cached) = (prompt.cached, prompt.cached.or(prompt.has_no_details.then_some(0)));
         Prefilled { cached_tokens, told_cached, prompt_tokens: prompt.tokens, message, params }
     }

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use scan::{Member, members};
+use scan::{Member, inner, members};
 
 /// More top-level members than any API has; the search for a key is linear in them.
 pub(crate) const MAX_MEMBERS: usize = 256;
@@ -137,6 +137,20 @@ impl Body {
             Some((members, close)) => Ok(Body::of(text, members, close)),
             // What is wrong, if anything, serde_json says.
             None => Body::parse_by_serde(text),
+        }
+    }
+
+    /// The object at a key of the object that `text` is, in one pass over both; of duplicates the last counts. None where there is
+    /// none, or something else.
+    pub(crate) fn inner(text: Bytes, key: &str) -> Result<Option<Body>, BodyError> {
+        match inner(&text, key.as_bytes(), MAX_MEMBERS) {
+            Some(found) => Ok(found.map(|(start, (mut members, close))| {
+                for range in members.iter_mut().flat_map(|member| [&mut member.key, &mut member.value]) {
+                    *range = range.start - start..range.end - start;
+                }
+                Body::of(text.slice(start..=close), members, close - start)
+            })),
+            None => Ok(Body::parse(text)?.nested(key).and_then(Result::ok)),
         }
     }
 

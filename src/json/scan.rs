@@ -28,39 +28,37 @@ pub(super) struct Member {
     pub escaped: bool,
 }
 
-/// The members of an object with at most `limit` of them, and the position of its closing brace.
-pub(super) fn members(text: &[u8], limit: usize) -> Option<(Vec<Member>, usize)> {
+/// An object's members, and the position of its closing brace.
+pub(super) type Object = (Vec<Member>, usize);
+
+/// The object that a text is, with at most `limit` members.
+pub(super) fn members(text: &[u8], limit: usize) -> Option<Object> {
     let mut scan = Scan { text, at: 0, open: Vec::new(), seen: 0 };
-    let mut members = Vec::with_capacity(16);
     scan.blanks();
-    scan.take(b'{')?;
+    let object = scan.object(limit, |scan, _| scan.value())?;
+    scan.is_over().then_some(object)
+}
+
+/// The object that stands at a key of the object that a text is, and where; none where another value stands there or none. A key
+/// with an escape is not for it.
+pub(super) fn inner(text: &[u8], wanted: &[u8], limit: usize) -> Option<Option<(usize, Object)>> {
+    let mut scan = Scan { text, at: 0, open: Vec::new(), seen: 0 };
+    let mut inner = None;
     scan.blanks();
-    if scan.peek()? == b'}' {
-        scan.at += 1;
-    } else {
-        loop {
-            let start = scan.at;
-            let escaped = scan.string()?;
-            let key = start..scan.at;
-            scan.colon()?;
-            let start = scan.at;
-            scan.value()?;
-            if members.len() == limit {
-                return None;
-            }
-            members.push(Member { key, value: start..scan.at, escaped });
-            scan.blanks();
-            match scan.next()? {
-                b',' => scan.blanks(),
-                b'}' => break,
-                _ => return None,
-            }
+    let (members, _) = scan.object(limit, |scan, key| {
+        if text[key.start + 1..key.end - 1] != *wanted {
+            return scan.value();
         }
-    }
-    let close = scan.at - 1;
-    scan.blanks();
-    let is_text = scan.seen & TOPS == 0 || std::str::from_utf8(text).is_ok();
-    (scan.at == text.len() && is_text).then_some((members, close))
+        // Of duplicates the last counts.
+        inner = None;
+        if scan.peek()? != b'{' {
+            return scan.value();
+        }
+        inner = Some((scan.at, scan.object(limit, |scan, _| scan.value())?));
+        Some(())
+    })?;
+    let is_sure = scan.is_over() && members.iter().all(|member| !member.escaped);
+    is_sure.then_some(inner)
 }
 
 struct Scan<'a> {
@@ -73,6 +71,45 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
+    /// An object of which `value` passes the value of each key.
+    fn object(
+        &mut self,
+        limit: usize,
+        mut value: impl FnMut(&mut Self, &Range<usize>) -> Option<()>,
+    ) -> Option<Object> {
+        let mut members = Vec::with_capacity(16);
+        self.take(b'{')?;
+        self.blanks();
+        if self.peek()? == b'}' {
+            self.at += 1;
+            return Some((members, self.at - 1));
+        }
+        loop {
+            let start = self.at;
+            let escaped = self.string()?;
+            let key = start..self.at;
+            self.colon()?;
+            let start = self.at;
+            value(self, &key)?;
+            if members.len() == limit {
+                return None;
+            }
+            members.push(Member { key, value: start..self.at, escaped });
+            self.blanks();
+            match self.next()? {
+                b',' => self.blanks(),
+                b'}' => return Some((members, self.at - 1)),
+                _ => return None,
+            }
+        }
+    }
+
+    /// Whether nothing is behind what was read, and all of it is text.
+    fn is_over(&mut self) -> bool {
+        self.blanks();
+        self.at == self.text.len() && (self.seen & TOPS == 0 || std::str::from_utf8(self.text).is_ok())
+    }
+
     fn peek(&self) -> Option<u8> {
         self.text.get(self.at).copied()
     }

@@ -7,7 +7,6 @@ use moriio_proxy::api::legs::{Ids, Pair, PrefillParams, alone_leg, decode_leg_re
 use moriio_proxy::api::request::Request;
 use moriio_proxy::engine::versions::{EngineVersion, Traits, traits};
 use moriio_proxy::engine::{Dialect, Mode};
-use moriio_proxy::json::Body;
 use moriio_proxy::settings::TokenBudget;
 use serde_json::{Map, Value, json};
 
@@ -235,7 +234,7 @@ fn json_of(text: Vec<u8>) -> Value {
 fn both_legs_render_one_prompt_and_nothing_forbidden_reaches_them() {
     let (mut prefill, decode) = (registration(), registration());
     let answer = json!({"kv_transfer_params": {"remote_block_ids": [[1]], "remote_dp_rank": 0}}).to_string();
-    let params = PrefillParams::from_answer(&Body::parse(Bytes::from(answer)).unwrap()).unwrap();
+    let params = PrefillParams::from_answer(Bytes::from(answer)).unwrap();
     let mut ends = [0; 3];
     fuzz("fields", |random| {
         let (api, text) = body(random);

@@ -5,7 +5,6 @@ use moriio_proxy::api::Api;
 use moriio_proxy::api::legs::{Ids, Pair, PrefillParams, decode_leg_read, decode_leg_write, prefill_leg};
 use moriio_proxy::api::request::Request;
 use moriio_proxy::engine::Registration;
-use moriio_proxy::json::Body;
 use moriio_proxy::registration::decode::{self, Message};
 use moriio_proxy::settings::TokenBudget;
 use serde_json::{Value, json};
@@ -144,7 +143,7 @@ pub fn request(random: &mut Random) -> (Api, Vec<u8>) {
 fn requests_become_two_legs_or_an_error() {
     let (prefill, decode) = (registration(), registration());
     let params = json!({"kv_transfer_params": {"remote_block_ids": [1], "remote_dp_rank": 3}}).to_string();
-    let params = PrefillParams::from_answer(&Body::parse(Bytes::from(params)).unwrap()).unwrap();
+    let params = PrefillParams::from_answer(Bytes::from(params)).unwrap();
     fuzz("Request::parse", |random| {
         let (api, text) = request(random);
         let Ok(request) = Request::parse(api, Bytes::from(text.clone()), TokenBudget::MinusOne) else {
@@ -203,9 +202,10 @@ fn prefills_answer_gives_params_with_blocks_or_an_error() {
         let mut text = answer.to_string().into_bytes();
         random.mutate(&mut text, &words);
         let text = Bytes::from(text);
-        let Ok(object) = Body::parse(text.clone()) else { return };
-        let _ = moriio_proxy::api::legs::cached_tokens(&object);
-        let Ok(params) = PrefillParams::from_answer(&object) else { return };
+        for api in Api::ALL {
+            let _ = moriio_proxy::api::usage::Prompt::of(api, &text);
+        }
+        let Ok(params) = PrefillParams::from_answer(text.clone()) else { return };
         assert!(params.named_rank(8).is_none_or(|rank| rank < 8));
         if let (Ok(whole), Ok(own)) =
             (serde_json::from_slice::<Value>(&text), serde_json::from_slice::<Value>(params.text()))

@@ -10,7 +10,35 @@ fn check(text: &[u8]) -> Option<usize> {
     let found = members(text, MAX_MEMBERS);
     let wanted = Body::parse_by_serde(Bytes::copy_from_slice(text)).ok().map(|body| (body.members, body.close));
     assert_eq!(found, wanted, "{}", String::from_utf8_lossy(text));
+    // The object at a key is the one that a parse of its own finds.
+    let text = Bytes::copy_from_slice(text);
+    let nested = Body::parse(text.clone()).map(|body| body.nested("k").and_then(Result::ok));
+    let parts = |body: &Body| (body.text.clone(), body.members.clone(), body.keys, body.close);
+    let parts = |body: Result<Option<Body>, _>| body.map(|body| body.as_ref().map(parts));
+    assert_eq!(parts(Body::inner(text.clone(), "k")), parts(nested), "{}", String::from_utf8_lossy(&text));
     found.map(|(members, _)| members.len())
+}
+
+#[test]
+fn an_object_is_found_in_the_pass_over_what_it_is_in() {
+    let found = |text: &str| {
+        check(text.as_bytes());
+        inner(text.as_bytes(), b"k", MAX_MEMBERS)
+            .map(|found| found.map(|(start, (_, close))| text[start..=close].to_owned()))
+    };
+    let sure = |text: &str| Some(Some(text.to_owned()));
+    assert_eq!(found(r#"{"a":[{"k":{}}],"k": {"k":{"b":1},"c":"}"} ,"z":2}"#), sure(r#"{"k":{"b":1},"c":"}"}"#));
+    assert_eq!(found(r#"{"k":{"b":1},"k":{"b":2}}"#), sure(r#"{"b":2}"#));
+    for without in [r#"{"k":{"b":1},"k":null}"#, r#"{"k":[{}]}"#, r#"{"kk":{},"K":{}}"#, "{}"] {
+        assert_eq!(found(without), Some(None), "{without}");
+    }
+    for unsure in
+        [r#"{"\u006b":{"b":1}}"#, r#"{"k":{"b":1},"\u006b":null}"#, r#"{"k":{}"#, r#"{"k":{}}}"#, r#"{"k":{a}}"#]
+    {
+        assert_eq!(found(unsure), None, "{unsure}");
+    }
+    let many = format!("{{\"k\":{{{}}}}}", vec!["\"b\":1"; MAX_MEMBERS + 1].join(","));
+    assert_eq!(found(&many), None);
 }
 
 #[test]
