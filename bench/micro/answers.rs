@@ -27,14 +27,14 @@ fn answer(blocks: u64, details: serde_json::Value) -> Bytes {
 #[divan::bench(args = BLOCKS)]
 fn no_cached_tokens(bencher: Bencher, blocks: u64) {
     let answer = answer(blocks, json!(null));
-    bencher.bench(|| Prompt::of(Api::Chat, black_box(&answer)));
+    bencher.bench(|| Prompt::of(Api::Chat, black_box(&answer), true));
 }
 
 /// One that does.
 #[divan::bench(args = BLOCKS)]
 fn cached_tokens_told(bencher: Bencher, blocks: u64) {
     let answer = answer(blocks, json!({"cached_tokens": 16}));
-    bencher.bench(|| Prompt::of(Api::Chat, black_box(&answer)));
+    bencher.bench(|| Prompt::of(Api::Chat, black_box(&answer), true));
 }
 
 /// READ: from prefill's answer to decode's body.

@@ -71,15 +71,17 @@ pub struct Prompt {
     pub cached: Option<u64>,
     /// Whether its usage has `null` for details, which says that it had none.
     pub has_no_details: bool,
-    /// All of them.
+    /// All of them, if the usage was read.
     pub tokens: Option<u64>,
 }
 
 impl Prompt {
-    /// Reads prefill's answer, of which the rest may be megabytes of block ids, without a parse.
-    pub fn of(api: Api, answer: &[u8]) -> Prompt {
+    /// Reads prefill's answer, of which the rest may be megabytes of block ids, without a parse. Where the params tell what was
+    /// cached, the usage is read only if the rest of it `is_wanted`.
+    pub fn of(api: Api, answer: &[u8], is_wanted: bool) -> Prompt {
         let told = TRANSFER.object(answer).and_then(|params| TOLD.number(params));
-        let Some(usage) = USAGE.object(answer) else { return Prompt { cached: told, ..Prompt::default() } };
+        let usage = if is_wanted || told.is_none() { USAGE.object(answer) } else { None };
+        let Some(usage) = usage else { return Prompt { cached: told, ..Prompt::default() } };
         let (tokens, details) = match api {
             Api::Messages | Api::Responses => (&INPUT, &INPUT_DETAILS),
             Api::Completions | Api::Chat | Api::Generate => (&PROMPT, &PROMPT_DETAILS),

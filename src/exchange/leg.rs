@@ -36,6 +36,11 @@ pub struct Hearers {
 }
 
 impl Hearers {
+    /// Whether somebody wants more than a count.
+    fn want_usage(&self) -> bool {
+        self.forecast.is_some() || self.client.is_some()
+    }
+
     fn hear(&mut self, answer: &Prefilled) {
         if let (Some(client), Some(cached)) = (self.client.take(), answer.told_cached) {
             // A client that has left does not hear it.
@@ -136,14 +141,14 @@ impl PrefillLeg {
                     }
                 },
                 PrefillWay::Reading(whole) => {
-                    let (api, is_read) = (self.api, self.is_read);
+                    let (api, is_read, hears) = (self.api, self.is_read, self.hearers.want_usage());
                     match ready!(whole.poll(cx)).map_err(|why| LegFailure::unread(Role::Prefill, why)) {
                         Ok(answer) if answer.len() >= LARGE => {
-                            let parsing = spawn_blocking(move || Prefilled::of(answer, api, is_read));
+                            let parsing = spawn_blocking(move || Prefilled::of(answer, api, is_read, hears));
                             self.way = PrefillWay::Parsing(parsing);
                         }
                         result => {
-                            let result = result.map(|answer| Prefilled::of(answer, api, is_read));
+                            let result = result.map(|answer| Prefilled::of(answer, api, is_read, hears));
                             return Poll::Ready(PrefillTold::Ended(result));
                         }
                     }
@@ -289,7 +294,7 @@ mod tests {
         let (go, wait) = mpsc::channel();
         let leg = parsing(move || {
             wait.recv().unwrap();
-            Prefilled::of(Bytes::from_static(b"{}"), Api::Chat, false)
+            Prefilled::of(Bytes::from_static(b"{}"), Api::Chat, false, false)
         });
         let end = leg.guard.leg_end();
         let mut slot = Some(leg);

@@ -14,7 +14,7 @@ pub struct Prefilled {
     pub cached_tokens: Option<u64>,
     /// The same for clients: none at all where its usage has no details.
     pub told_cached: Option<u64>,
-    /// Tokens of the prompt, where the others are told.
+    /// Tokens of the prompt, where somebody is to hear of its usage.
     pub prompt_tokens: Option<u64>,
     /// The answer as a whole message, where nothing is left for decode (protocol O15).
     pub message: Option<Value>,
@@ -23,10 +23,10 @@ pub struct Prefilled {
 }
 
 impl Prefilled {
-    /// Reads an answer; in READ with its params.
-    pub fn of(answer: Bytes, api: Api, is_read: bool) -> Prefilled {
+    /// Reads an answer; in READ with its params, and its usage where somebody `hears` of it.
+    pub fn of(answer: Bytes, api: Api, is_read: bool, hears: bool) -> Prefilled {
         let message = message::complete(api, &answer);
-        let prompt = usage::Prompt::of(api, &answer);
+        let prompt = usage::Prompt::of(api, &answer, hears);
         let wants_params = is_read && message.is_none();
         let params = wants_params.then(|| PrefillParams::from_answer(answer));
         let (cached_tokens, told_cached) = (prompt.cached, prompt.cached.or(prompt.has_no_details.then_some(0)));

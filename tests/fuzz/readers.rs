@@ -203,7 +203,7 @@ fn prefills_answer_gives_params_with_blocks_or_an_error() {
         random.mutate(&mut text, &words);
         let text = Bytes::from(text);
         for api in Api::ALL {
-            let _ = moriio_proxy::api::usage::Prompt::of(api, &text);
+            let _ = moriio_proxy::api::usage::Prompt::of(api, &text, true);
         }
         let Ok(params) = PrefillParams::from_answer(text.clone()) else { return };
         assert!(params.named_rank(8).is_none_or(|rank| rank < 8));

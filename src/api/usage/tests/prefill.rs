@@ -42,7 +42,15 @@ fn a_look_says_what_a_parse_does() {
             for usage in [usage, json!(null), json!({})] {
                 let answer = json!({"choices": [{"text": text}], "usage": usage, "kv_transfer_params": params});
                 for written in [answer.to_string(), serde_json::to_string_pretty(&answer).unwrap()] {
-                    assert_eq!(Prompt::of(api, written.as_bytes()), parsed(api, &answer), "{api:?} {written}");
+                    let (look, parse) = (Prompt::of(api, written.as_bytes(), true), parsed(api, &answer));
+                    assert_eq!(look, parse, "{api:?} {written}");
+                    let count = Prompt::of(api, written.as_bytes(), false);
+                    assert_eq!(count.cached, parse.cached, "{api:?} {written}");
+                    let is_told = params["remote_prefill_cached_tokens"].is_u64();
+                    assert_eq!(
+                        count,
+                        if is_told { Prompt { cached: parse.cached, ..Prompt::default() } } else { parse }
+                    );
                 }
             }
         }
@@ -52,6 +60,6 @@ fn a_look_says_what_a_parse_does() {
 #[test]
 fn only_the_params_may_tell() {
     for text in [r#"{"a":{"remote_prefill_cached_tokens":16}}"#, r#"{"usage":7,"cached_tokens":16}"#, "", "null"] {
-        assert_eq!(Prompt::of(Api::Chat, text.as_bytes()), Prompt::default(), "{text}");
+        assert_eq!(Prompt::of(Api::Chat, text.as_bytes(), true), Prompt::default(), "{text}");
     }
 }
