@@ -6,8 +6,10 @@
 //! again write it the same.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
-use memchr::memmem;
+use memchr::memchr;
+use memchr::memmem::{self, Finder};
 use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -26,7 +28,7 @@ pub fn hashes(request: &Request) -> Vec<u64> {
         // Names stand between, so that no part passes for the end of another.
         chain.add(name.as_bytes());
         if request.api == Api::Messages {
-            unmarked(&text, |part| chain.add(part));
+            chain.add_unmarked(&text);
         } else {
             chain.add(&text);
         }
@@ -34,34 +36,11 @@ pub fn hashes(request: &Request) -> Vec<u64> {
     chain.hashes
 }
 
-/// The parts of a text between marks of what a client wants cached: they move from turn to turn and are not rendered. A quote inside a
-/// text is escaped, so that this one is a key.
-fn unmarked<'a>(mut text: &'a [u8], mut take: impl FnMut(&'a [u8])) {
-    const MARK: &[u8] = b"\"cache_control\"";
-    while let Some(at) = memmem::find(text, MARK) {
-        let value = text[at + MARK.len()..].trim_ascii_start();
-        if !value.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"{")) {
-            // No mark: nobody knows where it ends.
-            let kept = at + MARK.len();
-            take(&text[..kept]);
-            text = &text[kept..];
-            continue;
-        }
-        let before = text[..at].trim_ascii_end();
-        let end = memmem::find(&text[at..], b"}").map_or(text.len(), |end| at + end + 1);
-        let (kept, after) = match before.strip_suffix(b",") {
-            Some(kept) => (kept, &text[end..]),
-            // It is the first member: the comma behind it goes.
-            None => {
-                let after = text[end..].trim_ascii_start();
-                (before, after.strip_prefix(b",").map_or(after, <[u8]>::trim_ascii_start))
-            }
-        };
-        take(kept);
-        text = after;
-    }
-    take(text);
-}
+/// What clients want cached is marked with this key.
+const MARK: &[u8] = b"\"cache_control\"";
+static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(MARK));
+/// How much is searched for marks before it is hashed: it is still near the processor then.
+const STRETCH: usize = 2 * BLOCK;
 
 /// The parts of a prompt.
 fn parts(request: &Request) -> Vec<(&'static str, Cow<'_, [u8]>)> {
@@ -125,6 +104,52 @@ struct Chain {
 impl Chain {
     fn new(length: usize) -> Chain {
         Chain { hashes: Vec::with_capacity(length / BLOCK + 1), last: 0, rest: Vec::with_capacity(BLOCK) }
+    }
+
+    /// What is between marks of what a client wants cached: they move from turn to turn and are not rendered. A quote inside a text is
+    /// escaped, so that this one is a key.
+    fn add_unmarked(&mut self, mut text: &[u8]) {
+        let mut stretch = STRETCH;
+        while stretch + BLOCK < text.len() {
+            // It ends where a block does.
+            let end = stretch + BLOCK - self.rest.len();
+            // A mark that begins in it may end in the next.
+            if let Some(at) = FINDER.find(&text[..text.len().min(end + MARK.len() - 1)]) {
+                text = self.add_around(text, at);
+                continue;
+            }
+            // A comma before a mark goes with it.
+            let kept = text[..end].trim_ascii_end();
+            let kept = kept.strip_suffix(b",").unwrap_or(kept);
+            self.add(kept);
+            text = &text[kept.len()..];
+            stretch = if kept.is_empty() { 2 * stretch } else { STRETCH };
+        }
+        while let Some(at) = FINDER.find(text) {
+            text = self.add_around(text, at);
+        }
+        self.add(text);
+    }
+
+    /// Adds what is before the mark at this place, and says what is behind it.
+    fn add_around<'a>(&mut self, text: &'a [u8], at: usize) -> &'a [u8] {
+        let value = text[at + MARK.len()..].trim_ascii_start();
+        if !value.strip_prefix(b":").is_some_and(|value| value.trim_ascii_start().starts_with(b"{")) {
+            // No mark: nobody knows where it ends.
+            let (kept, after) = text.split_at(at + MARK.len());
+            self.add(kept);
+            return after;
+        }
+        let before = text[..at].trim_ascii_end();
+        let end = memchr(b'}', &text[at..]).map_or(text.len(), |end| at + end + 1);
+        if let Some(kept) = before.strip_suffix(b",") {
+            self.add(kept);
+            return &text[end..];
+        }
+        // It is the first member: the comma behind it goes.
+        self.add(before);
+        let after = text[end..].trim_ascii_start();
+        after.strip_prefix(b",").map_or(after, <[u8]>::trim_ascii_start)
     }
 
     fn add(&mut self, mut text: &[u8]) {
@@ -251,6 +276,36 @@ mod tests {
             |marked| hashes(&Request::parse(Api::Messages, Bytes::from(body(marked)), TokenBudget::Exact).unwrap());
         assert_eq!(of(true).len(), 3);
         assert_eq!(of(true), of(false));
+    }
+
+    /// Wherever the stretches end that are searched one by one: what is left is what a text without marks is.
+    #[test]
+    fn a_mark_is_found_wherever_it_stands() {
+        let check = |marked: &str, plain: &str, before: usize| {
+            let (mut one, mut other) = (Chain::new(0), Chain::new(0));
+            for chain in [&mut one, &mut other] {
+                chain.add(&vec![b'm'; before]);
+            }
+            one.add_unmarked(marked.as_bytes());
+            other.add(plain.as_bytes());
+            assert!(one.hashes == other.hashes && one.rest == other.rest, "{marked}");
+        };
+        let (mark, words) = ("\"cache_control\" : {\"type\":\"ephemeral\"}", words(6, 4 * STRETCH));
+        let ends = [0, STRETCH, STRETCH + BLOCK, 2 * STRETCH].map(|end| end.saturating_sub(70)..end + 70);
+        for (place, before) in ends.into_iter().flatten().flat_map(|place| [(place, 0), (place, 50)]) {
+            let (head, tail) = words.split_at(place);
+            for blanks in ["", "\n  "] {
+                let [last, first] = [format!("{blanks},{blanks}{mark}"), format!("{mark}{blanks},{blanks}")];
+                check(&format!("{head}1{last}}}{tail}"), &format!("{head}1{blanks}}}{tail}"), before);
+                check(&format!("{head}{{{first}\"a\":1{tail}"), &format!("{head}{{\"a\":1{tail}"), before);
+            }
+            let none = format!("{head}\\\"cache_control\\\":{{}}, \"cache_control\", {tail}");
+            check(&none, &none, before);
+        }
+        let blanks = " ".repeat(5 * STRETCH);
+        check(&format!("a,{blanks}{mark}}}b"), "a}b", 7);
+        check(&format!("{blanks}{mark},{blanks}b"), "b", 0);
+        check(&format!("{blanks},{blanks}"), &format!("{blanks},{blanks}"), 0);
     }
 
     #[test]
