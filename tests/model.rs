@@ -14,16 +14,22 @@ fn histories_agree_with_the_model() {
     let only = std::env::var("MORIIO_MODEL_SEED").ok().and_then(|text| text.parse::<u64>().ok());
     let first = only.unwrap_or_else(|| crate::fuzz::mutate::Random::of_the_moment().next());
     let count = if only.is_some() { 1 } else { count.unwrap_or(100) };
-    let mut picks = 0;
+    let (mut picks, mut alone) = (0, 0);
     for number in 0..count {
         let seed = first.wrapping_add(number);
         match catch_unwind(AssertUnwindSafe(|| History::new(seed).run(120))) {
-            Ok(count) => picks += count,
+            Ok((some, of_decode)) => {
+                picks += some;
+                alone += of_decode;
+            }
             Err(panic) => {
                 eprintln!("model: repeat with MORIIO_MODEL_SEED={seed}");
                 resume_unwind(panic);
             }
         }
     }
-    assert!(picks > count, "the histories picked hardly any pair: {picks}");
+    assert!(
+        picks > count && alone > count / 8,
+        "the histories picked hardly anything: {picks}, {alone} of decode alone"
+    );
 }

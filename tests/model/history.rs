@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moriio_proxy::engine::hosts::Contract;
+use moriio_proxy::engine::versions::EngineVersion;
 use moriio_proxy::engine::{Mode, Role};
 use moriio_proxy::metrics::{LegStatus, Metrics};
 use moriio_proxy::pool::pairs::Meeting;
 use moriio_proxy::pool::reason::Failure;
 use moriio_proxy::pool::registry::{Entered, Probe, Registry};
 use moriio_proxy::pool::{InFlight, Pool, State};
-use moriio_proxy::routing::{Demand, NoPick, Selector};
+use moriio_proxy::routing::{Demand, NoPick, Pick, Selector};
 use moriio_proxy::settings::{
     Affinity, Balance, Cache, Caps, DecodeAlone, PickRules, Policies, Policy, RegistryLimits,
 };
@@ -20,8 +21,10 @@ use moriio_proxy::upstream::Verdict;
 use super::world::{BREAKER, End, Life, Met, meeting, registration};
 use crate::fuzz::mutate::Random;
 
-/// Of each prompt.
+/// Of a long prompt; a short one has half of it.
 const BYTES: u64 = 1000;
+/// The first release that serves requests without a transfer (protocol O16).
+const ALONE_SINCE: EngineVersion = EngineVersion::new(0, 33, 0);
 const MAX_ENGINES: usize = 6;
 const PORTS: u16 = 9;
 
@@ -52,6 +55,8 @@ pub struct History {
     met: Met,
     open: Vec<Open>,
     ranks: BTreeMap<u64, u32>,
+    /// Picks of decode alone.
+    alone: u64,
 }
 
 impl History {
@@ -65,7 +70,7 @@ impl History {
             contract: if random.one_in(4) { Contract::SameRank } else { Contract::Auto },
             policies: Policies { prefill: Policy::ALL[random.below(6)], decode: Policy::ALL[random.below(6)] },
             cache: Cache { hundredths: 30, memory: 4096 },
-            decode_alone: DecodeAlone::default(),
+            decode_alone: DecodeAlone { below: if random.one_in(2) { BYTES } else { 0 }, ..DecodeAlone::default() },
             affinity: Affinity {
                 is_on: random.one_in(2),
                 balance: Balance { absolute: random.below(3) as u64, hundredths: 150 },
@@ -83,11 +88,12 @@ impl History {
             met: Met::default(),
             open: Vec::new(),
             ranks: BTreeMap::new(),
+            alone: 0,
         }
     }
 
-    /// Takes so many steps and then lets everything end. Gives the number of pairs picked.
-    pub fn run(mut self, steps: usize) -> u64 {
+    /// Takes so many steps and then lets everything end. Gives the number of picks, and of those of decode alone.
+    pub fn run(mut self, steps: usize) -> (u64, u64) {
         let mut picks = 0;
         for _ in 0..steps {
             match self.random.below(10) {
@@ -105,7 +111,7 @@ impl History {
         self.compare();
         assert!(self.lives.values().chain(self.ghosts.values()).all(|life| life.guards == 0));
         assert!(self.selector.loads.is_idle(), "nothing is left to do");
-        picks
+        (picks, self.alone)
     }
 
     fn pool(&self) -> Arc<Pool> {
@@ -163,6 +169,10 @@ impl History {
                 4 => Probe::Failed(Failure::NoRoute),
                 5 => Probe::Failed(Failure::KvRefused(6301)),
                 6 => Probe::Failed(Failure::KvUnresolved),
+                // Engines of either release, which only a new life changes.
+                _ if order.registration.role == Role::Decode && order.incarnation.is_multiple_of(2) => {
+                    Probe::Alive(Some(ALONE_SINCE))
+                }
                 _ => Probe::Alive(None),
             };
             self.registry.probed(&order.registration.http, order.incarnation, probe, self.now);
@@ -219,10 +229,25 @@ impl History {
         let possible = prefills.iter().any(|p| decodes.iter().any(|d| self.allowed(mode, *p, *d)));
         let session = (!self.random.one_in(3)).then(|| self.random.below(5) as u64);
         let prefix = [self.random.below(7) as u64];
-        let demand =
-            Demand { session, key: self.random.below(5) as u64, bytes: BYTES, prefix: &prefix, ..Demand::default() };
-        let picked = match self.selector.pick(&pool, demand, &[], self.now) {
-            Ok(picked) => picked,
+        let (is_short, may_skip_prefill) = (self.random.one_in(3), !self.random.one_in(4));
+        let bytes = if is_short { BYTES / 2 } else { BYTES };
+        let demand = Demand { session, key: self.random.below(5) as u64, bytes, prefix: &prefix, may_skip_prefill };
+        let newer = pool.decode.iter().filter(|engine| engine.version == Some(ALONE_SINCE));
+        let alone = newer.map(|engine| engine.incarnation).filter(|life| self.free(&self.lives[life]));
+        let has_pair = [&prefills, &decodes].into_iter().all(|side| side.iter().any(|life| self.lives[life].ready));
+        let may_be_alone = is_short && may_skip_prefill && self.rules.decode_alone.below > 0 && has_pair;
+        let alone: Vec<u64> = alone.filter(|_| may_be_alone).collect();
+        let picked = match self.selector.pick_any(&pool, demand, &[], self.now) {
+            Ok(Pick::Alone(picked)) => {
+                let life = picked.decode.engine.incarnation;
+                assert!(alone.contains(&life), "{life} is not one of {alone:?}");
+                let leg = self.take(life, picked.decode);
+                self.open.push(Open { legs: vec![leg], meeting: None, key: (0, 0), first: false });
+                self.alone += 1;
+                return true;
+            }
+            Ok(Pick::Pair(_)) if !alone.is_empty() => panic!("{alone:?} serve it alone"),
+            Ok(Pick::Pair(picked)) => *picked,
             Err(NoPick::Busy | NoPick::FirstContact | NoPick::Nobody) => {
                 assert!(!possible, "a pair was possible");
                 return false;
@@ -242,14 +267,15 @@ impl History {
             self.met.first.entry(key).or_insert(dialed);
             self.met.trying.insert(key);
         }
-        let mut take = |life: u64, guard: InFlight| {
-            let model = self.lives.get_mut(&life).unwrap();
-            model.guards += 1;
-            Leg { guard, life, trial: model.circuit.admit(self.now) }
-        };
-        let legs = vec![take(p, picked.prefill), take(d, picked.decode)];
+        let legs = vec![self.take(p, picked.prefill), self.take(d, picked.decode)];
         self.open.push(Open { legs, meeting: Some(picked.meeting), key, first });
         true
+    }
+
+    fn take(&mut self, life: u64, guard: InFlight) -> Leg {
+        let model = self.lives.get_mut(&life).unwrap();
+        model.guards += 1;
+        Leg { guard, life, trial: model.circuit.admit(self.now) }
     }
 
     /// Ends one leg or one meeting of one exchange that is under way.

@@ -18,7 +18,8 @@ pub fn registration(port: u16, role: Role, mode: Mode, dp_size: u32, index: u64)
         dp_size,
         tp_size: 1,
         mode,
-        dialect: Dialect::A,
+        // What decode serves alone only releases that speak B can. Prefill that may speak it has bonds, which are tested elsewhere.
+        dialect: if role == Role::Prefill { Dialect::A } else { Dialect::B },
         index: Some(index),
         hosts: None,
     }
