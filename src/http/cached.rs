@@ -1,6 +1,7 @@
 //! An answer whose usage tells what prefill had of its prompt (`--report-cached-tokens`), or from whose usage is heard what decode
 //! alone had of it. Every other event passes as it comes.
 
+use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -9,10 +10,12 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
 use memchr::memchr;
 use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Sleep;
 
 use super::events::Events;
 use crate::api::{Api, usage};
+use crate::turns::LARGE;
 
 /// The most that is kept until its end has come. What is longer passes as it is.
 pub(super) const MOST: usize = 64 << 20;
@@ -71,6 +74,31 @@ impl Told {
     }
 }
 
+/// What was looked at: what the client gets, by how many bytes more than it was, and what an engine tells.
+struct Seen {
+    piece: Bytes,
+    growth: i64,
+    told: Option<(u64, u64)>,
+}
+
+impl Seen {
+    /// Looks for what an engine tells, or puts in what prefill had.
+    fn of(piece: Bytes, (api, is_events): (Api, bool), tells: Option<Option<u64>>) -> Seen {
+        let as_it_is = |told| Seen { piece: piece.clone(), growth: 0, told };
+        let data = if is_events { data(&piece) } else { Some(piece.clone()) };
+        let Some(data) = data else { return as_it_is(None) };
+        let Some(tokens) = tells else { return as_it_is(usage::told(api, &data)) };
+        let Some(corrected) = usage::corrected(api, &data, tokens) else { return as_it_is(None) };
+        let growth = corrected.len() as i64 - data.len() as i64;
+        if data.len() == piece.len() {
+            return Seen { piece: corrected, growth, told: None };
+        }
+        let from = data.as_ptr() as usize - piece.as_ptr() as usize;
+        let parts = [&piece[..from], &corrected, &piece[from + data.len()..]];
+        Seen { piece: parts.concat().into(), growth, told: None }
+    }
+}
+
 /// The body of such an answer.
 pub(super) struct Watched<B> {
     answer: B,
@@ -82,6 +110,8 @@ pub(super) struct Watched<B> {
     events: Events,
     /// What has a usage, and waits for prefill.
     held: Option<Bytes>,
+    /// A large one, looked at apart from the threads that serve.
+    apart: Option<JoinHandle<Seen>>,
     out: BytesMut,
     /// It is too long to be kept.
     as_it_is: bool,
@@ -104,6 +134,7 @@ impl<B> Watched<B> {
             grows,
             events: Events::default(),
             held: None,
+            apart: None,
             out: BytesMut::new(),
             as_it_is: false,
             is_over: false,
@@ -121,46 +152,59 @@ impl<B> Watched<B> {
         self.events.next()
     }
 
-    /// Passes on what can be; what waits stays.
-    fn pass(&mut self, cx: &mut Context<'_>) {
+    /// Passes on what can be; pending while something waits.
+    fn pass(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(apart) = &mut self.apart {
+            match ready!(Pin::new(apart).poll(cx)) {
+                Ok(seen) => self.take(seen),
+                // A defect ends this answer as it would have here.
+                Err(cut) if cut.is_panic() => resume_unwind(cut.into_panic()),
+                // The runtime ends.
+                Err(_) => return Poll::Pending,
+            }
+            self.apart = None;
+        }
         while let Some(piece) = self.piece() {
             if !usage::is_in(&piece) {
                 self.out.extend_from_slice(&piece);
                 continue;
             }
-            let tokens = match &mut self.purpose {
-                Purpose::Tell(told) => told.poll(cx),
-                Purpose::Hear(_) => Poll::Ready(None),
+            let tells = match &mut self.purpose {
+                Purpose::Hear(_) => None,
+                Purpose::Tell(told) => match told.poll(cx) {
+                    Poll::Ready(tokens) => Some(tokens),
+                    Poll::Pending => {
+                        self.held = Some(piece);
+                        return Poll::Pending;
+                    }
+                },
             };
-            match tokens {
-                Poll::Ready(tokens) => self.look(&piece, tokens),
-                Poll::Pending => {
-                    self.held = Some(piece);
-                    return;
-                }
+            let of = (self.api, self.is_events);
+            if piece.len() >= LARGE {
+                self.apart = Some(spawn_blocking(move || Seen::of(piece, of, tells)));
+                // Asked once, so that its end is heard.
+                return self.pass(cx);
             }
+            self.take(Seen::of(piece, of, tells));
         }
         if self.events.held() > MOST {
             self.as_it_is = true;
             self.out.extend_from_slice(&self.events.take());
         }
+        Poll::Ready(())
     }
 
-    /// Looks at what may have a usage.
-    fn look(&mut self, piece: &Bytes, tokens: Option<u64>) {
-        let data = if self.is_events { data(piece) } else { Some(piece.clone()) };
-        if let Purpose::Hear(hear) = &mut self.purpose {
-            if let Some(told) = data.and_then(|data| usage::told(self.api, &data)) {
-                hear.take().into_iter().for_each(|hear| hear(Some(told)));
-            }
-            return self.out.extend_from_slice(piece);
+    fn take(&mut self, seen: Seen) {
+        let Seen { piece, growth, told } = seen;
+        if let (Purpose::Hear(hear), Some(told)) = (&mut self.purpose, told) {
+            hear.take().into_iter().for_each(|hear| hear(Some(told)));
         }
-        let corrected = data.as_ref().and_then(|data| Some((data, usage::corrected(self.api, data, tokens)?)));
-        let Some((data, corrected)) = corrected else { return self.out.extend_from_slice(piece) };
-        (self.grows)(&mut self.answer, corrected.len() as i64 - data.len() as i64);
-        let from = data.as_ptr() as usize - piece.as_ptr() as usize;
-        for part in [&piece[..from], &corrected, &piece[from + data.len()..]] {
-            self.out.extend_from_slice(part);
+        if growth != 0 {
+            (self.grows)(&mut self.answer, growth);
+        }
+        match self.out.is_empty() {
+            true => self.out = BytesMut::from(piece),
+            false => self.out.extend_from_slice(&piece),
         }
     }
 }
@@ -184,13 +228,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Watched<B> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
         loop {
-            this.pass(cx);
+            let passed = this.pass(cx);
             if !this.out.is_empty() {
                 return Poll::Ready(Some(Ok(Frame::data(this.out.split().freeze()))));
             }
-            if this.held.is_some() {
-                return Poll::Pending;
-            }
+            ready!(passed);
             if this.is_over {
                 if let Purpose::Hear(hear) = &mut this.purpose {
                     hear.take().into_iter().for_each(|hear| hear(None));

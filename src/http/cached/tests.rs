@@ -49,6 +49,24 @@ async fn a_whole_answer_is_told_at_its_end() {
     }
 }
 
+/// A parse of so much would hold up what the same thread serves.
+#[tokio::test]
+async fn a_large_answer_is_looked_at_apart() {
+    let text = "a".repeat(LARGE);
+    let of =
+        |details: &str| format!("{{\"choices\":[{{\"text\":\"{text}\"}}],\"usage\":{{\"prompt_tokens\":9{details}}}}}");
+    for is_events in [true, false] {
+        let event = |text: String| if is_events { format!("data: {text}\n\n") } else { text };
+        let (tell, hear) = oneshot::channel();
+        tell.send(5).unwrap();
+        let parts = vec![Bytes::from(event(of("")))];
+        let mut body = Watched::new(coming(parts), (Api::Chat, is_events), Purpose::Tell(Told::by(hear)), |_, _| {});
+        assert!(body.frame().now_or_never().is_none());
+        let wanted = event(of(",\"prompt_tokens_details\":{\"cached_tokens\":5}"));
+        assert!(body.collect().await.unwrap().to_bytes() == wanted);
+    }
+}
+
 /// What breaks off, and an event without an end, pass as far as they came.
 #[tokio::test]
 async fn what_has_no_end_passes_as_it_is() {
