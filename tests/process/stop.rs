@@ -68,7 +68,7 @@ async fn ports_close_at_once_and_a_running_stream_goes_on_to_its_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hangup_drains_too_unless_it_is_to_be_ignored() {
-    let mut proxy = Served::start(&ENDLESS_DRAIN);
+    let mut proxy = Served::hearing_hangups(&ENDLESS_DRAIN);
     let engines = pair(&proxy, Mode::Read, |settings| settings.token_delay = Duration::from_millis(50)).await;
     let mut stream = ask(&proxy, &completion("a long story", 41, true)).await;
     let begun = events(&mut stream, 2).await;
@@ -140,7 +140,7 @@ async fn a_pending_prefill_is_cut_after_the_drain() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT"), ("HUP", "TERM"), ("TERM", "HUP")] {
-        let mut proxy = Served::start(&ENDLESS_DRAIN);
+        let mut proxy = Served::hearing_hangups(&ENDLESS_DRAIN);
         let engines = pair(&proxy, Mode::Read, |_| {}).await;
         engines[1].set_fault(Fault::always(FaultKind::HangAfterTokens { tokens: 2 }));
         let mut hung = ask(&proxy, &completion("a story that falters", 100, true)).await;

@@ -85,22 +85,20 @@ pub struct Served {
     printed: tempfile::NamedTempFile,
 }
 
+/// Free ports on loopback, and a log that can be read.
+const BASE: [&str; 10] =
+    ["--host", "127.0.0.1", "--port", "0", "--ping-host", "127.0.0.1", "--ping-port", "0", "--log-format", "json"];
+
 impl Served {
     pub fn start(arguments: &[&str]) -> Served {
-        let base = [
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--ping-host",
-            "127.0.0.1",
-            "--ping-port",
-            "0",
-            "--log-format",
-            "json",
-        ];
-        let arguments: Vec<&str> = base.iter().chain(arguments).copied().collect();
-        Served::launch(command(&arguments))
+        Served::launch(command(&[&BASE[..], arguments].concat()))
+    }
+
+    /// The same, which hears SIGHUP even where the tests were started by nohup: who starts them passes on that it is ignored.
+    pub fn hearing_hangups(arguments: &[&str]) -> Served {
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP", BINARY]).args(BASE).args(arguments);
+        Served::launch(command)
     }
 
     /// A proxy from a command that makes it log JSON.
