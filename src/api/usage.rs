@@ -5,16 +5,15 @@ use bytes::Bytes;
 use memchr::memmem::Finder;
 
 use crate::api::Api;
+use crate::api::fields::hidden::PARAMS;
 use crate::json::keys::Key;
 use crate::json::{Body, Edit, Json, Segments};
 
 static USAGE: Key = Key::new(|| Finder::new("\"usage\""));
 static TRANSFER: Key = Key::new(|| Finder::new("\"kv_transfer_params\""));
 static TOLD: Key = Key::new(|| Finder::new("\"remote_prefill_cached_tokens\""));
-static PROMPT: Key = Key::new(|| Finder::new("\"prompt_tokens\""));
-static PROMPT_DETAILS: Key = Key::new(|| Finder::new("\"prompt_tokens_details\""));
-static INPUT: Key = Key::new(|| Finder::new("\"input_tokens\""));
-static INPUT_DETAILS: Key = Key::new(|| Finder::new("\"input_tokens_details\""));
+static TOKENS: Key = Key::new(|| Finder::new("\"prompt_tokens\""));
+static DETAILS: Key = Key::new(|| Finder::new("\"prompt_tokens_details\""));
 static CACHED: Key = Key::new(|| Finder::new("\"cached_tokens\""));
 
 /// Whether an answer or an event has a usage. Most events have none, or a `null`, and a look is cheaper than a parse.
@@ -76,19 +75,35 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Reads prefill's answer, of which the rest may be megabytes of block ids, without a parse. Where the params tell what was
-    /// cached, the usage is read only if the rest of it `is_wanted`.
-    pub fn of(api: Api, answer: &[u8], is_wanted: bool) -> Prompt {
+    /// Reads prefill's answer. Where the params tell what was cached, the usage is read only if the rest of it `is_wanted`.
+    pub fn of(api: Api, answer: &Bytes, is_wanted: bool) -> Prompt {
+        match api {
+            // Their answers have objects that clients or models wrote: only what is at the top is the engine's word.
+            Api::Messages | Api::Responses => Prompt::parsed(answer),
+            Api::Completions | Api::Chat | Api::Generate => Prompt::looked_up(answer, is_wanted),
+        }
+    }
+
+    fn parsed(answer: &Bytes) -> Prompt {
+        let object = |name| Body::inner(answer.clone(), name).ok().flatten();
+        let told = object(PARAMS).and_then(|params| number(&params, "remote_prefill_cached_tokens"));
+        let Some(usage) = object("usage") else { return Prompt { cached: told, ..Prompt::default() } };
+        let details = usage.nested("input_tokens_details").and_then(Result::ok);
+        let cached = || number(details.as_ref()?, "cached_tokens");
+        Prompt {
+            cached: told.or_else(cached),
+            has_no_details: usage.get("input_tokens_details") == Some(b"null"),
+            tokens: number(&usage, "input_tokens"),
+        }
+    }
+
+    /// Without a parse: most of an answer can be megabytes of block ids.
+    fn looked_up(answer: &[u8], is_wanted: bool) -> Prompt {
         let told = TRANSFER.object(answer).and_then(|params| TOLD.number(params));
         let usage = if is_wanted || told.is_none() { USAGE.object(answer) } else { None };
         let Some(usage) = usage else { return Prompt { cached: told, ..Prompt::default() } };
-        let (tokens, details) = match api {
-            Api::Messages | Api::Responses => (&INPUT, &INPUT_DETAILS),
-            Api::Completions | Api::Chat | Api::Generate => (&PROMPT, &PROMPT_DETAILS),
-        };
-        let cached = || details.object(usage).and_then(|details| CACHED.number(details));
-        let (cached, has_no_details) = (told.or_else(cached), details.is_null(usage));
-        Prompt { cached, has_no_details, tokens: tokens.number(usage) }
+        let cached = || DETAILS.object(usage).and_then(|details| CACHED.number(details));
+        Prompt { cached: told.or_else(cached), has_no_details: DETAILS.is_null(usage), tokens: TOKENS.number(usage) }
     }
 }
 

@@ -10,8 +10,9 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
 use memchr::memchr;
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::Sleep;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::events::Events;
 use crate::api::{Api, usage};
@@ -111,7 +112,7 @@ pub(super) struct Watched<B> {
     /// What has a usage, and waits for prefill.
     held: Option<Bytes>,
     /// A large one, looked at apart from the threads that serve.
-    apart: Option<JoinHandle<Seen>>,
+    apart: Option<AbortOnDropHandle<Seen>>,
     out: BytesMut,
     /// It is too long to be kept.
     as_it_is: bool,
@@ -154,17 +155,18 @@ impl<B> Watched<B> {
 
     /// Passes on what can be; pending while something waits.
     fn pass(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(apart) = &mut self.apart {
-            match ready!(Pin::new(apart).poll(cx)) {
-                Ok(seen) => self.take(seen),
-                // A defect ends this answer as it would have here.
-                Err(cut) if cut.is_panic() => resume_unwind(cut.into_panic()),
-                // The runtime ends.
-                Err(_) => return Poll::Pending,
+        loop {
+            if let Some(apart) = &mut self.apart {
+                match ready!(Pin::new(apart).poll(cx)) {
+                    Ok(seen) => self.take(seen),
+                    // A defect ends this answer as it would have here.
+                    Err(cut) if cut.is_panic() => resume_unwind(cut.into_panic()),
+                    // The runtime ends.
+                    Err(_) => return Poll::Pending,
+                }
+                self.apart = None;
             }
-            self.apart = None;
-        }
-        while let Some(piece) = self.piece() {
+            let Some(piece) = self.piece() else { break };
             if !usage::is_in(&piece) {
                 self.out.extend_from_slice(&piece);
                 continue;
@@ -180,12 +182,12 @@ impl<B> Watched<B> {
                 },
             };
             let of = (self.api, self.is_events);
-            if piece.len() >= LARGE {
-                self.apart = Some(spawn_blocking(move || Seen::of(piece, of, tells)));
-                // Asked once, so that its end is heard.
-                return self.pass(cx);
+            if piece.len() < LARGE {
+                self.take(Seen::of(piece, of, tells));
+            } else {
+                // Of a client that has left nobody need begin.
+                self.apart = Some(AbortOnDropHandle::new(spawn_blocking(move || Seen::of(piece, of, tells))));
             }
-            self.take(Seen::of(piece, of, tells));
         }
         if self.events.held() > MOST {
             self.as_it_is = true;

@@ -1,6 +1,6 @@
 //! Keys of a JSON text and what follows them, found without a parse: most of an answer is of no interest, and can be megabytes of
 //! block ids. A quote inside a string is escaped, so a key between quotes with a colon behind it is no part of a string. At which depth
-//! it stands is not known.
+//! it stands is not known: this is for texts without objects that anybody else may have written.
 
 use std::sync::LazyLock;
 
