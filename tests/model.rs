@@ -28,8 +28,9 @@ fn histories_agree_with_the_model() {
             }
         }
     }
+    // One that is repeated may have had no occasion.
     assert!(
-        picks > count && alone > count / 8,
+        only.is_some() || (picks > count && alone > count / 8),
         "the histories picked hardly anything: {picks}, {alone} of decode alone"
     );
 }

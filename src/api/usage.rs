@@ -75,7 +75,7 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Reads prefill's answer. Where the params tell what was cached, the usage is read only if the rest of it `is_wanted`.
+    /// Reads prefill's answer. Where the params tell what was cached, the usage may be left unread unless the rest of it `is_wanted`.
     pub fn of(api: Api, answer: &Bytes, is_wanted: bool) -> Prompt {
         match api {
             // Their answers have objects that clients or models wrote: only what is at the top is the engine's word.
